@@ -1,0 +1,1 @@
+"""What the networks compute. Nothing here knows of sharding rules, optimisers or data."""

@@ -1,0 +1,257 @@
+"""The Lens denoiser: a dual-stream MMDiT whose blocks are one block, stacked and scanned.
+
+Flax NNX modules declare the parameters; `apply` is a pure function of (config, params, inputs). Parameters are one
+plain nested dict whose paths are the checkpoint format, e.g. `blocks/image/qkv/kernel` [layers, width, 3, heads, dim].
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from lens_jax.errors import LensError
+from lens_jax.models.attention import Kernel, attend
+from lens_jax.models.layers import (
+    RMSNorm,
+    layer_norm,
+    modulate,
+    rotary_table,
+    rotate,
+    timestep_features,
+)
+
+Remat = Literal["none", "full", "dots", "attention"]
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserConfig:
+    """Sizes of the denoiser. The defaults are the released Lens: 4,104,225,152 parameters."""
+
+    # Number of identical joint blocks.
+    layers: int = 48
+    # Attention heads; the residual width is heads * head_dim.
+    heads: int = 24
+    # Channels of a head, the sum of `rope_axes`.
+    head_dim: int = 64
+    # Hidden width of the SwiGLU; 0 means int(width / 3 * 8), as in the release.
+    mlp_width: int = 0
+    # Channels of a packed latent token, in and out.
+    latent_channels: int = 128
+    # Channels of one text feature layer.
+    text_width: int = 2880
+    # How many text feature layers are normalised and joined.
+    text_layers: int = 4
+    # Head channels that rotate with (frame, row, column).
+    rope_axes: tuple[int, int, int] = (8, 28, 28)
+    # Base of the rotary frequencies.
+    rope_theta: float = 10_000.0
+    # What activations and matrix products are computed in. Parameters are kept in `param_dtype`.
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    # What parameters are kept in.
+    param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    # What the backward pass recomputes: nothing, every block, all but matrix products, or all but attention outputs.
+    remat: Remat = "none"
+    # Lay the blocks out one after another instead of scanning them: faster on a CPU, much longer to compile.
+    unroll: bool = False
+    # Attention kernel; `auto` is cuDNN on a GPU in half precision and XLA elsewhere.
+    attention: Kernel = "auto"
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def hidden(self) -> int:
+        return self.mlp_width or int(self.width / 3 * 8)
+
+    def __post_init__(self):
+        for name in ("layers", "heads", "head_dim", "latent_channels", "text_width", "text_layers"):
+            if getattr(self, name) < 1:
+                raise LensError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        if sum(self.rope_axes) != self.head_dim or any(a % 2 for a in self.rope_axes):
+            raise LensError(
+                f"model.rope_axes {self.rope_axes} must be even numbers that add up to model.head_dim {self.head_dim}"
+            )
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in FLOAT_DTYPES:
+                raise LensError(f"model.{name} is {getattr(self, name)!r}; accepted: {', '.join(FLOAT_DTYPES)}")
+
+
+LENS = DenoiserConfig()
+# About 1.2B, the size the report ablates with. It gives the count only, so depth and width here are our choice, with
+# the head size and proportions of the release; text as from Qwen3-0.6B (one layer of 1024).
+LENS_TOY = DenoiserConfig(layers=32, heads=16, text_width=1024, text_layers=1)
+
+
+class Stream(nnx.Module):
+    """The weights one modality (image or text) has in a joint block."""
+
+    def __init__(self, c: DenoiserConfig, rngs: nnx.Rngs):
+        dense = functools.partial(nnx.Linear, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+        dense_general = functools.partial(nnx.LinearGeneral, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        # Modulation starts at zero, so every block starts as the identity (adaLN-Zero).
+        self.modulation = dense(c.width, 6 * c.width, kernel_init=zeros)
+        self.norm1 = RMSNorm(c.width, eps=1e-6, rngs=rngs)
+        self.norm2 = RMSNorm(c.width, eps=1e-6, rngs=rngs)
+        # q/k/v and gate/up keep an axis of their own: a fused axis cannot be sharded by head without a shuffle.
+        self.qkv = dense_general(c.width, (3, c.heads, c.head_dim))
+        # 1e-6, not the 1e-5 that the attention class of the release defaults to: the block passes its own value.
+        self.norm_q = RMSNorm(c.head_dim, eps=1e-6, rngs=rngs)
+        self.norm_k = RMSNorm(c.head_dim, eps=1e-6, rngs=rngs)
+        self.out = dense_general((c.heads, c.head_dim), c.width, axis=(-2, -1))
+        self.gate_up = dense_general(c.width, (2, c.hidden), use_bias=False)
+        self.down = dense(c.hidden, c.width, use_bias=False)
+
+    def project(self, x: jax.Array, shift, scale):
+        """Normed, modulated and normed again per head: q, k, v [B, S, heads, head_dim]."""
+        qkv = self.qkv(modulate(self.norm1(x), shift, scale))
+        q, k, v = rearrange(qkv, "b s three h d -> three b s h d")
+        return self.norm_q(q), self.norm_k(k), v
+
+    def feed_forward(self, x: jax.Array, shift, scale) -> jax.Array:
+        gate, up = rearrange(self.gate_up(modulate(self.norm2(x), shift, scale)), "b s two f -> two b s f")
+        return self.down(jax.nn.silu(gate) * up)
+
+
+class Block(nnx.Module):
+    """One joint block: both streams attend to both, then each runs its own SwiGLU (release: LensTransformerBlock)."""
+
+    def __init__(self, c: DenoiserConfig, rngs: nnx.Rngs):
+        self.kernel = c.attention
+        self.image = Stream(c, rngs)
+        self.text = Stream(c, rngs)
+
+    def __call__(self, image, text, conditioning, table, lengths):
+        """image [B, N, W], text [B, T, W], conditioning [B, W] = silu(time embedding), lengths [B] -> image, text."""
+        n_image = image.shape[1]
+        streams = ((self.image, image), (self.text, text))
+        # Chunk order of the release: (attention, MLP) x (shift, scale, gate).
+        mods = [jnp.split(stream.modulation(conditioning)[:, None], 6, axis=-1) for stream, _ in streams]
+        with jax.named_scope("attention"):
+            parts = [stream.project(x, *mod[:2]) for (stream, x), mod in zip(streams, mods)]
+            q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(*parts))
+            attended = attend(rotate(q, table), rotate(k, table), v, lengths, self.kernel)
+            attended = checkpoint_name(attended, "attention")
+            attended = jnp.split(attended, [n_image], axis=1)
+        with jax.named_scope("mlp"):
+            outputs = []
+            for (stream, x), mod, y in zip(streams, mods, attended):
+                x = x + mod[2] * stream.out(y)
+                outputs.append(x + mod[5] * stream.feed_forward(x, mod[3], mod[4]))
+        return tuple(outputs)
+
+
+class Stem(nnx.Module):
+    """All that is not a block: the ways in, the time embedding and the way out."""
+
+    def __init__(self, c: DenoiserConfig, rngs: nnx.Rngs):
+        dense = functools.partial(nnx.Linear, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.image_in = dense(c.latent_channels, c.width)
+        # Text layers differ 50-fold in magnitude (report: GPT-OSS 234 to 10,700), hence one norm a layer.
+        self.text_norm = RMSNorm((c.text_layers, c.text_width), eps=1e-5, rngs=rngs)
+        self.text_in = dense(c.text_layers * c.text_width, c.width)
+        self.time_in = dense(256, c.width)
+        self.time_out = dense(c.width, c.width)
+        self.modulation_out = dense(c.width, 2 * c.width, kernel_init=zeros)
+        self.image_out = dense(c.width, c.latent_channels, kernel_init=zeros)
+
+    def read_text(self, layers: tuple[jax.Array, ...]) -> jax.Array:
+        return self.text_in(rearrange(self.text_norm(jnp.stack(layers, axis=-2)), "b t layer w -> b t (layer w)"))
+
+    def read_time(self, t: jax.Array, dtype) -> jax.Array:
+        return self.time_out(jax.nn.silu(self.time_in(timestep_features(t).astype(dtype))))
+
+    def write(self, image: jax.Array, conditioning: jax.Array) -> jax.Array:
+        # Here the order is scale, shift: the opposite of the blocks.
+        scale, shift = jnp.split(self.modulation_out(conditioning)[:, None], 2, axis=-1)
+        return self.image_out(modulate(layer_norm(image, 1e-6), shift, scale))
+
+
+@functools.cache
+def _graphs(config: DenoiserConfig):
+    """The static halves of the two modules; building them costs a trace, so once a config."""
+    build = lambda cls: nnx.graphdef(nnx.eval_shape(lambda: cls(config, nnx.Rngs(0))))
+    return build(Stem), build(Block)
+
+
+def _pure(module: nnx.Module, dtype: str) -> dict:
+    return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(nnx.state(module)))
+
+
+def init(config: DenoiserConfig, key: jax.Array) -> dict:
+    """Fresh parameters as a nested dict in `config.param_dtype`; every leaf under `blocks` has a leading layer axis."""
+    stem_key, block_key = jax.random.split(key)
+    params = _pure(Stem(config, nnx.Rngs(stem_key)), config.param_dtype)
+    one_block = lambda k: _pure(Block(config, nnx.Rngs(k)), config.param_dtype)
+    return {**params, "blocks": jax.vmap(one_block)(jax.random.split(block_key, config.layers))}
+
+
+def abstract_params(config: DenoiserConfig) -> dict:
+    """Shapes and dtypes of `init` without allocating anything."""
+    return jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+
+
+def parameter_count(config: DenoiserConfig) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
+
+
+_REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+}
+
+
+def apply(
+    config: DenoiserConfig,
+    params: dict,
+    latents: jax.Array,
+    text: tuple[jax.Array, ...],
+    text_lengths: jax.Array,
+    t: jax.Array,
+    positions: jax.Array,
+) -> jax.Array:
+    """The velocity (noise - clean) at noise level t.
+
+    Args:
+      params: the tree of `init`.
+      latents: normalised packed latents [B, N, latent_channels].
+      text: `text_layers` arrays [B, T, text_width], right padded; T may be 0.
+      text_lengths: int32 [B] valid text tokens a row; 0 is the unconditional case: image attends only to image.
+      t: noise level [B] in [0, 1], 1 is pure noise.
+      positions: int32 [N + T, 3] from `layers.joint_positions`.
+
+    Returns velocity [B, N, latent_channels] in the dtype of `latents`.
+    """
+    stem_graph, block_graph = _graphs(config)
+    stem = nnx.merge(stem_graph, {name: value for name, value in params.items() if name != "blocks"})
+    dtype = jnp.dtype(config.dtype)
+
+    with jax.named_scope("in"):
+        image = stem.image_in(latents.astype(dtype))
+        hidden_text = stem.read_text(tuple(layer.astype(dtype) for layer in text))
+        conditioning = jax.nn.silu(stem.read_time(t, dtype))
+        table = rotary_table(positions, config.rope_axes, config.rope_theta)
+        lengths = None if hidden_text.shape[1] == 0 else latents.shape[1] + text_lengths
+
+    def body(carry, block_params):
+        block = nnx.merge(block_graph, block_params)
+        return block(*carry, conditioning, table, lengths), None
+
+    if config.remat != "none":
+        # Inside a scan XLA cannot undo the recomputation, so the barriers of prevent_cse would only cost.
+        body = jax.checkpoint(body, policy=_REMAT_POLICIES[config.remat], prevent_cse=config.unroll)
+    with jax.named_scope("blocks"):
+        unroll = config.layers if config.unroll else 1
+        (image, _), _ = jax.lax.scan(body, (image, hidden_text), params["blocks"], unroll=unroll)
+
+    with jax.named_scope("out"):
+        return stem.write(image, conditioning).astype(latents.dtype)

@@ -1,0 +1,81 @@
+"""Parts the denoiser is made of: norms, rotary positions, timestep embedding, modulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis, statistics in float32 as in the release (diffusers' RMSNorm).
+
+    `features` is the width, or (..., width) for several norms side by side.
+    """
+
+    def __init__(self, features: int | tuple[int, ...], *, eps: float, rngs: nnx.Rngs):
+        del rngs  # a norm starts at one
+        self.scale = nnx.Param(jnp.ones(features))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
+        return (x32 * inverse_rms).astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm without weights over the last axis, statistics in float32."""
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32, -1, keepdims=True)
+    variance = jnp.mean(jnp.square(x32 - mean), -1, keepdims=True)
+    return ((x32 - mean) * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    return x * (1 + scale) + shift
+
+
+def timestep_features(t: jax.Array, channels: int = 256) -> jax.Array:
+    """Sinusoids of t [B] in [0, 1] -> float32 [B, channels], cosines first.
+
+    The factor 1000 of the release is applied here and nowhere else: a caller that passes 0..1000 gets noise.
+    """
+    half = channels // 2
+    frequencies = jnp.exp(-np.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def joint_positions(height: int, width: int, text_tokens: int) -> np.ndarray:
+    """Positions (frame, row, column) of an image grid followed by its text, int32 [height * width + text_tokens, 3].
+
+    The grid is centred: 64 rows are -32..31, 65 rows are -33..31. Text continues on all three axes from
+    max(height // 2, width // 2), so it never shares a position with the image.
+    """
+    rows = np.arange(height) - (height - height // 2)
+    columns = np.arange(width) - (width - width // 2)
+    grid = np.stack(np.meshgrid([0], rows, columns, indexing="ij"), -1).reshape(-1, 3)
+    text = max(height // 2, width // 2) + np.arange(text_tokens)
+    return np.concatenate([grid, np.repeat(text[:, None], 3, 1)]).astype(np.int32)
+
+
+def rotary_table(positions: jax.Array, axes: tuple[int, ...], theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [S, sum(axes) / 2] in float32 for positions [S, len(axes)].
+
+    Each axis owns `axes[i] / 2` frequencies theta ** (-2k / axes[i]); the axes are laid side by side.
+    """
+    angles = [
+        positions[:, i, None].astype(jnp.float32) * theta ** (-np.arange(0, dim, 2, dtype=np.float32) / dim)
+        for i, dim in enumerate(axes)
+    ]
+    angles = jnp.concatenate(angles, axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate neighbouring pairs (x[2k], x[2k+1]) of x [B, S, heads, head_dim] in float32 (not rotate-half)."""
+    cos, sin = (part[None, :, None, :] for part in table)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
