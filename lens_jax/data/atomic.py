@@ -1,0 +1,46 @@
+"""A directory that appears whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from lens_jax.errors import LensError
+
+
+@contextlib.contextmanager
+def new_directory(out: str | os.PathLike, overwrite: bool, marker: str) -> Iterator[Path]:
+    """Yields a temporary sibling of `out`, renamed to `out` when the block ends and removed when it fails.
+
+    An existing `out` is refused, unless it is empty, or `overwrite` is set and it holds the file `marker` (so that
+    a mistyped path never costs someone a folder of something else).
+    """
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        if not out.is_dir() or out.is_symlink():
+            raise LensError(f"{out}: exists and is not a directory; choose another output path")
+        if any(out.iterdir()):
+            if not (out / marker).is_file():
+                raise LensError(f"{out}: not empty and not a data set (no {marker}); choose another output path")
+            if not overwrite:
+                raise LensError(f"{out}: a data set is already there; pass --overwrite to replace it")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise LensError(f"{out}: cannot be created ({error.strerror or error})") from error
+    try:
+        yield partial
+        if out.exists() and any(out.iterdir()):
+            old = out.with_name(f".{out.name}.old-{os.getpid()}")
+            os.rename(out, old)  # two renames: for an instant nothing is there, but never something half-written
+            os.rename(partial, out)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

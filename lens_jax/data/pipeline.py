@@ -1,0 +1,295 @@
+"""Batches of one bucket, a pure function of (data set, seed, step).
+
+Which records make batch `step` is index arithmetic, so resuming needs no more than the step, every host finds its
+rows without talking to the others, and all hosts agree on the bucket (a compiled step has one shape). grain adds what
+it is good at: reading ahead in threads.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lens_jax.data import records
+from lens_jax.data.manifest import Manifest, load_manifest
+from lens_jax.data.permutation import mix, permute
+from lens_jax.data.shards import ShardReader
+from lens_jax.errors import LensError, nearest
+
+# grain wants a length; at a thousand steps a second this one lasts 35 years.
+ENDLESS = 1 << 40
+# Separate the uses of one seed.
+_ORDER, _EPOCH, _CAPTION = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on."""
+
+    # Directory of a prepared data set.
+    path: str = "data/openmoji"
+    # Pictures a batch, over all hosts.
+    batch_size: int = 64
+    # Caption languages to draw from, uniformly for each picture; () takes all the train split has.
+    languages: tuple[str, ...] = ()
+    # Seed of the order and of the caption choice.
+    seed: int = 0
+    # Threads that read and decode; 0 reads in the training thread.
+    threads: int = 2
+    # Batches kept ready.
+    prefetch: int = 4
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which records make up the batch of a step.
+
+    Training runs through cycles. In a cycle bucket b has its share of steps, round(records / batch size * weight) and
+    at least one, in an order shuffled anew each cycle. The k-th batch of a bucket is the k-th window of that bucket's
+    stream: permutation after permutation of its records. So within an epoch of a bucket no record is lost or repeated,
+    and a bucket smaller than a batch is used too.
+    """
+
+    # Records of each bucket; buckets without any are skipped.
+    counts: tuple[int, ...]
+    # Records a batch, over all hosts.
+    batch_size: int
+    # Seed of the order.
+    seed: int
+    # How often each bucket is used relative to its number of records; () means all 1.
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise LensError(f"batch_size {self.batch_size}: at least 1")
+        if self.seed < 0:
+            raise LensError(f"seed {self.seed}: must not be negative")
+        if not any(self.counts):
+            raise LensError("no records to make batches of")
+        if self.weights and (len(self.weights) != len(self.counts) or min(self.weights) < 0):
+            raise LensError(f"weights: needs {len(self.counts)} numbers, one a bucket, none negative")
+        if not sum(self.batches):
+            raise LensError("weights: at least one bucket with records needs a weight above 0")
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batches of each bucket in a cycle."""
+        weights = self.weights or (1.0,) * len(self.counts)
+        return tuple(
+            max(1, round(count / self.batch_size * weight)) if count and weight else 0
+            for count, weight in zip(self.counts, weights)
+        )
+
+    def plan(self, step: int) -> tuple[int, np.ndarray]:
+        """(bucket index, positions of the records in that bucket, int64 [batch_size]) of a step."""
+        batches = self.batches
+        cycle, place = divmod(int(step), sum(batches))
+        buckets, ranks = _cycle(batches, self.seed, cycle)
+        bucket = int(buckets[place])
+        window = cycle * batches[bucket] + int(ranks[place])
+        return bucket, self._stream(bucket, window * self.batch_size + np.arange(self.batch_size))
+
+    def _stream(self, bucket: int, places: np.ndarray) -> np.ndarray:
+        """The records at `places` of a bucket's endless stream."""
+        count = self.counts[bucket]
+        epochs, within = np.divmod(places, count)
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            found[rows] = permute(within[rows], count, self.seed, _EPOCH, bucket, int(epoch))
+        return found
+
+
+@functools.lru_cache(maxsize=4)  # a cycle is as long as an epoch; threads work on this one and the next
+def _cycle(batches: tuple[int, ...], seed: int, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+    """(bucket, how many batches of that bucket came before it) for every place of a cycle."""
+    total = sum(batches)
+    buckets = np.repeat(np.arange(len(batches)), batches)[permute(np.arange(total), total, seed, _ORDER, cycle)]
+    ranks = np.empty(total, np.int64)
+    for bucket, count in enumerate(batches):
+        ranks[buckets == bucket] = np.arange(count)
+    return buckets, ranks
+
+
+class RecordStore:
+    """Random access to the records of a split by (bucket index, position). Shards are opened when first needed."""
+
+    def __init__(self, manifest: Manifest, split: str):
+        self.manifest = manifest
+        self._shards = [manifest.select(split, bucket) for bucket in manifest.buckets]
+        self._ends = [np.cumsum([shard.records for shard in shards]) for shards in self._shards]
+        self._readers: dict[str, ShardReader] = {}
+        self._lock = threading.Lock()
+
+    def _reader(self, bucket: int, index: int) -> ShardReader:
+        shard = self._shards[bucket][index]
+        with self._lock:
+            if shard.name not in self._readers:
+                self._readers[shard.name] = ShardReader(self.manifest.directory / shard.name, shard.records)
+            return self._readers[shard.name]
+
+    def read(self, bucket: int, positions: np.ndarray) -> list[records.Record]:
+        """The records at `positions` of a bucket, in that order."""
+        owners = np.searchsorted(self._ends[bucket], positions, side="right")
+        found: list[records.Record | None] = [None] * len(positions)
+        for index in np.unique(owners):
+            rows = np.flatnonzero(owners == index)
+            first = self._ends[bucket][index] - self._shards[bucket][index].records
+            for row, record in zip(rows, self._reader(bucket, index).read(positions[rows] - first)):
+                found[row] = record
+        return found
+
+    def batch(
+        self, bucket: int, positions: np.ndarray, languages: Sequence[str], draws: np.ndarray
+    ) -> tuple[np.ndarray, list[str]]:
+        """(uint8 [B, H, W, 3], B captions) of the records at `positions`; `draws` uint64 [B] choose the captions."""
+        size = self.manifest.buckets[bucket]
+        pixels = np.empty((len(positions), size.height, size.width, 3), np.uint8)
+        captions = []
+        for row, record in enumerate(self.read(bucket, positions)):
+            if (record.height, record.width) != (size.height, size.width):
+                found = f"{record.height}x{record.width}"
+                raise LensError(f"{record.source}: {found} in the shards of {size}; prepare the data set again")
+            pixels[row] = records.decode_image(record)
+            captions.append(choose_caption(record, languages, draws[row]))
+        return pixels, captions
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for reader in self._readers.values():
+                reader.close()
+            self._readers.clear()
+
+
+def choose_caption(record: records.Record, languages: Sequence[str], draw: int) -> str:
+    """The caption that `draw` (a random 64-bit number) selects: a language both allowed and there, then a text."""
+    present = [language for language in languages if language in record.captions]
+    if not present:
+        has = ", ".join(record.captions)
+        raise LensError(f"{record.source}: no caption in {', '.join(languages)} (it has {has})")
+    draw = int(draw)
+    texts = record.captions[present[(draw >> 32) % len(present)]]
+    return texts[(draw & 0xFFFFFFFF) % len(texts)]
+
+
+class BatchSource:
+    """The batches of a split as a random-access source for grain: `source[step]`.
+
+    Host `host` of `hosts` gets contiguous rows of the global batch, in the order in which
+    `jax.make_array_from_process_local_data` puts them together again.
+    """
+
+    def __init__(self, manifest: Manifest, split: str, config: DataConfig, host: int = 0, hosts: int = 1):
+        self._languages = check_languages(manifest, split, config.languages)
+        self._rows = _host_rows(config.batch_size, host, hosts)
+        self._seed = config.seed
+        self._plan = BatchPlan(manifest.counts(split), config.batch_size, config.seed)
+        self._store = RecordStore(manifest, split)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __repr__(self) -> str:
+        return f"BatchSource({self._store.manifest.directory})"
+
+    def __getitem__(self, step: int) -> dict:
+        """{"pixels": uint8 [B, H, W, 3], "captions": list of B texts, "bucket": (H, W), "step": int} of this host."""
+        bucket, positions = self._plan.plan(step)
+        draws = mix(self._seed, _CAPTION, int(step), self._rows)
+        pixels, captions = self._store.batch(bucket, positions[self._rows], self._languages, draws)
+        return {"pixels": pixels, "captions": captions, "bucket": pixels.shape[1:3], "step": int(step)}
+
+
+def batches(
+    config: DataConfig,
+    split: str = "train",
+    start_step: int = 0,
+    num_steps: int | None = None,
+    transform: Callable[[dict], dict] | None = None,
+    host: int = 0,
+    hosts: int = 1,
+):
+    """A grain iterator over the batches from `start_step` on; call its `close()` when done.
+
+    `transform` maps a batch in the reading threads, which is the place to encode its captions. The iterator's state is
+    one number, counted from `start_step`: `set_state` on an iterator with the same start continues exactly, and so does
+    a new iterator that starts at the next step, which needs no saved state at all.
+    """
+    import grain
+
+    source = BatchSource(load_manifest(config.path), split, config, host, hosts)
+    if start_step < 0 or (num_steps is not None and num_steps < 1):
+        raise LensError(f"start_step {start_step}, num_steps {num_steps}: not negative, and at least one step")
+    stop = ENDLESS if num_steps is None else start_step + num_steps
+    dataset = grain.MapDataset.source(source)[start_step:stop]
+    if transform is not None:
+        dataset = dataset.map(transform)
+    # With fewer slots than threads some threads would idle; without threads there is nothing to buffer.
+    slots = max(config.prefetch, config.threads) if config.threads else 0
+    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=slots)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def validation_batches(
+    config: DataConfig,
+    split: str = "validation",
+    transform: Callable[[dict], dict] | None = None,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[dict]:
+    """Every record of a split exactly once, bucket by bucket, in a fixed order and with the same captions each time.
+
+    As `batches`, with "weight" float32 [B]: the last batch of a bucket is filled up with its first records at weight 0.
+    """
+    manifest = load_manifest(config.path)
+    languages = check_languages(manifest, split, config.languages)
+    rows = _host_rows(config.batch_size, host, hosts)
+    counts = manifest.counts(split)
+    return _validate(RecordStore(manifest, split), counts, config, languages, rows, transform)
+
+
+def _validate(store, counts, config, languages, rows, transform) -> Iterator[dict]:
+    step = 0
+    try:
+        for bucket, count in enumerate(counts):
+            for start in range(0, count, config.batch_size):
+                places = start + rows
+                draws = mix(config.seed, _CAPTION, bucket, places)
+                pixels, captions = store.batch(bucket, places % count, languages, draws)
+                batch = {"pixels": pixels, "captions": captions, "bucket": pixels.shape[1:3], "step": step}
+                batch["weight"] = (places < count).astype(np.float32)
+                yield transform(batch) if transform else batch
+                step += 1
+    finally:
+        store.close()
+
+
+def check_languages(manifest: Manifest, split: str, languages: Sequence[str]) -> tuple[str, ...]:
+    """`languages`, or those of the train split for (); LensError when they cannot caption every record of `split`."""
+    total = sum(manifest.counts(split))
+    if not total:
+        raise LensError(f"{manifest.directory}: no records in its {split} split; prepare it with some")
+    known = manifest.captioned.get(split, {})
+    for language in languages:
+        if language not in known:
+            message = f"language {language!r}: the {split} split of {manifest.directory} has {', '.join(known)}"
+            raise LensError(message + nearest(language, known))
+    languages = tuple(languages) or manifest.languages
+    # Better now than at the first such record, hours into a run.
+    reached = sum(known.get(language, 0) for language in languages)
+    if reached < total:
+        chosen = ", ".join(languages)
+        raise LensError(f"languages {chosen}: at most {reached} of the {total} {split} records have such captions")
+    return languages
+
+
+def _host_rows(batch_size: int, host: int, hosts: int) -> np.ndarray:
+    if hosts < 1 or not 0 <= host < hosts:
+        raise LensError(f"host {host} of {hosts}: hosts count from 0")
+    if batch_size < 1 or batch_size % hosts:
+        raise LensError(f"batch_size {batch_size}: must be a multiple of the {hosts} host(s)")
+    share = batch_size // hosts
+    return np.arange(host * share, (host + 1) * share)

@@ -1,0 +1,352 @@
+"""Make a data set: pictograms composed into scenes, or a folder of captioned pictures, written as shards by bucket."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from lens_jax.data import images, phrases, scenes
+from lens_jax.data.atomic import new_directory
+from lens_jax.data.buckets import RATIOS, Bucket, assign, fit_image, make_buckets, parse_buckets
+from lens_jax.data.manifest import NAME, SPLITS, Manifest, load_manifest, write_manifest
+from lens_jax.data.records import Record, encode
+from lens_jax.data.shard_set import ShardSet
+from lens_jax.data.sources import folder, openmoji
+from lens_jax.errors import LensError, nearest
+
+MAX_NAMED_FAILURES = 1000
+
+
+@dataclass(frozen=True)
+class OpenMojiConfig:
+    """Pictograms, alone and composed into scenes, captioned in up to twelve languages."""
+
+    # Directory to write; it must not exist yet.
+    out: str = "data/openmoji"
+    # How many concepts (1 to 80), the most distinct first.
+    concepts: int = 80
+    # Pictures have about size² pixels.
+    size: int = 32
+    # Aspect ratios W:H, one bucket each.
+    ratios: tuple[str, ...] = ("1:1", "3:4", "4:3")
+    # Both sides of every bucket are multiples of this many pixels.
+    tile: int = 4
+    # Composed scenes in the train split.
+    scenes: int = 6000
+    # Canonical pictures (one object on white, captioned by its name) of each concept in each bucket.
+    copies: int = 4
+    # Caption languages.
+    languages: tuple[str, ...] = phrases.LANGUAGES
+    # Of these, the ones kept out of the train captions, to see what the text encoder transfers.
+    holdout_languages: tuple[str, ...] = ("it", "ko")
+    # Scenes in the validation split; none of their captions is in the train split.
+    validation: int = 256
+    # Seed of the scenes.
+    seed: int = 0
+    # Replace a data set that is already there.
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """A folder of pictures with captions in .txt files, metadata.jsonl or metadata.csv."""
+
+    # Folder to read, with all folders in it.
+    path: str
+    # Directory to write; it must not exist yet.
+    out: str = "data/folder"
+    # Pictures have about size² pixels (unless `buckets` are given).
+    size: int = 512
+    # Aspect ratios W:H, one bucket each.
+    ratios: tuple[str, ...] = RATIOS
+    # Both sides of every bucket are multiples of this many pixels.
+    tile: int = 16
+    # Instead of size, ratios and tile: sizes HxW, or the report's tables lens-512, lens-768, lens-1024, lens-1440,
+    # lens-pretraining (the first three together).
+    buckets: tuple[str, ...] = ()
+    # Pictures with a side shorter than this are left out.
+    min_side: int = 64
+    # Pictures that would have to be enlarged more than this are left out.
+    max_upscale: float = 1.0
+    # Share of the pictures in the validation split, chosen by content, so that duplicates stay together.
+    validation: float = 0.02
+    # Language of captions that name none.
+    language: str = "en"
+    # Licence of the pictures, stored with each.
+    licence: str = "unspecified"
+    # "jpeg", "webp", or "png" (exact).
+    encoding: str = "jpeg"
+    # Threads that decode and resize.
+    threads: int = 2
+    # Seed of the choice of the validation split.
+    seed: int = 0
+    # Stop at the first problem instead of listing it in the manifest.
+    strict: bool = False
+    # Replace a data set that is already there.
+    overwrite: bool = False
+
+
+def prepare_openmoji(config: OpenMojiConfig, progress: bool = True) -> Path:
+    """Write the pictogram data set to config.out and return that path. Same config, same records."""
+    _check_openmoji(config)
+    concepts = openmoji.load_concepts(config.concepts)
+    buckets = make_buckets(config.size, config.ratios, config.tile)
+    # Four times the largest use: smooth when scaled down, and the 1024-pixel cap bounds memory (80 of them: 335 MB).
+    longest = max(max(bucket.height, bucket.width) for bucket in buckets)
+    sprite = scenes.sprite_cache(openmoji.load_sprites(concepts, min(4 * longest, 1024)))
+    train_languages = tuple(name for name in config.languages if name not in config.holdout_languages)
+
+    def record(scene: scenes.Scene, languages: Sequence[str]) -> Record:
+        return Record(
+            image=images.encode_image(scenes.draw(scene, sprite), "png"),
+            captions={language: (scenes.caption(scene, language),) for language in languages},
+            height=scene.bucket.height,
+            width=scene.bucket.width,
+            source="openmoji",
+            licence=openmoji.LICENCE,
+            meta=scenes.scene_meta(scene),
+        )
+
+    total = config.concepts * len(buckets) * config.copies + config.scenes + config.validation
+    with new_directory(config.out, config.overwrite, NAME) as directory, ShardSet(directory) as shards:
+        for split, scene in _progress(_openmoji_scenes(config, concepts, buckets), total, "drawing", progress):
+            languages = train_languages if split == "train" else config.languages
+            shards.write(split, scene.bucket, encode(record(scene, languages)), languages)
+        names = [
+            {"id": c.id, "code_point": f"U+{openmoji.CODE_POINTS[c.id]:04X}", "names": dict(c.names)} for c in concepts
+        ]
+        text = json.dumps(names, ensure_ascii=False, indent=1) + "\n"
+        (directory / "concepts.json").write_text(text, encoding="utf-8")
+        write_manifest(
+            Manifest(
+                directory=directory,
+                source="openmoji",
+                config=_plain(config),
+                licence=openmoji.LICENCE,
+                languages=train_languages,
+                holdout_languages=config.holdout_languages,
+                buckets=buckets,
+                captioned=shards.captioned(),
+                shards=shards.finish(),
+            )
+        )
+    return _report(config.out, progress)
+
+
+def _openmoji_scenes(
+    config: OpenMojiConfig, concepts: Sequence[scenes.Concept], buckets: Sequence[Bucket]
+) -> Iterator[tuple[str, scenes.Scene]]:
+    for bucket in buckets:
+        for concept in concepts:
+            for _ in range(config.copies):
+                yield "train", scenes.reference_scene(concept, bucket)
+    seen = set()
+    for split, count in (("train", config.scenes), ("validation", config.validation)):
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, SPLITS.index(split)])))
+        made = rejected = 0
+        while made < count:
+            scene = scenes.sample_scene(rng, concepts, buckets[made % len(buckets)])
+            words = scenes.caption(scene, "en")
+            if split == "train":
+                seen.add(words)
+            elif words in seen:
+                rejected += 1
+                if rejected == 1000:  # in a row
+                    raise LensError(
+                        f"validation {config.validation}: {config.concepts} concepts have too few captions that the "
+                        f"{config.scenes} train scenes leave unused; take more concepts or fewer scenes"
+                    )
+                continue
+            made, rejected = made + 1, 0
+            yield split, scene
+
+
+def _check_openmoji(config: OpenMojiConfig) -> None:
+    for language in (*config.languages, *config.holdout_languages):
+        if language not in phrases.LANGUAGES:
+            known = ", ".join(phrases.LANGUAGES)
+            raise LensError(f"language {language!r}: accepted are {known}{nearest(language, phrases.LANGUAGES)}")
+    for language in config.holdout_languages:
+        if language not in config.languages:
+            raise LensError(f"holdout language {language!r} is not among the languages {', '.join(config.languages)}")
+    if len(set(config.languages)) != len(config.languages):
+        raise LensError(f"languages {', '.join(config.languages)}: one is given twice")
+    if not set(config.languages) - set(config.holdout_languages):
+        raise LensError("holdout_languages: at least one language must be left to train with")
+    if min(config.scenes, config.copies, config.validation, config.seed) < 0:
+        raise LensError("scenes, copies, validation and seed must not be negative")
+    if not config.scenes + config.copies:
+        raise LensError("scenes and copies are both 0: there would be nothing to train on")
+    if config.size < 8:
+        raise LensError(f"size {config.size}: pictograms need at least 8 pixels")
+    if config.scenes + config.validation and config.concepts < 3:
+        raise LensError(f"concepts {config.concepts}: scenes need at least 3")
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    split: str
+    bucket: Bucket
+    entry: bytes
+    languages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Rejected:
+    problem: folder.Problem
+    bucket: Bucket | None = None
+
+
+def prepare_folder(config: FolderConfig, progress: bool = True) -> Path:
+    """Write the data set of a folder to config.out and return that path. Same folder and config, same records."""
+    buckets = _check_folder(config)
+    found = list(_progress(folder.scan(config.path, config.language), None, "looking", progress))
+    if not found:
+        raise LensError(f"{config.path}: no pictures in it; accepted are {', '.join(folder.SUFFIXES)}")
+    dropped: Counter[str] = Counter()
+    by_bucket: dict[str, Counter[str]] = defaultdict(Counter)
+    failed: list[dict[str, str]] = []
+    with new_directory(config.out, config.overwrite, NAME) as directory, ShardSet(directory) as shards:
+        results = _parallel(lambda item: _fit(item, buckets, config), found, config.threads)
+        for result in _progress(results, len(found), "fitting", progress):
+            if isinstance(result, _Fitted):
+                shards.write(result.split, result.bucket, result.entry, result.languages)
+                continue
+            problem = result.problem
+            if config.strict:
+                raise LensError(f"{config.path}: {problem}; without --strict such files are left out")
+            dropped[problem.reason] += 1
+            if result.bucket:
+                by_bucket[str(result.bucket)][problem.reason] += 1
+            if len(failed) < MAX_NAMED_FAILURES:
+                failed.append({"file": problem.name, "reason": problem.reason, "detail": problem.detail})
+        if not shards.count("train"):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+            raise LensError(f"{config.path}: nothing left to train on ({reasons or 'all in the validation split'})")
+        write_manifest(
+            Manifest(
+                directory=directory,
+                source="folder",
+                config=_plain(config),
+                licence=config.licence,
+                languages=tuple(sorted(shards.captioned()["train"])),
+                holdout_languages=(),
+                buckets=buckets,
+                captioned=shards.captioned(),
+                shards=shards.finish(),
+                dropped=dict(dropped),
+                dropped_by_bucket=by_bucket,
+                failed=tuple(failed),
+            )
+        )
+    return _report(config.out, progress)
+
+
+def _check_folder(config: FolderConfig) -> tuple[Bucket, ...]:
+    if not 0 <= config.validation < 1:
+        raise LensError(f"validation {config.validation}: a share from 0 to below 1")
+    if not config.max_upscale > 0 or config.min_side < 1 or config.threads < 1:
+        raise LensError("max_upscale must be above 0, min_side and threads at least 1")
+    images.encode_image(np.zeros((1, 1, 3), np.uint8), config.encoding)  # refuses an unknown encoding
+    out, source = Path(config.out).resolve(), Path(config.path).resolve()
+    if out.is_relative_to(source):
+        raise LensError(f"out {config.out}: lies inside the folder that is read; choose a path outside {config.path}")
+    return parse_buckets(config.buckets) or make_buckets(config.size, config.ratios, config.tile)
+
+
+def _fit(
+    item: folder.Captioned | folder.Problem, buckets: Sequence[Bucket], config: FolderConfig
+) -> _Fitted | _Rejected:
+    if isinstance(item, folder.Problem):
+        return _Rejected(item)
+    try:
+        if item.path.stat().st_size > images.MAX_ENCODED_BYTES:
+            detail = f"over {images.MAX_ENCODED_BYTES} bytes"
+            return _Rejected(folder.Problem(item.name, "does not decode", detail))
+        data = item.path.read_bytes()
+        pixels = images.decode_image(data, item.name)
+    except LensError as error:
+        return _Rejected(folder.Problem(item.name, "does not decode", str(error).removeprefix(f"{item.name}: ")))
+    except OSError as error:
+        return _Rejected(folder.Problem(item.name, "cannot be read", str(error.strerror)))
+    height, width = pixels.shape[:2]
+    bucket = None if min(height, width) < config.min_side else assign(height, width, buckets, config.max_upscale)
+    if bucket is None:
+        detail = f"{height}x{width}; min_side {config.min_side}, max_upscale {config.max_upscale:g}"
+        # Counted with the smallest bucket of its shape, the one it came closest to.
+        closest = min(buckets, key=lambda b: (abs(np.log(width * b.height / (height * b.width))), b.height * b.width))
+        return _Rejected(folder.Problem(item.name, "too small", detail), closest)
+    record = Record(
+        image=images.encode_image(fit_image(pixels, bucket), config.encoding),
+        captions=item.captions,
+        height=bucket.height,
+        width=bucket.width,
+        source=item.name,
+        licence=config.licence,
+        meta={"original_height": height, "original_width": width},
+    )
+    try:
+        entry = encode(record)
+    except LensError as error:
+        return _Rejected(folder.Problem(item.name, "bad caption", str(error).removeprefix(f"{item.name}: ")))
+    digest = hashlib.sha256(b"%d:" % config.seed + data).digest()
+    held_out = int.from_bytes(digest[:8], "big") < config.validation * 2**64
+    return _Fitted("validation" if held_out else "train", bucket, entry, tuple(item.captions))
+
+
+def _parallel(function, items: Sequence, threads: int) -> Iterator:
+    """Results in the order of items; no more than 16 a thread are held."""
+    with ThreadPoolExecutor(threads) as pool:
+        remaining = iter(items)
+        while chunk := list(islice(remaining, 16 * threads)):
+            yield from pool.map(function, chunk)
+
+
+def _plain(config) -> dict:
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _progress(items: Iterable, total: int | None, what: str, show: bool) -> Iterator:
+    """Passes items on, with a bar that shows the rate and the time left."""
+    if not show:
+        yield from items
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]}")
+    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()) as bar:
+        task = bar.add_task(what, total=total, rate="")
+        for item in items:
+            yield item
+            speed = bar.tasks[0].speed
+            bar.update(task, advance=1, rate=f"{speed:,.0f}/s" if speed else "")
+
+
+def _report(out: str, show: bool) -> Path:
+    """A table of the finished data set; returns its path."""
+    manifest = load_manifest(out)
+    if show:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"{out}: {manifest.source}, {manifest.licence}")
+        table.add_column("bucket (HxW)")
+        for column in (*SPLITS, "too small"):
+            table.add_column(column, justify="right")
+        counts = [manifest.counts(split) for split in SPLITS]
+        for index, bucket in enumerate(manifest.buckets):
+            small = manifest.dropped_by_bucket.get(str(bucket), {}).get("too small", 0)
+            table.add_row(str(bucket), *(f"{c[index]:,}" for c in counts), f"{small:,}")
+        console = Console()
+        console.print(table)
+        for reason, count in sorted(manifest.dropped.items()):
+            console.print(f"left out: {count:,} {reason}")
+        if manifest.failed:
+            console.print(f'named in {Path(out) / NAME} under "failed"')
+    return Path(out)

@@ -1,0 +1,246 @@
+"""Preparing data sets: what is written is complete and true, and what cannot be used is named."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lens_jax.data import phrases, prepare, scenes
+from lens_jax.data.buckets import Bucket
+from lens_jax.data.manifest import load_manifest
+from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
+from lens_jax.data.records import decode_image
+from lens_jax.data.sources import openmoji
+from lens_jax.errors import LensError
+
+
+def tiny(path, **changes) -> OpenMojiConfig:
+    return OpenMojiConfig(**{"out": str(path), "concepts": 8, "scenes": 60, "copies": 1, "validation": 9, **changes})
+
+
+@pytest.fixture(scope="module")
+def pictograms(tmp_path_factory):
+    return prepare_openmoji(tiny(tmp_path_factory.mktemp("data") / "openmoji"), progress=False)
+
+
+def test_all_concepts_exist_with_distinct_names():
+    concepts = openmoji.load_concepts(80)
+    assert len({concept.id for concept in concepts}) == 80
+    for language in openmoji.LANGUAGES:
+        names = [concept.names[language] for concept in concepts]
+        assert len(set(names)) == 80, language
+        assert not any(set(name) & set("_:") or name != name.strip() for name in names)
+    sprites = openmoji.load_sprites(concepts, 32)
+    for name, sprite in sprites.items():
+        assert sprite.size == (32, 32)
+        left, top, right, bottom = sprite.getbbox()
+        assert max(right - left, bottom - top) >= 31, name
+    flat = np.stack([np.asarray(scenes_on_white(sprite), np.float32).ravel() for sprite in sprites.values()])
+    distance = np.sqrt(((flat[:, None] - flat[None]) ** 2).mean(-1)) + 1000 * np.eye(80)
+    assert distance.min() > 30  # of 255: no two look nearly alike
+
+
+def scenes_on_white(sprite):
+    white = Image.new("RGBA", sprite.size, "white")
+    return Image.alpha_composite(white, sprite).convert("RGB").resize((16, 16), Image.Resampling.BOX)
+
+
+def test_pictogram_captions_are_true(pictograms):
+    manifest = load_manifest(pictograms)
+    names = {entry["id"]: entry["names"] for entry in json.loads((pictograms / "concepts.json").read_text())}
+    assert sum(manifest.counts("train")) == 60 + 8 * 3
+    assert manifest.languages == tuple(name for name in phrases.LANGUAGES if name not in ("it", "ko"))
+    references = set()
+    for record in manifest.records("train"):
+        pixels, meta = decode_image(record), record.meta
+        height, width = pixels.shape[:2]
+        assert set(record.captions) == set(manifest.languages)
+        (text,) = record.captions["en"]
+        if meta["kind"] == "reference":
+            references.add((meta["concepts"][0], height, width))
+            assert text == names[meta["concepts"][0]]["en"]
+        covered = np.zeros((height, width), bool)
+        places = {
+            "left": lambda x, y, w=width: x < 0.45 * w,
+            "right": lambda x, y, w=width: x > 0.55 * w,
+            "top": lambda x, y, h=height: y < 0.45 * h,
+            "bottom": lambda x, y, h=height: y > 0.55 * h,
+            "centre": lambda x, y, w=width, h=height: abs(x - w / 2) < w / 5 and abs(y - h / 2) < h / 5,
+        }
+        for concept, position, (left, top, right, bottom) in zip(meta["concepts"], meta["positions"], meta["boxes"]):
+            assert names[concept]["en"] in text
+            assert 0 <= left < right <= width
+            assert 0 <= top < bottom <= height
+            covered[top:bottom, left:right] = True
+            if position:
+                assert places[position]((left + right) / 2, (top + bottom) / 2)
+                assert getattr(phrases.PHRASES["en"], position).replace("{x}", names[concept]["en"]) in text
+        if len(meta["concepts"]) > 1 and len(set(meta["concepts"])) == 1:
+            assert text.startswith({2: "two times ", 3: "three times "}[len(meta["concepts"])])
+        # Outside the boxes there is only the background that the caption names.
+        assert (pixels[~covered] == scenes.COLOURS[meta["background"]]).all()
+        assert (pixels[covered] != scenes.COLOURS[meta["background"]]).any()
+    assert len(references) == 8 * 3
+    train = {record.captions["en"] for record in manifest.records("train")}
+    for record in manifest.records("validation"):
+        assert record.captions["en"] not in train
+        assert set(record.captions) == set(phrases.LANGUAGES)
+
+
+def test_same_config_same_data_and_nothing_is_overwritten_unasked(pictograms, tmp_path):
+    from lens_jax.data.manifest import fingerprint
+
+    again = prepare_openmoji(tiny(tmp_path / "again"), progress=False)
+    assert fingerprint(load_manifest(again)) == fingerprint(load_manifest(pictograms))
+    with pytest.raises(LensError, match="--overwrite"):
+        prepare_openmoji(tiny(again), progress=False)
+    other = prepare_openmoji(tiny(again, seed=1, overwrite=True), progress=False)
+    assert fingerprint(load_manifest(other)) != fingerprint(load_manifest(pictograms))
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to_ada.txt").write_text("Dear Ada")
+    with pytest.raises(LensError, match="not a data set"):
+        prepare_openmoji(tiny(tmp_path / "letters", overwrite=True), progress=False)
+    for changes, words in (
+        ({"languages": ("en", "xx")}, "'xx'"),
+        ({"concepts": 81}, "80"),
+        ({"scenes": 0, "concepts": 2}, "at least 3"),
+    ):
+        with pytest.raises(LensError, match=words):
+            prepare_openmoji(tiny(tmp_path / "bad", **changes), progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "letters"]  # no half-written remains
+
+
+def test_validation_captions_run_out():
+    config = OpenMojiConfig(concepts=3, scenes=9000, copies=0, validation=50)
+    concepts, square = openmoji.load_concepts(3), [Bucket(32, 32)]
+    with pytest.raises(LensError, match="too few captions"):
+        list(prepare._openmoji_scenes(config, concepts, square))
+
+
+def save(path, size=(90, 70), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def folder_config(folder, tmp_path, **changes) -> FolderConfig:
+    fixed = {"path": str(folder), "out": str(tmp_path / "out"), "size": 32, "tile": 4, "ratios": ("1:1", "3:4", "4:3")}
+    return FolderConfig(**{**fixed, "min_side": 16, "validation": 0.0, **changes})
+
+
+def test_folder_names_every_problem(tmp_path):
+    root = tmp_path / "pictures"
+    save(root / "good.png", seed=1).with_suffix(".txt").write_text("a red apple\nan apple\n\n", encoding="utf-8")
+    save(root / "deep" / "photo.JPG", (40, 60), seed=2).with_suffix(".txt").write_text("une pomme", encoding="utf-8")
+    save(root / "empty.png").with_suffix(".txt").write_text(" \n")
+    save(root / "captionless.webp")
+    save(root / "small.png", (80, 10)).with_suffix(".txt").write_text("thin")
+    (root / "broken.png").write_bytes((root / "good.png").read_bytes()[:300])
+    (root / "broken.txt").write_text("cut off")
+    (root / "latin.txt").write_bytes(b"caf\xe9")
+    save(root / "latin.png")
+    save(root / "movie.gif")
+    save(tmp_path / "secret.png")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    rows = [
+        {"file_name": "a.png", "captions": {"en": "one", "de": ["eins", "ein"]}},
+        {"file_name": "a.png", "text": "uno", "language": "es"},
+        {"file_name": "../../secret.png", "text": "stolen"},
+        {"file_name": "/etc/hostname", "text": "stolen"},
+        {"file_name": "gone.png", "text": "gone"},
+        {"file_name": "a.png"},
+        {"file_name": 7, "text": "x"},
+        {"file_name": "a.png", "text": "half \ud800"},
+        {"file_name": "n" * 500, "text": "long"},
+    ]
+    save(root / "rows" / "a.png", seed=3)
+    lines = [json.dumps(row) for row in rows] + ["{not json", "[" * 100_000]
+    (root / "rows" / "metadata.jsonl").write_text("\n".join(lines))
+    save(root / "table" / "b.png", seed=4)
+    with open(root / "table" / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "caption", "language"], ["b.png", "two, or more", "it"], ["b.png"]])
+
+    out = prepare_folder(folder_config(root, tmp_path), progress=False)
+    manifest = load_manifest(out)
+    assert dict(manifest.dropped) == {
+        "bad caption": 1,
+        "bad row": 6,
+        "does not decode": 1,
+        "empty caption": 1,
+        "format not accepted": 1,
+        "missing picture": 2,
+        "no caption": 1,
+        "outside the folder": 3,
+        "too small": 1,
+    }
+    assert {entry["file"] for entry in manifest.failed} >= {
+        "broken.png",
+        "empty.png",
+        "link.png",
+        "rows/metadata.jsonl:3",
+    }
+    assert sum(counts.get("too small", 0) for counts in manifest.dropped_by_bucket.values()) == 1
+    kept = {record.source: record for record in manifest.records("train")}
+    assert {name: dict(record.captions) for name, record in kept.items()} == {
+        "good.png": {"en": ("a red apple", "an apple")},
+        "deep/photo.JPG": {"en": ("une pomme",)},
+        "rows/a.png": {"en": ("one",), "de": ("eins", "ein"), "es": ("uno",)},
+        "table/b.png": {"it": ("two, or more",)},
+    }
+    assert (kept["deep/photo.JPG"].height, kept["deep/photo.JPG"].width) == (36, 28)
+    for record in kept.values():
+        assert decode_image(record).shape == (record.height, record.width, 3)
+
+    with pytest.raises(LensError, match="strict"):
+        prepare_folder(folder_config(root, tmp_path, strict=True, out=str(tmp_path / "strict")), progress=False)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_folder_splits_and_refusals(tmp_path):
+    root = tmp_path / "pictures"
+    for seed in range(40):
+        save(root / f"{seed:02d}.png", (40, 40), seed // 2).with_suffix(".txt").write_text(f"picture {seed}")
+    out = prepare_folder(folder_config(root, tmp_path, validation=0.3, encoding="png"), progress=False)
+    manifest = load_manifest(out)
+    train, validation = ({record.image for record in manifest.records(split)} for split in ("train", "validation"))
+    assert train
+    assert validation
+    assert not train & validation  # duplicates stay on one side
+    for changes, words in (
+        ({"path": str(tmp_path / "none")}, "no such folder"),
+        ({"path": str(tmp_path / "out"), "out": str(tmp_path / "x")}, "no pictures"),
+        ({"out": str(root / "inside")}, "inside"),
+        ({"encoding": "bmp"}, "bmp"),
+        ({"buckets": ("lens512",)}, "lens-512"),
+        ({"buckets": ("lens-512",), "out": str(tmp_path / "x")}, "40 too small"),
+    ):
+        with pytest.raises(LensError, match=words):
+            prepare_folder(folder_config(root, tmp_path, **changes), progress=False)
+
+
+def test_tfds_reads_it_back_without_tensorflow(pictograms, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    code = f"""
+import sys
+from lens_jax.data.manifest import load_manifest
+from lens_jax.data.records import decode_image
+from lens_jax.data.tfds_builder import as_tfds
+builder = as_tfds({str(pictograms)!r}, {str(tmp_path)!r})
+expected = {{}}
+for record in load_manifest({str(pictograms)!r}).records("train"):
+    expected.setdefault(record.captions["en"][0].encode(), []).append(decode_image(record).tobytes())
+source = builder.as_data_source(split="train")
+assert len(source) == 84, len(source)
+for row in range(len(source)):
+    example = source[row]
+    text = dict(zip(example["captions"]["language"], example["captions"]["text"]))[b"en"]
+    assert example["image"].tobytes() in expected[text]
+assert "tensorflow" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
