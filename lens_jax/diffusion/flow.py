@@ -1,0 +1,63 @@
+"""Flow matching as in section 3 of the report: noise levels, interpolation, velocity and its plain squared error.
+
+Convention: t is the noise level, 1 is pure noise and 0 is clean; x_t = (1 - t) x + t noise; velocity = noise - x.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lens_jax.errors import LensError
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """The distribution of noise levels in training: t = sigmoid(mu + std z), mu linear in the image tokens."""
+
+    # mu at 256 and at 4,096 image tokens; in between and beyond it is linear. 1,024 tokens give the report's 1.06.
+    mu_256: float = 1.0
+    mu_4096: float = 1.3
+    # Standard deviation of the logit; the report does not state it, 1 is the usual value.
+    std: float = 1.0
+    # Share of captions dropped to no text at all, for guidance. The report does not state it.
+    caption_dropout: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.caption_dropout < 1:
+            raise LensError(f"flow.caption_dropout is {self.caption_dropout}; it must be at least 0 and below 1")
+        if self.std <= 0:
+            raise LensError(f"flow.std is {self.std}; it must be positive")
+
+
+def noise_level_mu(config: FlowConfig, image_tokens: int) -> float:
+    """Mean of the logit of t for a number of image tokens."""
+    return config.mu_256 + (config.mu_4096 - config.mu_256) * (image_tokens - 256) / (4096 - 256)
+
+
+def sample_noise_levels(config: FlowConfig, key: jax.Array, batch: int, image_tokens: int) -> jax.Array:
+    """t [batch] in (0, 1), logit-normal."""
+    logit = noise_level_mu(config, image_tokens) + config.std * jax.random.normal(key, (batch,))
+    return jax.nn.sigmoid(logit)
+
+
+def noise_level_quantiles(config: FlowConfig, batch: int, image_tokens: int) -> jax.Array:
+    """The same distribution without chance: t [batch] at evenly spaced quantiles, for a validation loss."""
+    quantiles = (jnp.arange(batch) + 0.5) / batch
+    return jax.nn.sigmoid(noise_level_mu(config, image_tokens) + config.std * jax.scipy.special.ndtri(quantiles))
+
+
+def velocity_loss(denoise: Callable, latents: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+    """Mean squared velocity error a sample, float32 [B].
+
+    `denoise(noisy, t)` gives the velocity for noisy latents [B, N, C] at t [B].
+    """
+    level = t[:, None, None]
+    velocity = denoise((1 - level) * latents + level * noise, t)
+    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - (noise - latents)), axis=(1, 2))
+
+
+def drop_captions(config: FlowConfig, key: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Text lengths [B] with a share set to 0: no text at all, which is the unconditional case of the release."""
+    return jnp.where(jax.random.bernoulli(key, config.caption_dropout, lengths.shape), 0, lengths)

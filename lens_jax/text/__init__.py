@@ -1,0 +1,1 @@
+"""Prompts to features: text encoders behind one protocol."""
