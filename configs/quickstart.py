@@ -1,0 +1,46 @@
+"""A small Lens that learns 64 pictograms and their scenes on a laptop's CPU.
+
+lens-jax prepare openmoji
+lens-jax train quickstart
+"""
+
+from lens_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    LoggingConfig,
+    SampleConfig,
+    TrainConfig,
+    ValidationConfig,
+)
+from lens_jax.models.codec import PixelCodecConfig
+from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.text.sentence import SentenceEncoderConfig
+from lens_jax.training.optimizer import OptimizerConfig
+
+config = TrainConfig(
+    out="runs/quickstart",
+    steps=1200,
+    ema_decay=0.995,
+    # Head size 64 and no scan: on two AVX2 cores 1.4x the speed of head size 32, 1.3x that of the scanned blocks.
+    model=DenoiserConfig(
+        layers=5,
+        heads=3,
+        latent_channels=48,
+        text_width=512,
+        text_layers=1,
+        dtype="float32",
+        unroll=True,
+    ),
+    codec=PixelCodecConfig(patch=4),
+    text=SentenceEncoderConfig(max_tokens=4),
+    data=DataConfig(path="data/openmoji", batch_size=32),
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, schedule="cosine", beta2=0.99),
+    checkpoint=CheckpointConfig(every=200, keep=2),
+    samples=SampleConfig(
+        every=400,
+        prompts=("red apple", "banana", "cat face", "octopus", "sailboat", "rocket"),
+        guidance_scale=4.0,
+    ),
+    validation=ValidationConfig(every=400, batches=8),
+    logging=LoggingConfig(every=50),
+)

@@ -1,0 +1,174 @@
+"""`lens-jax`: prepare a data set, train, sample, evaluate, measure, and look into checkpoints.
+
+Each command is a typed function or dataclass that tyro turns into flags; a module is imported when its command runs, so
+`--help` does not wait for JAX.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lens_jax.errors import LensError, nearest
+
+USAGE = """\
+usage: lens-jax COMMAND [OPTIONS]
+
+Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
+
+  prepare openmoji|folder   build a data set from pictograms or from a folder of captioned pictures
+  train CONFIG              train a run described by a config, or go on with it where it stopped
+  sample PROMPT ...         draw pictures from a run's checkpoint
+  evaluate                  measure how often a sampled picture is nearest to its own concept
+  bench train               measure training speed beside a plain matrix product
+  info PATH                 say what a checkpoint or a data set holds
+
+Every command answers --help. A first run, about ten minutes on two cores:
+
+  lens-jax prepare openmoji
+  lens-jax train quickstart
+  lens-jax sample "red apple" "a cat on the left, a car on the right" --checkpoint runs/quickstart
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `lens-jax`; exits with 2 and one line on bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    if argv[0] == "--version":
+        from lens_jax import __version__
+
+        print(f"lens-jax {__version__}")
+        return
+    try:
+        if argv[0] not in COMMANDS:
+            raise LensError(f"no command {argv[0]!r}{nearest(argv[0], COMMANDS)}; accepted: {', '.join(COMMANDS)}")
+        code = COMMANDS[argv[0]](argv[1:])
+    except LensError as error:
+        print(f"lens-jax: error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("lens-jax: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code or 0)
+
+
+def prepare(argv: list[str]) -> None:
+    from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
+
+    kinds: dict[str, tuple[type, Callable]] = {
+        "openmoji": (OpenMojiConfig, prepare_openmoji),
+        "folder": (FolderConfig, prepare_folder),
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"
+            "  openmoji   pictograms composed into captioned scenes (needs the extra: demo)\n"
+            "  folder     pictures with .txt captions beside them, or a metadata.jsonl or metadata.csv\n\n"
+            "Each answers --help."
+        )
+        return
+    if argv[0] not in kinds:
+        raise LensError(f"no source {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
+    cls, run = kinds[argv[0]]
+    run(parse(cls, argv[1:], f"lens-jax prepare {argv[0]}"))
+
+
+def train(argv: list[str]) -> int:
+    from lens_jax import config as run_config
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: lens-jax train CONFIG [OPTIONS]\n\n"
+            "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
+            f"  {', '.join(run_config.available())}\n\n"
+            "Every field is an option: lens-jax train quickstart --help lists them.\n"
+            "A run whose folder exists goes on from its newest checkpoint."
+        )
+        return 0
+    if argv[0].startswith("-"):
+        raise LensError(f"the config comes first: lens-jax train CONFIG {argv[0]} ...")
+    base = run_config.load(argv[0])
+    config = parse(run_config.TrainConfig, argv[1:], f"lens-jax train {argv[0]}", default=base)
+    from lens_jax.training.loop import train as run
+
+    stopped_by = run(config).stopped_by
+    # As a shell reports it: an orchestrator must not take a run that was stopped for one that is complete.
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+def sample(argv: list[str]) -> None:
+    from lens_jax.sampling import SampleConfig, sample_to_folder
+
+    sample_to_folder(parse(SampleConfig, argv, "lens-jax sample"))
+
+
+def evaluate(argv: list[str]) -> None:
+    from lens_jax.evaluation.concepts import EvaluateConfig, run
+
+    run(parse(EvaluateConfig, argv, "lens-jax evaluate"))
+
+
+def bench(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: lens-jax bench train [OPTIONS]\n\n  train   one training step beside a plain matrix product")
+        return
+    if argv[0] != "train":
+        raise LensError(f"no benchmark {argv[0]!r}; accepted: train")
+    from lens_jax.bench import TrainBench, bench_train
+
+    bench_train(parse(TrainBench, argv[1:], "lens-jax bench train"))
+
+
+def info(argv: list[str]) -> None:
+    if len(argv) != 1 or argv[0] in ("-h", "--help"):
+        print("usage: lens-jax info PATH\n\nPATH is a run, one of its checkpoints, or a prepared data set.")
+        if len(argv) != 1:
+            raise LensError(f"info takes one path, got {len(argv)}")
+        return
+    from lens_jax.info import describe
+
+    describe(argv[0])
+
+
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "prepare": prepare,
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "bench": bench,
+    "info": info,
+}
+
+
+def parse(cls: type, argv: list[str], program: str, default: Any = None) -> Any:
+    """A dataclass from flags. tyro answers --help; its errors become one line that keeps its suggestions."""
+    import tyro
+
+    captured = io.StringIO()
+    options = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(cls, args=argv, prog=program, config=(tyro.conf.AvoidSubcommands,), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise LensError(_one_line(captured.getvalue(), program))
+
+
+def _one_line(box: str, program: str) -> str:
+    """tyro draws a box: the message, a rule, then suggested flags with their help."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
+    rules = [i for i, line in enumerate(lines) if line and set(line) == {"─"}]
+    message = " ".join(lines[: rules[0] if rules else None])
+    flags = [line.split()[0] for line in lines if line.startswith("--")]
+    suggestion = f" (did you mean {' or '.join(flags[:3])}?)" if flags and "nrecognized" in message else ""
+    return f"{message}{suggestion}; see {program} --help"

@@ -1,0 +1,194 @@
+"""A run, described by frozen dataclasses; configs/ holds one python file a run.
+
+Every field can be set from the command line (`--optimizer.learning-rate 1e-4`), and the resolved config is saved with
+each checkpoint, from which `from_dict` reads it back.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import runpy
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lens_jax.data.pipeline import DataConfig
+from lens_jax.diffusion.flow import FlowConfig
+from lens_jax.errors import LensError, nearest
+from lens_jax.models.codec import PixelCodecConfig
+from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.text.sentence import SentenceEncoderConfig
+from lens_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved."""
+
+    # Save after every so many optimiser steps, and always at the end and when told to stop.
+    every: int = 1000
+    # Checkpoints kept; older ones are deleted.
+    keep: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Sheets of samples drawn from the moving average while training, from fixed noise."""
+
+    # Draw after every so many steps; 0 draws none.
+    every: int = 5000
+    # One row a prompt.
+    prompts: tuple[str, ...] = ()
+    # One column a size, HEIGHTxWIDTH; empty means every bucket of the data set.
+    sizes: tuple[str, ...] = ()
+    # Euler steps.
+    num_inference_steps: int = 20
+    # Guidance; 1 turns it off.
+    guidance_scale: float = 5.0
+    # Seed of the noise.
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The loss of the moving average on held-out data, at fixed noise."""
+
+    # Measure after every so many steps; 0 never does.
+    every: int = 1000
+    # Most batches used.
+    batches: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """What is reported, and how often."""
+
+    # Steps between records in metrics.jsonl and on the console.
+    every: int = 50
+    # Also write TensorBoard events (pip install "lens-jax[tensorboard]").
+    tensorboard: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    # Folder of the run: checkpoints, metrics and samples. A run that is there already goes on where it stopped.
+    out: str = "runs/lens"
+    # Optimiser steps in all.
+    steps: int = 400_000
+    # Micro-batches summed into one update.
+    accumulation: int = 1
+    # Decay of the moving average of the parameters, which is what is sampled.
+    ema_decay: float = 0.9999
+    # Root of all randomness.
+    seed: int = 0
+    # A loss that is not finite ends the run before it is saved, or its step is skipped.
+    nonfinite: Literal["stop", "skip"] = "stop"
+    model: DenoiserConfig = DenoiserConfig()
+    codec: PixelCodecConfig = PixelCodecConfig()
+    text: SentenceEncoderConfig = SentenceEncoderConfig()
+    flow: FlowConfig = FlowConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    samples: SampleConfig = SampleConfig()
+    validation: ValidationConfig = ValidationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    def __post_init__(self):
+        for name in ("steps", "accumulation"):
+            if getattr(self, name) < 1:
+                raise LensError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, value in (
+            ("checkpoint.every", self.checkpoint.every),
+            ("checkpoint.keep", self.checkpoint.keep),
+            ("logging.every", self.logging.every),
+        ):
+            if value < 1:
+                raise LensError(f"{name} is {value}; it must be at least 1")
+        if self.data.batch_size % self.accumulation:
+            raise LensError(
+                f"data.batch_size {self.data.batch_size} is not a multiple of accumulation {self.accumulation}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise LensError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+
+
+def available() -> list[str]:
+    """Names of the configs that come with the package."""
+    import lens_jax.configs
+
+    return sorted(module.name for module in pkgutil.iter_modules(lens_jax.configs.__path__))
+
+
+def load(name: str) -> TrainConfig:
+    """The `config` of a python file, given as a path or as the name of one that comes with the package."""
+    path = Path(name)
+    if path.suffix == ".py" or path.exists():
+        if not path.is_file():
+            raise LensError(f"{name}: no such config file")
+        try:
+            config = runpy.run_path(str(path)).get("config")
+        except SyntaxError as error:
+            raise LensError(f"{name}:{error.lineno}: {error.msg}") from None
+        except LensError as error:
+            raise LensError(f"{name}: {error}") from None
+        except Exception as error:  # a config is a program: whatever it raises is the user's to see
+            raise LensError(f"{name}: {type(error).__name__}: {error}") from None
+    elif name in available():
+        config = importlib.import_module(f"lens_jax.configs.{name}").config
+    else:
+        raise LensError(
+            f"no config {name!r}{nearest(name, available())}; accepted: {', '.join(available())}, or a .py file"
+        )
+    if not isinstance(config, TrainConfig):
+        raise LensError(f"{name}: it must define `config`, a lens_jax.config.TrainConfig")
+    return config
+
+
+def to_dict(config) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
+    """A config back from JSON values, each checked against its type; LensError names the field."""
+    if not isinstance(values, Mapping):
+        raise LensError(f"{where}: {prefix or 'the config'} must be an object")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise LensError(f"{where}: unknown field {prefix}{name}{nearest(name, fields)}")
+    try:
+        return cls(**{k: _value(hints[k], v, where, f"{prefix}{k}") for k, v in values.items()})
+    except LensError as error:
+        raise error if str(error).startswith(where) else LensError(f"{where}: {error}") from None
+
+
+def _value(hint, value, where: str, name: str):
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where, f"{name}.")
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) == len(value):
+            return tuple(_value(h, v, where, f"{name}[{i}]") for i, (h, v) in enumerate(zip(inner, value)))
+    elif origin is Literal and value in args:
+        return value
+    elif origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _value(option, value, where, name)
+            except LensError:
+                continue
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    elif hint is type(None) and value is None:
+        return None
+    raise LensError(f"{where}: {name} is {value!r:.80}; expected {getattr(hint, '__name__', hint)}")

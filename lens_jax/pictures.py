@@ -1,0 +1,76 @@
+"""Pictures as files: PNGs that say how they were made, and contact sheets."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+# A picture on a sheet is enlarged by a whole factor until its longer side has at least this many pixels.
+_SHEET_SIDE = 96
+_LABEL_HEIGHT = 18
+_GAP = 4
+
+
+def save_png(path: Path, image: Image.Image, metadata: Mapping[str, object]) -> None:
+    """Write a PNG whose text chunks hold `metadata`: the key `lens-jax` as JSON, and the prompt by itself."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("lens-jax", json.dumps(dict(metadata), ensure_ascii=False))
+    if "prompt" in metadata:
+        info.add_itxt("prompt", str(metadata["prompt"]))
+    temporary = path.with_name(path.name + ".partial")
+    image.save(temporary, format="PNG", pnginfo=info)
+    temporary.replace(path)
+
+
+def read_png_metadata(path: Path) -> dict:
+    """What `save_png` wrote."""
+    with Image.open(path) as image:
+        return json.loads(image.text["lens-jax"])
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str]) -> Image.Image:
+    """Rows of uint8 pictures [H, W, 3], each row under its label. Small pictures are enlarged without smoothing."""
+    rows = [[_enlarge(picture) for picture in row] for row in rows]
+    columns = max(len(row) for row in rows)
+    cell_widths = [max((row[c].width for row in rows if c < len(row)), default=0) for c in range(columns)]
+    row_heights = [max(picture.height for picture in row) + _LABEL_HEIGHT for row in rows]
+    # Several blocks of rows side by side, so that many prompts make no ribbon.
+    block_width = max(sum(cell_widths) + _GAP * columns, 160) + 2 * _GAP
+    blocks = max(1, min(len(rows), round(math.sqrt(sum(row_heights) / block_width))))
+    per_block = math.ceil(len(rows) / blocks)
+    heights = [sum(row_heights[i : i + per_block]) for i in range(0, len(rows), per_block)]
+    sheet = Image.new("RGB", (block_width * len(heights), max(heights) + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, (row, label) in enumerate(zip(rows, labels)):
+        block, place = divmod(i, per_block)
+        left = block * block_width + _GAP
+        top = sum(row_heights[block * per_block : block * per_block + place])
+        draw.text((left, top + 2), _fitting(label, font, block_width - 2 * _GAP), fill="black", font=font)
+        for picture, cell in zip(row, cell_widths):
+            sheet.paste(picture, (left, top + _LABEL_HEIGHT))
+            left += cell + _GAP
+    return sheet
+
+
+def slug(text: str, limit: int = 40) -> str:
+    """A file name for a prompt: letters of any script and digits, dashes for the rest."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:limit].strip("-") or "prompt"
+
+
+def _enlarge(picture: np.ndarray) -> Image.Image:
+    image = Image.fromarray(picture)
+    factor = max(1, math.ceil(_SHEET_SIDE / max(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _fitting(text: str, font, width: int) -> str:
+    """The text, cut with an ellipsis to the width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

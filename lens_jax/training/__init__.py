@@ -1,0 +1,1 @@
+"""State, step and loop: batches in, checkpoints and samples out."""

@@ -1,0 +1,39 @@
+"""Everything that changes while training, in one tree."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lens_jax.models import denoiser
+from lens_jax.models.denoiser import DenoiserConfig
+
+
+class State(struct.PyTreeNode):
+    """What a step reads and writes, and a checkpoint holds."""
+
+    # Optimiser steps taken, int32 scalar.
+    step: jax.Array
+    # The denoiser's parameters.
+    params: dict
+    # Their exponential moving average, in float32: what is sampled and evaluated.
+    ema: dict
+    opt_state: optax.OptState
+    # The codec's parameters; they do not change.
+    codec: dict
+    # Root of all randomness; step n uses fold_in(key, n), so no key is ever carried.
+    key: jax.Array
+
+
+def create_state(config: DenoiserConfig, optimizer: optax.GradientTransformation, codec: dict, seed: int) -> State:
+    """A fresh state. Pure, so `jax.eval_shape` of it describes a checkpoint."""
+    key = jax.random.key(seed)
+    params = denoiser.init(config, jax.random.fold_in(key, 0))
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(lambda x: x.astype(jnp.float32), params),
+        opt_state=optimizer.init(params),
+        codec=jax.tree.map(jnp.asarray, codec),
+        key=jax.random.fold_in(key, 1),
+    )
