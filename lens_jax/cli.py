@@ -165,10 +165,16 @@ def parse(cls: type, argv: list[str], program: str, default: Any = None) -> Any:
 
 
 def _one_line(box: str, program: str) -> str:
-    """tyro draws a box: the message, a rule, then suggested flags with their help."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    rules = [i for i, line in enumerate(lines) if line and set(line) == {"─"}]
-    message = " ".join(lines[: rules[0] if rules else None])
-    flags = [line.split()[0] for line in lines if line.startswith("--")]
-    suggestion = f" (did you mean {' or '.join(flags[:3])}?)" if flags and "nrecognized" in message else ""
-    return f"{message}{suggestion}; see {program} --help"
+    """tyro draws a box with rules between the message and the flags it suggests, and where the terminal is not UTF-8
+    without a frame and with the title as one more section."""
+    sections = [[]]
+    for line in box.splitlines():
+        line = line.strip("│ ")
+        if len(line) > 8 and set(line) <= set("─-"):
+            sections.append([])
+        elif line and not line.startswith(("╭", "╰")):
+            sections[-1].append(line)
+    message, *rest = sections if box.startswith("╭") else sections[1:]
+    flags = [line.split()[0] for section in rest for line in section if line.startswith("--")]
+    suggestion = f" (did you mean {' or '.join(flags[:3])}?)" if flags and "nrecognized" in message[0] else ""
+    return f"{' '.join(message)}{suggestion}; see {program} --help"

@@ -6,9 +6,11 @@
 Orbax writes aside and renames, so a folder named by a step is whole or not there.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ class CheckpointStore:
         except OSError as error:
             raise LensError(f"{self.folder}: checkpoints cannot be written: {error.strerror}") from None
         self._pending = None
+        self._closed = False
 
     @property
     def latest_step(self) -> int | None:
@@ -93,28 +96,29 @@ class CheckpointStore:
         return State(**parts, **progress), metadata["position"]
 
     def close(self) -> None:
+        """Wait for what is being saved, then let go of the folder. Closing twice is fine."""
         self.wait()
-        self._checkpointer.close()
+        if not self._closed:
+            self._closed = True
+            self._checkpointer.close()
 
+    @contextlib.contextmanager
     def _failures(self, step: int):
-        return _SaveFailures(self.folder / str(step))
-
-
-@dataclasses.dataclass
-class _SaveFailures:
-    """Turns a failed save into one line that says what is still whole."""
-
-    folder: Path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, Exception) and not isinstance(error, LensError):
+        """Turns a failed save into one line that says what is still whole."""
+        try:
+            yield
+        except LensError:
+            raise
+        except Exception as error:
+            # Orbax raises the same failure again when it is closed; it has been told.
+            self._closed = True
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
             reason = " ".join(str(error).split())[:300]
             raise LensError(
-                f"{self.folder}: the checkpoint could not be saved ({reason}); earlier checkpoints are whole"
-            ) from error
+                f"{self.folder / str(step)}: the checkpoint could not be saved ({reason}); "
+                "earlier checkpoints are whole"
+            ) from None
 
 
 def _parts(state: State) -> dict[str, Any]:
@@ -189,6 +193,7 @@ def check_shapes(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...],
 def load_parts(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """Some parts of a checkpoint, e.g. `{"ema": abstract tree}`, checked before they are read."""
     check_shapes(wanted, saved_shapes(folder), folder)
+    _quieten()
     try:
         return ocp.load_checkpointables(folder, wanted)
     except Exception as error:  # orbax raises many kinds; all mean the files are damaged
@@ -204,5 +209,8 @@ def _leaves(tree) -> list[tuple[str, Any]]:
 
 
 def _quieten() -> None:
-    """Orbax logs each step of each save; a run's console is for the run."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Orbax logs each step of each save, and a failure as pages of tracebacks; ours says it in one line."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", message="Sharding info not provided when restoring")
+    # Saves in parallel; when one fails, what the others were about to write is dropped, and asyncio says so.
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")

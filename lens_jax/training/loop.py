@@ -56,11 +56,11 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     run = Path(config.out)
 
     # ---- data ----------------------------------------------------------------------------------------------------
+    encoder = SentenceEncoder(config.text)
+    _check_widths(config, encoder)
     manifest = load_manifest(config.data.path)
     for bucket in manifest.buckets:
         codec.latent_grid(config.codec, bucket.height, bucket.width)
-    encoder = SentenceEncoder(config.text)
-    _check_widths(config, encoder)
     to_text = functools.partial(features.encode_captions, encoder)
 
     # ---- state, new or resumed -----------------------------------------------------------------------------------
@@ -140,6 +140,9 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     finally:
         reader.close()
         log.close()
+        # What was being saved when something failed may still succeed; its own failure must not hide the first one.
+        with contextlib.suppress(LensError):
+            store.close()
     taken = int(state.step)
     if stop is not None and taken < config.steps:
         console.print(f"stopped by {stop.name} after step {taken}, saved; the same command goes on from there")

@@ -1,5 +1,6 @@
 """What a run reports: one JSON line a record, a console line, and TensorBoard if asked for."""
 
+import contextlib
 import json
 import math
 import time
@@ -21,8 +22,9 @@ class MetricsLog:
 
     def __init__(self, run: Path, start_step: int, total_steps: int, tensorboard: bool, console: Console):
         self._path = run / "metrics.jsonl"
-        drop_records_after(self._path, start_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        with self._writing():
+            drop_records_after(self._path, start_step)
+            self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = _tensorboard_writer(run, start_step) if tensorboard else None
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -37,8 +39,9 @@ class MetricsLog:
     def write(self, step: int, kind: str, values: dict) -> None:
         """One record. `values` are numbers, or lists of numbers; NaN becomes null, so the file stays JSON."""
         record = {"step": step, "kind": kind, "time": round(time.time(), 3), **_plain(values)}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        with self._writing():
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
         if self._tensorboard:
             for name, value in record.items():
                 for suffix, number in _scalars(value):
@@ -55,9 +58,18 @@ class MetricsLog:
 
     def close(self) -> None:
         self._progress.stop()
-        self._file.close()
+        # A line that did not fit on the disk was reported by `write`; closing would only report it again.
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise LensError(f"{self._path}: cannot be written: {error.strerror}") from None
 
 
 def drop_records_after(path: Path, step: int) -> None:

@@ -59,7 +59,7 @@ def train_step(
         (loss, bins, gradients), _ = jax.lax.scan(accumulate, start, (micro_batches, keys))
         loss, gradients = jax.tree.map(lambda x: x / config.accumulation, (loss, gradients))
 
-    gradient_norm = optax.global_norm(gradients)
+    gradient_norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # Early on the average would be mostly the initial parameters, so its decay grows to the configured one.
@@ -73,8 +73,8 @@ def train_step(
     metrics = {
         "loss": loss,
         "gradient_norm": gradient_norm,
-        "update_norm": optax.global_norm(updates),
-        "parameter_norm": optax.global_norm(params),
+        "update_norm": optax.tree.norm(updates),
+        "parameter_norm": optax.tree.norm(params),
         "noise_bin_loss": bins[0],
         "noise_bin_count": bins[1],
         "finite": finite,

@@ -1,0 +1,166 @@
+"""`lens-jax evaluate`: is a sampled pictogram nearest, among all concepts' reference pictures, to its own?
+
+For each concept and size the name is drawn once and compared, by mean squared pixel difference, with the reference
+picture of every concept at that size. The share of samples nearest to their own is reported by language; languages
+that training never saw show what the text encoder carries over.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lens_jax.data import scenes
+from lens_jax.data.buckets import Bucket
+from lens_jax.data.manifest import Manifest, load_manifest
+from lens_jax.data.sources import openmoji
+from lens_jax.errors import LensError, nearest
+from lens_jax.pictures import contact_sheet
+from lens_jax.pipeline import LensPipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure how often a sampled pictogram is nearest to its own concept's reference picture."""
+
+    # A run folder, or one of its checkpoints.
+    checkpoint: str = "runs/quickstart"
+    # The pictogram data set the run was trained on.
+    data: str = "data/openmoji"
+    # Languages of the prompts; () takes those of training and those held out.
+    languages: tuple[str, ...] = ()
+    # Euler steps.
+    num_inference_steps: int = 20
+    # Guidance.
+    guidance_scale: float = 5.0
+    # Seed of the noise.
+    seed: int = 0
+    # Pictures drawn at a time.
+    batch_size: int = 64
+    # Folder for `evaluation.json` and the sheet; empty is the folder of the checkpoint's run.
+    out: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The result of one language."""
+
+    language: str
+    # Whether training had captions in it.
+    trained: bool
+    # Samples nearest to their own concept, and samples in all.
+    correct: int
+    total: int
+    # prompt -> the concept it was nearest to, for those that were not nearest to their own.
+    confused: dict[str, str]
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+
+def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
+    """Evaluate, print a table, and write `evaluation.json` and `evaluation.png`."""
+    console = console or Console()
+    manifest = load_manifest(config.data)
+    if manifest.source != "openmoji":
+        raise LensError(f"{config.data}: evaluation needs pictograms, this data set is of source {manifest.source!r}")
+    concepts = openmoji.load_concepts(int(manifest.config["concepts"]))
+    languages = config.languages or (*manifest.languages, *manifest.holdout_languages)
+    for language in languages:
+        if language not in concepts[0].names:
+            known = concepts[0].names
+            raise LensError(f"--languages {language!r}{nearest(language, known)}; accepted: {', '.join(known)}")
+    pipe = LensPipeline.from_pretrained(config.checkpoint)
+    pipe.batch_size = config.batch_size
+    references = reference_pictures(concepts, manifest.buckets)
+
+    scores, rows = [], [[] for _ in concepts]
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("sampling", total=len(languages) * len(manifest.buckets) * len(concepts))
+        for language in languages:
+            prompts = [concept.names[language] for concept in concepts]
+            correct, confused = 0, {}
+            for bucket in manifest.buckets:
+                images = _draw(pipe, prompts, bucket, config)
+                found = nearest_reference(images, references[bucket])
+                correct += int((found == np.arange(len(concepts))).sum())
+                for i in np.flatnonzero(found != np.arange(len(concepts))):
+                    confused[f"{prompts[i]} ({bucket})"] = concepts[found[i]].id
+                if language == languages[0]:
+                    for row, image in zip(rows, images):
+                        row.append(image)
+                progress.advance(task, len(concepts))
+            total = len(concepts) * len(manifest.buckets)
+            scores.append(Score(language, language in manifest.languages, correct, total, confused))
+
+    out = Path(config.out or config.checkpoint)
+    _write(out, config, manifest, scores)
+    contact_sheet(rows, [concept.names[languages[0]] for concept in concepts]).save(out / "evaluation.png")
+    _print(console, scores, len(concepts), out)
+    return scores
+
+
+def reference_pictures(concepts, buckets: tuple[Bucket, ...]) -> dict[Bucket, np.ndarray]:
+    """The canonical picture of every concept at every size: uint8 [concepts, H, W, 3] by bucket."""
+    longest = max(max(bucket.height, bucket.width) for bucket in buckets)
+    sprite = scenes.sprite_cache(openmoji.load_sprites(concepts, 4 * longest))
+    return {
+        bucket: np.stack([scenes.draw(scenes.reference_scene(concept, bucket), sprite) for concept in concepts])
+        for bucket in buckets
+    }
+
+
+def nearest_reference(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """For each uint8 image [B, H, W, 3] the index of the reference [C, H, W, 3] of least mean squared difference."""
+    flat, targets = (x.reshape(len(x), -1).astype(np.float64) for x in (images, references))
+    return np.argmin(np.square(targets).sum(1) - 2 * flat @ targets.T, axis=1)
+
+
+def _draw(pipe: LensPipeline, prompts: list[str], bucket: Bucket, config: EvaluateConfig) -> np.ndarray:
+    images = pipe(
+        prompts,
+        height=bucket.height,
+        width=bucket.width,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        seed=config.seed,
+    ).images
+    return np.stack([np.asarray(image) for image in images])
+
+
+def _write(out: Path, config: EvaluateConfig, manifest: Manifest, scores: list[Score]) -> None:
+    report = {
+        "config": dataclasses.asdict(config),
+        "concepts": int(manifest.config["concepts"]),
+        "sizes": [str(bucket) for bucket in manifest.buckets],
+        "scores": [{"accuracy": score.accuracy, **dataclasses.asdict(score)} for score in scores],
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = out / "evaluation.json.partial"
+        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(out / "evaluation.json")
+    except OSError as error:
+        raise LensError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _print(console: Console, scores: list[Score], concepts: int, out: Path) -> None:
+    table = Table(title=f"samples nearest to their own of {concepts} concepts")
+    for heading in ("prompts in", "training saw it", "nearest to own", "share"):
+        table.add_column(heading, justify="right" if heading in ("nearest to own", "share") else "left")
+    groups = [("trained", True), ("held out", False)]
+    for score in scores:
+        share = f"{100 * score.accuracy:.1f} %"
+        table.add_row(score.language, "yes" if score.trained else "no", f"{score.correct}/{score.total}", share)
+    for name, trained in groups:
+        chosen = [score for score in scores if score.trained == trained]
+        if len(chosen) > 1:
+            correct, total = sum(s.correct for s in chosen), sum(s.total for s in chosen)
+            table.add_row(f"all {name}", "", f"{correct}/{total}", f"{100 * correct / total:.1f} %")
+    console.print(table)
+    console.print(f"pictures in {out / 'evaluation.png'}, figures in {out / 'evaluation.json'}", highlight=False)

@@ -1,0 +1,65 @@
+"""`lens-jax info`: what a checkpoint or a data set holds, from its metadata alone."""
+
+import math
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lens_jax.data.manifest import NAME, fingerprint, load_manifest
+from lens_jax.errors import LensError
+
+
+def describe(path: str) -> None:
+    """Print what is at `path`: a run, one of its checkpoints, or a prepared data set."""
+    folder = Path(path)
+    if not folder.exists():
+        raise LensError(f"{path}: no such file or folder; give a run, a checkpoint or a data set")
+    if (folder / NAME).is_file():
+        _describe_data(folder)
+    else:
+        _describe_checkpoint(folder)
+
+
+def _describe_data(folder: Path) -> None:
+    manifest = load_manifest(folder)
+    console = Console(highlight=False)
+    console.print(f"data set {folder}: source {manifest.source}, licence {manifest.licence}")
+    console.print(f"fingerprint {fingerprint(manifest)}")
+    console.print(
+        f"captions in {', '.join(manifest.languages)}; held out: {', '.join(manifest.holdout_languages) or '-'}"
+    )
+    table = Table("bucket", "train", "validation")
+    for i, bucket in enumerate(manifest.buckets):
+        table.add_row(str(bucket), *(f"{manifest.counts(split)[i]:,}" for split in ("train", "validation")))
+    console.print(table)
+    if manifest.dropped:
+        console.print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items()))
+
+
+def _describe_checkpoint(path: Path) -> None:
+    from lens_jax.training import checkpoint
+
+    folder = checkpoint.find(path)
+    metadata = checkpoint.read_metadata(folder)
+    config, shapes = metadata["config"], checkpoint.saved_shapes(folder)
+    console = Console(highlight=False)
+    console.print(f"checkpoint {folder}: {folder.name} of {config.steps} steps")
+    console.print(
+        f"denoiser: {config.model.layers} blocks, width {config.model.width}, {config.model.heads} heads; "
+        f"codec patch {config.codec.patch}; sizes {', '.join(f'{h}x{w}' for h, w in metadata['sizes'])}"
+    )
+    console.print(f"data: {config.data.path}, fingerprint {metadata['position'].fingerprint}")
+    table = Table("part", "arrays", "numbers", "bytes")
+    for part in sorted({name.split("/")[0] for name in shapes}):
+        arrays = [value for name, value in shapes.items() if name.split("/")[0] == part]
+        numbers = sum(math.prod(shape) for shape, _ in arrays)
+        size = sum(math.prod(shape) * _item_size(dtype) for shape, dtype in arrays)
+        table.add_row(part, str(len(arrays)), f"{numbers:,}", f"{size:,}")
+    console.print(table)
+
+
+def _item_size(dtype: str) -> int:
+    import jax.numpy as jnp
+
+    return jnp.dtype(dtype).itemsize

@@ -1,0 +1,153 @@
+"""The command line: bad input is one line and exit code 2; sample writes pictures that say how they were made."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from lens_jax import cli, pictures
+from lens_jax import config as run_config
+from lens_jax.training import loop
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(argv))
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    quiet = dataclasses.replace(tiny_config.samples, every=0)
+    loop.train(dataclasses.replace(tiny_config, out=str(out), steps=2, samples=quiet))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "no command 'trian' (did you mean 'train'?)"),
+        (["train", "quikstart"], "no config 'quikstart' (did you mean 'quickstart'?)"),
+        (["train", "absent.py"], "absent.py: no such config file"),
+        (["train", "quickstart", "--optimizer.learning-rat", "1"], "did you mean --optimizer.learning-rate"),
+        (["train", "quickstart", "--steps", "many"], "Error parsing --steps"),
+        (["train", "quickstart", "--model.dtype", "float8"], "invalid choice 'float8'"),
+        (["train", "quickstart", "--model.heads", "0"], "model.heads is 0; it must be at least 1"),
+        (["train", "quickstart", "--codec.patch", "5"], "model.latent_channels is 48, but the codec gives 75"),
+        (["train", "quickstart", "--data.path", "nowhere"], "no data set at nowhere"),
+        (["sample"], "give at least one prompt"),
+        (["sample", "cat", "--checkpoint", "nowhere"], "no such checkpoint"),
+        (["info", "nowhere"], "no such file or folder"),
+        (["prepare", "openmojis"], "did you mean 'openmoji'?"),
+        (["prepare", "folder", "--path", "nowhere"], "nowhere"),
+        (["bench", "trian"], "accepted: train"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(capsys, argv, message, tmp_path, monkeypatch, pictograms):
+    monkeypatch.chdir(tmp_path)
+    if "--codec.patch" in argv:
+        argv = [*argv, "--data.path", str(pictograms)]
+    code, out, err = run(capsys, *argv)
+    assert code == 2
+    assert err.startswith("lens-jax: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_file_errors(capsys, tmp_path):
+    path = tmp_path / "broken.py"
+    for text, message in {
+        "config = (": "broken.py:1:",
+        "config = 3": "it must define `config`",
+        "import nothing_like_this": "ModuleNotFoundError",
+        "from lens_jax.models.denoiser import *\nDenoiserConfig(layers=0)": "model.layers is 0",
+    }.items():
+        path.write_text(text)
+        code, _, err = run(capsys, "train", str(path))
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+
+
+def test_truncated_shard(capsys, pictograms, tiny_config, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(pictograms, data)
+    shard = sorted(data.glob("train-*"))[0]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, _, err = run(capsys, "train", "quickstart", "--data.path", str(data), "--out", str(tmp_path / "run"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert shard.name in err
+    assert "truncated" in err
+
+
+def test_sample_writes_pictures_that_say_how_they_were_made(capsys, trained, tmp_path):
+    argv = ["sample", "red apple", "ein Löwe", "--checkpoint", str(trained), "--out", str(tmp_path / "out"),
+            "--seed", "5", "--num-inference-steps", "2", "--num-images-per-prompt", "2",
+            "--height", "12", "--width", "20"]  # fmt: skip
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert "4 pictures" in out
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["0000-red-apple.png", "0001-red-apple.png", "0002-ein-löwe.png", "0003-ein-löwe.png", "sheet.png"]
+    path = tmp_path / "out" / names[2]
+    assert Image.open(path).size == (20, 12)
+    metadata = pictures.read_png_metadata(path)
+    assert metadata["prompt"] == "ein Löwe"
+    assert (metadata["seed"], metadata["index"], metadata["num_inference_steps"]) == (5, 2, 2)
+
+
+def test_sample_errors(capsys, trained, tmp_path):
+    for extra, message in {
+        ("--height", "10", "--width", "16"): "size 10x16 cannot be tiled",
+        ("--batch-size", "0"): "--batch-size is 0",
+        ("bad\udcff",): "prompt 1 holds bytes that are not text",
+    }.items():
+        code, _, err = run(capsys, "sample", "cat", *extra, "--checkpoint", str(trained), "--out", str(tmp_path / "o"))
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_damaged_checkpoint(capsys, trained, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    metadata = copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    values = json.loads(metadata.read_text())
+    values["custom_metadata"]["config"]["modle"] = 1
+    metadata.write_text(json.dumps(values))
+    code, _, err = run(capsys, "info", str(copy))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "unknown field modle (did you mean 'model'?)" in err
+    metadata.write_text("{")
+    code, _, err = run(capsys, "sample", "cat", "--checkpoint", str(copy))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "not the metadata of a lens-jax checkpoint" in err
+
+
+def test_info(capsys, trained, pictograms):
+    code, out, _ = run(capsys, "info", str(trained))
+    assert code == 0
+    assert "2 blocks, width 32" in out
+    code, out, _ = run(capsys, "info", str(pictograms))
+    assert code == 0
+    assert "CC BY-SA 4.0" in out
+
+
+def test_config_round_trip_through_json(tiny_config):
+    values = json.loads(json.dumps(run_config.to_dict(tiny_config)))
+    assert run_config.from_dict(run_config.TrainConfig, values, "x") == tiny_config
+
+
+def test_every_config_loads_and_its_help_teaches(capsys):
+    for name in run_config.available():
+        assert isinstance(run_config.load(name), run_config.TrainConfig)
+    code, out, _ = run(capsys, "train", "quickstart", "--help")
+    assert code == 0
+    assert "--optimizer.learning-rate" in out
+    assert "Peak learning rate" in out
