@@ -1,65 +1,86 @@
 """The denoiser of the release: `transformer/`, class LensTransformer2DModel."""
 
-import json
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from flax import traverse_util
 
-from lens_jax.convert import table
-from lens_jax.convert.table import Rule
+from lens_jax.convert import folder, quantized, table
+from lens_jax.convert.folder import check_size, read_json, read_size
+from lens_jax.convert.table import Rule, Tensors
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import DenoiserConfig
 
-_STREAMS = {
-    # ours: (modulation, norms, qkv, per-head norms, way out, MLP) in the release
-    "image": ("img_mod.1", "img_norm", "attn.img_qkv", ("attn.norm_q", "attn.norm_k"), "attn.to_out.0", "img_mlp"),
-    "text": (
-        "txt_mod.1",
-        "txt_norm",
-        "attn.txt_qkv",
-        ("attn.norm_added_q", "attn.norm_added_k"),
-        "attn.to_add_out",
-        "txt_mlp",
-    ),
-}
+# Much more than any release has: a config is an untrusted file, and a table of 10⁹ layers would never end.
+_MAX_LAYERS = 1024
 
 
 def config_from_release(values: Mapping, where: str, **overrides) -> DenoiserConfig:
-    """Our config for a `transformer/config.json` of the release; `overrides` set compute options."""
-    try:
-        if not (values["gate_mlp"] and values["rms_norm"] and values["multi_layer_encoder_feature"]):
-            raise LensError(f"{where}: gate_mlp, rms_norm and multi_layer_encoder_feature must be true")
-        if values["patch_size"] ** 2 * values["out_channels"] != values["in_channels"]:
-            raise LensError(f"{where}: in_channels must be patch_size² x out_channels")
-        return DenoiserConfig(
-            layers=values["num_layers"],
-            heads=values["num_attention_heads"],
-            head_dim=values["attention_head_dim"],
-            latent_channels=values["in_channels"],
-            text_width=values["enc_hidden_dim"],
-            text_layers=len(values["selected_layer_index"]),
-            rope_axes=tuple(values["axes_dims_rope"]),
-            **overrides,
-        )
-    except KeyError as error:
-        raise LensError(f"{where}: the key {error} is missing") from None
-    except TypeError as error:
-        raise LensError(f"{where}: a value has the wrong type ({error})") from None
+    """Our config for a `transformer/config.json` of the release (1.3); `overrides` set compute options.
+
+    Raises LensError for a key that is missing or a value that this model cannot have.
+    """
+    size = functools.partial(read_size, values, where=where)
+    for key in ("gate_mlp", "rms_norm", "multi_layer_encoder_feature"):
+        if values.get(key) is not True:
+            raise LensError(f"{where}: {key} is {values.get(key)!r:.80}; accepted: true")
+    if size("patch_size") ** 2 * size("out_channels") != size("in_channels"):
+        raise LensError(f"{where}: in_channels must be patch_size² x out_channels")
+    axes, taps = values.get("axes_dims_rope"), values.get("selected_layer_index")
+    if not isinstance(axes, list) or len(axes) != 3:
+        raise LensError(f"{where}: axes_dims_rope is {axes!r:.80}; accepted: a list of three sizes")
+    if not isinstance(taps, list) or not 1 <= len(taps) <= _MAX_LAYERS:
+        raise LensError(f"{where}: selected_layer_index is {taps!r:.80}; accepted: a list of layers")
+    return DenoiserConfig(
+        layers=size("num_layers", limit=_MAX_LAYERS),
+        heads=size("num_attention_heads"),
+        head_dim=size("attention_head_dim"),
+        latent_channels=size("in_channels"),
+        text_width=size("enc_hidden_dim"),
+        text_layers=len(taps),
+        rope_axes=tuple(check_size(axis, "axes_dims_rope", where) for axis in axes),
+        **overrides,
+    )
 
 
 def read_config(path: Path, **overrides) -> DenoiserConfig:
     """`config_from_release` for a file."""
-    try:
-        return config_from_release(json.loads(path.read_text()), str(path), **overrides)
-    except (OSError, ValueError) as error:
-        raise LensError(f"{path}: cannot be read as JSON: {error}") from None
+    return config_from_release(read_json(path), str(path), **overrides)
+
+
+def config_to_release(config: DenoiserConfig, text_taps: tuple[int, ...] = (5, 11, 17, 23)) -> dict:
+    """A `transformer/config.json` of the release; `text_taps` are the encoder's layers, which ours does not know."""
+    if len(text_taps) != config.text_layers:
+        raise LensError(f"{len(text_taps)} text_taps for a model that reads {config.text_layers} text layers")
+    if config.hidden != int(config.width / 3 * 8) or config.latent_channels % 4:
+        raise LensError("the release has no place for this model.mlp_width or model.latent_channels")
+    return {
+        "_class_name": "LensTransformer2DModel",
+        "_diffusers_version": "0.37.1",
+        "attention_head_dim": config.head_dim,
+        "axes_dims_rope": list(config.rope_axes),
+        "enc_hidden_dim": config.text_width,
+        "gate_mlp": True,
+        "in_channels": config.latent_channels,
+        "inner_dim": config.width,
+        "multi_layer_encoder_feature": True,
+        "num_attention_heads": config.heads,
+        "num_layers": config.layers,
+        "out_channels": config.latent_channels // 4,
+        "patch_size": 2,
+        "rms_norm": True,
+        "selected_layer_index": list(text_taps),
+    }
 
 
 def rules(config: DenoiserConfig) -> list[Rule]:
-    """All tensors of the release: 26 a block and 12 + `text_layers` outside; 1,264 for the released size."""
+    """All tensors of the release: 26 a block and 12 + `text_layers` outside; 1,264 for the released size (2.1).
+
+    In the order of the PyTorch module, which decides what goes into which shard.
+    """
     width, hidden = config.width, config.hidden
     result = []
 
@@ -70,35 +91,67 @@ def rules(config: DenoiserConfig) -> list[Rule]:
         if bias:
             result.append(Rule(f"{name}.bias", (outputs,), f"{path}/bias", index))
 
+    def norm(name: str, path: str, size: int, index=()):
+        result.append(Rule(f"{name}.weight", (size,), f"{path}/scale", index))
+
     dense("time_text_embed.timestep_embedder.linear_1", "time_in", 256, width)
     dense("time_text_embed.timestep_embedder.linear_2", "time_out", width, width)
-    result.extend(
-        Rule(f"txt_norm.{i}.weight", (config.text_width,), "text_norm/scale", (i,)) for i in range(config.text_layers)
-    )
+    for i in range(config.text_layers):
+        norm(f"txt_norm.{i}", "text_norm", config.text_width, (i,))
     dense("txt_in", "text_in", config.text_layers * config.text_width, width)
     dense("img_in", "image_in", config.latent_channels, width)
     for i in range(config.layers):
-        for ours, (modulation, norm, qkv, (norm_q, norm_k), out, mlp) in _STREAMS.items():
-            block, path = f"transformer_blocks.{i}", f"blocks/{ours}"
-            dense(f"{block}.{modulation}", f"{path}/modulation", width, 6 * width, (i,))
-            result.append(Rule(f"{block}.{norm}1.weight", (width,), f"{path}/norm1/scale", (i,)))
-            result.append(Rule(f"{block}.{norm}2.weight", (width,), f"{path}/norm2/scale", (i,)))
-            dense(f"{block}.{qkv}", f"{path}/qkv", width, 3 * width, (i,))
-            result.append(Rule(f"{block}.{norm_q}.weight", (config.head_dim,), f"{path}/norm_q/scale", (i,)))
-            result.append(Rule(f"{block}.{norm_k}.weight", (config.head_dim,), f"{path}/norm_k/scale", (i,)))
-            dense(f"{block}.{out}", f"{path}/out", width, width, (i,))
+        attention = f"transformer_blocks.{i}.attn"
+        norm(f"{attention}.norm_q", "blocks/image/norm_q", config.head_dim, (i,))
+        norm(f"{attention}.norm_k", "blocks/image/norm_k", config.head_dim, (i,))
+        norm(f"{attention}.norm_added_q", "blocks/text/norm_q", config.head_dim, (i,))
+        norm(f"{attention}.norm_added_k", "blocks/text/norm_k", config.head_dim, (i,))
+        dense(f"{attention}.img_qkv", "blocks/image/qkv", width, 3 * width, (i,))
+        dense(f"{attention}.txt_qkv", "blocks/text/qkv", width, 3 * width, (i,))
+        dense(f"{attention}.to_out.0", "blocks/image/out", width, width, (i,))
+        dense(f"{attention}.to_add_out", "blocks/text/out", width, width, (i,))
+        for theirs, ours in (("img", "blocks/image"), ("txt", "blocks/text")):
+            stream = f"transformer_blocks.{i}.{theirs}"
+            dense(f"{stream}_mod.1", f"{ours}/modulation", width, 6 * width, (i,))
+            norm(f"{stream}_norm1", f"{ours}/norm1", width, (i,))
+            norm(f"{stream}_norm2", f"{ours}/norm2", width, (i,))
             # w2(silu(w1 x) * w3 x): w1 is the gate, w3 the other factor.
-            for k, w in enumerate(("w1", "w3")):
-                dense(f"{block}.{mlp}.{w}", f"{path}/gate_up", width, hidden, (i, slice(None), k), bias=False)
-            dense(f"{block}.{mlp}.w2", f"{path}/down", hidden, width, (i,), bias=False)
+            dense(f"{stream}_mlp.w1", f"{ours}/gate_up", width, hidden, (i, slice(None), 0), bias=False)
+            dense(f"{stream}_mlp.w2", f"{ours}/down", hidden, width, (i,), bias=False)
+            dense(f"{stream}_mlp.w3", f"{ours}/gate_up", width, hidden, (i, slice(None), 1), bias=False)
     dense("norm_out.linear", "modulation_out", width, 2 * width)
     dense("proj_out", "image_out", width, config.latent_channels)
     return result
 
 
-def from_release(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> dict:
-    """Our parameter tree from the tensors of the release, in `config.param_dtype`."""
+def template(config: DenoiserConfig) -> dict:
+    """Our leaves by path, as shapes and dtypes."""
+    return traverse_util.flatten_dict(denoiser.abstract_params(config), sep="/")
+
+
+def iter_leaves(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> Iterator:
+    """(path, leaf) of our tree in `config.param_dtype`, one at a time: at most 2.7 GB for the released float32 model.
+
+    Accepts what `from_release` accepts, and checks it before the first leaf is made.
+    """
     wanted = rules(config)
-    table.check(wanted, {name: tensors[name].shape for name in tensors}, source)
-    template = traverse_util.flatten_dict(denoiser.abstract_params(config), sep="/")
-    return traverse_util.unflatten_dict(table.to_tree(wanted, tensors, template), sep="/")
+    tensors = folder.strip_prefixes(quantized.dequantize(tensors, source), [rule.name for rule in wanted])
+    table.check(wanted, tensors.specs, source)
+    return table.iter_leaves(wanted, tensors, template(config))
+
+
+def from_release(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> dict:
+    """Our parameter tree in `config.param_dtype`, as numpy arrays.
+
+    Args:
+      tensors: named as in the release or with a prefix of 6.1; float32, bfloat16, float16 or MXFP8.
+      source: the file or folder, for messages.
+
+    Raises LensError that lists every tensor that is missing, unknown or misshapen.
+    """
+    return traverse_util.unflatten_dict(dict(iter_leaves(config, tensors, source)), sep="/")
+
+
+def to_release(config: DenoiserConfig, params: Mapping, dtype: np.dtype | None = None) -> Tensors:
+    """The tensors of the release from our tree, made one at a time, in `dtype` or that of the tree."""
+    return table.to_release(rules(config), traverse_util.flatten_dict(params, sep="/"), dtype)

@@ -1,0 +1,175 @@
+"""The autoencoder against the released model's own answers, and properties that must hold at any size."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lens_jax.convert import autoencoder as convert_autoencoder
+from lens_jax.convert.folder import open_component
+from lens_jax.convert.safetensors import SafetensorsFile
+from lens_jax.errors import LensError
+from lens_jax.models import autoencoder, codec
+from lens_jax.models.autoencoder import AutoencoderConfig
+from lens_jax.models.codec import PixelCodecConfig
+
+GRID = (4, 6)
+
+
+def relative_error(actual, expected) -> float:
+    actual, expected = np.asarray(actual, np.float32), np.asarray(expected, np.float32)
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module")
+def release(goldens):
+    """Config, parameters and answers of the small release."""
+    folder = goldens / "tiny_release"
+    config = convert_autoencoder.read_config(folder / "vae" / "config.json", dtype="float32")
+    params = convert_autoencoder.from_release(config, open_component(folder / "vae"), "vae")
+    return config, params, SafetensorsFile(folder / "golden_io.safetensors")
+
+
+@pytest.fixture(scope="module")
+def decoded(release):
+    config, params, answers = release
+    return jax.jit(functools.partial(autoencoder.decode, config, grid=GRID))(params, answers["final_latents"])
+
+
+def test_decode_matches_release(release, decoded):
+    _, _, answers = release
+    # A right float32 implementation differs by 1e-5: another order of summation.
+    assert relative_error(decoded, answers["image"].transpose(0, 2, 3, 1)) <= 1e-5
+    off = np.abs(np.asarray(codec.to_uint8(decoded)).astype(int) - answers["image_uint8"])
+    assert off.max() <= 1
+    assert (off != 0).mean() <= 1e-3
+
+
+def test_encode_matches_release(release):
+    config, params, answers = release
+    both = lambda p, x: (autoencoder.posterior(config, p, x)[0], autoencoder.encode(config, p, x))
+    mean, latents = jax.jit(both)(params, answers["pixels"].transpose(0, 2, 3, 1))
+    assert relative_error(mean, answers["posterior_mean"].transpose(0, 2, 3, 1)) <= 2e-5
+    assert relative_error(latents, answers["normalized_latents"]) <= 2e-5
+
+
+def test_a_sample_is_spread_as_the_posterior_says(release, monkeypatch):
+    config, params, answers = release
+    mean = answers["posterior_mean"].transpose(0, 2, 3, 1)
+    log_variance = np.broadcast_to(np.linspace(-4, 1, 32, dtype=np.float32), mean.shape)
+    monkeypatch.setattr(autoencoder, "posterior", lambda *_: (mean, log_variance))
+    images = jnp.zeros((2, 64, 96, 3))
+    sample = lambda seed: np.asarray(autoencoder.encode(config, params, images, jax.random.key(seed)))
+    assert np.array_equal(sample(0), sample(0))
+    draws = np.stack([sample(seed) for seed in range(24)])
+    expected = np.repeat(np.exp(log_variance[0, 0, 0]), 4) / (params["latent_statistics"]["variance"] + 1e-4)
+    # 24 draws of 2 x 24 tokens: the variance of a channel is known to about 4 %.
+    np.testing.assert_allclose(draws.var(0, ddof=1).mean((0, 1)), expected, rtol=0.25)
+    np.testing.assert_allclose(draws.mean(0), answers["normalized_latents"], atol=6 * (expected.max() / 24) ** 0.5)
+
+
+def test_released_size():
+    config = AutoencoderConfig()
+    assert autoencoder.parameter_count(config) == 84_046_115
+    assert (config.latent_channels, config.tile) == (128, 16)
+    leaf = autoencoder.abstract_params(config)["decoder"]["levels"]["2"]["resnets"]["0"]["shortcut"]["kernel"]
+    assert leaf.shape == (1, 1, 512, 256)
+
+
+def test_both_codecs_have_one_contract():
+    config, pixels = AutoencoderConfig(), PixelCodecConfig(patch=16)
+    assert autoencoder.latent_grid(config, 1024, 768) == codec.latent_grid(pixels, 1024, 768) == (64, 48)
+    for size in ((1000, 1024), (0, 16), (1024, 1032)):
+        with pytest.raises(LensError, match="positive multiples of 16"):
+            autoencoder.latent_grid(config, *size)
+    with pytest.raises(LensError, match="positive multiples of 16"):
+        autoencoder.encode(config, {}, jnp.zeros((1, 40, 32, 3)))
+
+
+def test_latents_are_normalised_when_packed_and_with_their_own_epsilon(monkeypatch):
+    """Channel 4c + 2p + q of a token is channel c of its cell (p, q), and its statistics are those of 4c + 2p + q."""
+    config = AutoencoderConfig()
+    cells = np.arange(1 * 4 * 2 * 32, dtype=np.float32).reshape(1, 4, 2, 32)
+    monkeypatch.setattr(autoencoder, "posterior", lambda *_: (cells, np.zeros_like(cells)))
+    mean, variance = np.arange(128, dtype=np.float32), np.linspace(1e-5, 1, 128, dtype=np.float32)
+    params = {"latent_statistics": {"mean": mean, "variance": variance}}
+    latents = np.asarray(autoencoder.encode(config, params, jnp.zeros((1, 32, 16, 3))))
+    for token, c, p, q in ((0, 0, 0, 0), (0, 5, 1, 0), (1, 31, 1, 1), (1, 3, 0, 1)):
+        channel = 4 * c + 2 * p + q
+        expected = (cells[0, 2 * token + p, q, c] - channel) / np.sqrt(variance[channel] + 1e-4)
+        np.testing.assert_allclose(latents[0, token, channel], expected, rtol=1e-5)
+
+
+def test_queries_in_parts_change_nothing(release, decoded, monkeypatch):
+    config, params, answers = release
+    monkeypatch.setattr(autoencoder, "_QUERIES", 36)  # 96 cells: two whole parts and a rest
+    decode = jax.jit(functools.partial(autoencoder.decode, config, grid=GRID))
+    assert relative_error(decode(params, answers["final_latents"]), decoded) < 1e-6
+
+
+def test_one_tile_is_decode(release, decoded):
+    config, params, answers = release
+    tiled = functools.partial(autoencoder.decode_tiled, config, grid=GRID, side=6, overlap=2)
+    np.testing.assert_array_equal(jax.jit(tiled)(params, answers["final_latents"]), decoded)
+
+
+def test_tiles_blend_without_seams(release, decoded, monkeypatch):
+    """Where every tile gives the same picture, blending must give it too; real tiles come close to the whole."""
+    config, params, answers = release
+    latents = answers["final_latents"]
+    tiled = jax.jit(functools.partial(autoencoder.decode_tiled, config, grid=GRID, side=3, overlap=1))(params, latents)
+    assert tiled.shape == decoded.shape
+    # Random weights make norms and attention depend on the tile much more than trained ones do.
+    assert relative_error(tiled, decoded) < 0.5
+
+    def nearest(config, params, latents, grid):
+        cells = latents[..., :3].reshape(latents.shape[0], *grid, 3)
+        return jnp.repeat(jnp.repeat(cells, 16, axis=1), 16, axis=2)
+
+    monkeypatch.setattr(autoencoder, "decode", nearest)
+    for side, overlap in ((3, 1), (3, 0), (4, 3), (5, 2)):
+        tiled = autoencoder.decode_tiled(config, params, latents, GRID, side=side, overlap=overlap)
+        np.testing.assert_allclose(tiled, nearest(config, params, latents, GRID), rtol=1e-5, atol=1e-5)
+    with pytest.raises(LensError, match="overlap is 3"):
+        autoencoder.decode_tiled(config, params, latents, GRID, side=3, overlap=3)
+
+
+def test_bfloat16_compute_keeps_its_distance(release, decoded):
+    config, params, answers = release
+    half = dataclasses.replace(config, dtype="bfloat16")
+    image = jax.jit(functools.partial(autoencoder.decode, half, grid=GRID))(params, answers["final_latents"])
+    assert image.dtype == jnp.float32
+    # bfloat16 keeps 8 bits of mantissa: 0.4 % a rounding, some forty of them in a row.
+    assert 1e-4 < relative_error(image, decoded) < 5e-2
+
+
+def test_fresh_parameters_have_the_announced_shapes():
+    config = AutoencoderConfig(widths=(4,), layers=1, cell_channels=2, groups=2, param_dtype="bfloat16")
+    fresh = jax.jit(functools.partial(autoencoder.init, config))(jax.random.key(0))
+    kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert kinds(fresh) == kinds(autoencoder.abstract_params(config))
+    assert fresh["latent_statistics"]["variance"].dtype == jnp.float32
+    kernel = np.asarray(fresh["encoder"]["conv_in"]["kernel"], np.float32)
+    assert 0.8 / 27**0.5 < np.abs(kernel).max() <= 1.01 / 27**0.5
+
+
+def test_shapes_and_dtypes_of_the_released_size():
+    config = AutoencoderConfig()
+    params, images = autoencoder.abstract_params(config), jax.ShapeDtypeStruct((2, 1024, 768, 3), jnp.bfloat16)
+    latents = jax.eval_shape(functools.partial(autoencoder.encode, config), params, images)
+    assert (latents.shape, latents.dtype) == ((2, 64 * 48, 128), jnp.bfloat16)
+    back = jax.eval_shape(functools.partial(autoencoder.decode, config, grid=(64, 48)), params, latents)
+    assert (back.shape, back.dtype) == (images.shape, images.dtype)
+    large = jax.ShapeDtypeStruct((1, 128 * 130, 128), jnp.float32)
+    tiled = jax.eval_shape(functools.partial(autoencoder.decode_tiled, config, grid=(128, 130)), params, large)
+    assert tiled.shape == (1, 2048, 2080, 3)
+
+
+def test_bad_config_says_what_would_do():
+    with pytest.raises(LensError, match=r"widths \(100, 200\) must be positive multiples of autoencoder.groups 32"):
+        AutoencoderConfig(widths=(100, 200))
+    with pytest.raises(LensError, match="accepted: float32, bfloat16"):
+        AutoencoderConfig(dtype="float8")
