@@ -19,8 +19,8 @@ from lens_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     out="runs/quickstart",
-    steps=1200,
-    ema_decay=0.995,
+    steps=2200,
+    ema_decay=0.998,
     # Head size 64 and no scan: on two AVX2 cores 1.4x the speed of head size 32, 1.3x that of the scanned blocks.
     model=DenoiserConfig(
         layers=5,
@@ -33,14 +33,13 @@ config = TrainConfig(
     ),
     codec=PixelCodecConfig(patch=4),
     text=SentenceEncoderConfig(max_tokens=4),
-    data=DataConfig(path="data/openmoji", batch_size=32),
-    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, schedule="cosine", beta2=0.99),
-    checkpoint=CheckpointConfig(every=200, keep=2),
+    data=DataConfig(path="data/openmoji", batch_size=16),
+    optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", beta2=0.99),
+    checkpoint=CheckpointConfig(every=500, keep=2),
     samples=SampleConfig(
-        every=400,
-        prompts=("red apple", "banana", "cat face", "octopus", "sailboat", "rocket"),
-        guidance_scale=4.0,
+        every=1100,
+        prompts=("red apple", "banana", "cat", "octopus", "rocket", "fox on the left, house on the right"),
     ),
-    validation=ValidationConfig(every=400, batches=8),
+    validation=ValidationConfig(every=1100),
     logging=LoggingConfig(every=50),
 )

@@ -1,6 +1,6 @@
 """The autoencoder of the release: `vae/`, class AutoencoderKLFlux2 (2.2), and the LDM names of 6.1."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -205,8 +205,8 @@ def template(config: AutoencoderConfig) -> dict:
     return traverse_util.flatten_dict(autoencoder.abstract_params(config), sep="/")
 
 
-def iter_leaves(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], source: str) -> Iterator:
-    """(path, leaf) of our tree in `config.param_dtype`, one at a time.
+def leaves(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
+    """Our leaves by path in `config.param_dtype`, made one at a time.
 
     Accepts what `from_release` accepts, and checks it before the first leaf is made.
     """
@@ -215,7 +215,7 @@ def iter_leaves(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], so
     fits = [sum(rule.name in t for rule in scheme) for scheme, t in zip(schemes, found)]
     best = int(fits[1] > fits[0])
     table.check(schemes[best], found[best].specs, source)
-    return table.iter_leaves(schemes[best], found[best], template(config))
+    return table.leaves(schemes[best], found[best], template(config))
 
 
 def from_release(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], source: str) -> dict:
@@ -227,7 +227,7 @@ def from_release(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], s
 
     Raises LensError that lists every tensor that is missing, unknown or misshapen.
     """
-    return traverse_util.unflatten_dict(dict(iter_leaves(config, tensors, source)), sep="/")
+    return traverse_util.unflatten_dict(dict(leaves(config, tensors, source)), sep="/")
 
 
 def to_release(config: AutoencoderConfig, params: Mapping, dtype: np.dtype | None = None) -> Tensors:

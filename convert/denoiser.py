@@ -1,7 +1,7 @@
 """The denoiser of the release: `transformer/`, class LensTransformer2DModel."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -129,15 +129,15 @@ def template(config: DenoiserConfig) -> dict:
     return traverse_util.flatten_dict(denoiser.abstract_params(config), sep="/")
 
 
-def iter_leaves(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> Iterator:
-    """(path, leaf) of our tree in `config.param_dtype`, one at a time: at most 2.7 GB for the released float32 model.
+def leaves(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
+    """Our leaves by path in `config.param_dtype`, made one at a time: at most 2.7 GB for the released float32 model.
 
     Accepts what `from_release` accepts, and checks it before the first leaf is made.
     """
     wanted = rules(config)
     tensors = folder.strip_prefixes(quantized.dequantize(tensors, source), [rule.name for rule in wanted])
     table.check(wanted, tensors.specs, source)
-    return table.iter_leaves(wanted, tensors, template(config))
+    return table.leaves(wanted, tensors, template(config))
 
 
 def from_release(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> dict:
@@ -149,7 +149,7 @@ def from_release(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], sour
 
     Raises LensError that lists every tensor that is missing, unknown or misshapen.
     """
-    return traverse_util.unflatten_dict(dict(iter_leaves(config, tensors, source)), sep="/")
+    return traverse_util.unflatten_dict(dict(leaves(config, tensors, source)), sep="/")
 
 
 def to_release(config: DenoiserConfig, params: Mapping, dtype: np.dtype | None = None) -> Tensors:

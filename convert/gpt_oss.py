@@ -1,7 +1,7 @@
 """The text encoder of the release: `text_encoder/`, GPT-OSS with packed MXFP4 experts (release 1.6, 2.3)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,26 @@ def rules(config: GptOssConfig, head: bool = True) -> list[Rule]:
     return result
 
 
+def leaves(config: GptOssConfig, tensors: Mapping[str, np.ndarray], source: str, head: bool = True) -> Tensors:
+    """Our leaves by path, made one at a time: at most 6.4 GB, the packed gates of all layers of the 20B model."""
+    table.check(rules(config), table.specs_of(tensors), source)
+    return table.leaves(rules(config, head), tensors, template(config, head))
+
+
+def template(config: GptOssConfig, head: bool = True) -> dict:
+    """Our leaves by path, as shapes and dtypes."""
+    return traverse_util.flatten_dict(gpt_oss.abstract_params(config, head), sep="/")
+
+
+def to_device(lazy: Tensors, paths: Iterable[str], put: Callable[[np.ndarray], Any] | None = None) -> dict:
+    """The tree of some leaves, one at a time, the largest (6.4 GB) first: a copy of one never stands beside all others.
+
+    put: what makes a leaf of our tree of a host array, by default an array of the default device.
+    """
+    made = {path: (put or _to_device)(lazy[path]) for path in sorted(paths, key=lambda path: -lazy.specs[path].bytes)}
+    return traverse_util.unflatten_dict({path: made[path] for path in paths}, sep="/")
+
+
 def from_release(
     config: GptOssConfig,
     tensors: Mapping[str, np.ndarray],
@@ -146,17 +166,9 @@ def from_release(
 
     Args:
       head: also read the final norm and `lm_head` (1.2 GB at the released size), which features do not need.
-      put: what makes a leaf of our tree of a host array, by default an array of the default device. One leaf at a
-        time, the largest (6.4 GB) first, so that a copy of one never stands beside all the others.
+      put: as in `to_device`.
     """
-    table.check(rules(config), table.specs_of(tensors), source)
-    template = traverse_util.flatten_dict(gpt_oss.abstract_params(config, head), sep="/")
-    ordered = dict(sorted(template.items(), key=lambda item: -item[1].size * item[1].dtype.itemsize))
-    leaves = {}
-    for path, leaf in table.iter_leaves(rules(config, head), tensors, ordered):
-        leaves[path] = (put or _to_device)(leaf)
-        del leaf
-    return traverse_util.unflatten_dict({path: leaves[path] for path in template}, sep="/")
+    return to_device(leaves(config, tensors, source, head), template(config, head), put)
 
 
 def to_release(config: GptOssConfig, params: Mapping[str, Any]) -> Tensors:
@@ -164,11 +176,11 @@ def to_release(config: GptOssConfig, params: Mapping[str, Any]) -> Tensors:
 
     LensError for a tree without the vocabulary head, for transformers would fill it with random numbers.
     """
-    leaves = traverse_util.flatten_dict(params, sep="/")
-    missing = [path for path in _HEAD if path not in leaves]
+    flat = traverse_util.flatten_dict(params, sep="/")
+    missing = [path for path in _HEAD if path not in flat]
     if missing:
         raise LensError(f"text encoder: {', '.join(missing)} was not loaded, so the release cannot be written; load it")
-    return table.to_release(rules(config), leaves)
+    return table.to_release(rules(config), flat)
 
 
 def _to_device(leaf: np.ndarray) -> jax.Array:

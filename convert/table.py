@@ -141,12 +141,10 @@ def shown(name: str) -> str:
     return name if name.isprintable() and len(name) < 200 else repr(name)[:200]
 
 
-def iter_leaves(
-    rules: list[Rule], tensors: Mapping[str, np.ndarray], template: Mapping[str, Any]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, leaf) in the order of `template`, each leaf made only when it is asked for.
+def leaves(rules: list[Rule], tensors: Mapping[str, np.ndarray], template: Mapping[str, Any]) -> Tensors:
+    """Our leaves by path, in the order of `template`, each made when it is read and not kept.
 
-    Peak memory is the largest leaf and one tensor, if the caller lets go of a leaf before it takes the next: for the
+    Peak memory is the largest leaf and one tensor, if the caller lets go of a leaf before it reads the next: for the
     released denoiser in float32 the largest is `blocks/image/modulation/kernel`, 48 x 1536 x 9216 = 2.7 GB.
 
     Args:
@@ -156,21 +154,19 @@ def iter_leaves(
     by_path: dict[str, list[Rule]] = {}
     for rule in rules:
         by_path.setdefault(rule.path, []).append(rule)
-    for path, like in template.items():
-        leaf = np.empty(like.shape, like.dtype)
+    specs = {path: Spec(np.dtype(like.dtype), tuple(like.shape)) for path, like in template.items()}
+
+    def read(path: str) -> np.ndarray:
+        leaf = np.empty(specs[path].shape, specs[path].dtype)
         for rule in by_path[path]:
             part = leaf[(*rule.index, ...)]  # the dots make it a view even where it is one number
             if rule.name in tensors:
                 _assign(part, rule.forward(tensors[rule.name], part.shape))
             else:
                 part[...] = 0
-        yield path, leaf
-        del leaf, part  # else it would live until the next one has been allocated
+        return leaf
 
-
-def to_tree(rules: list[Rule], tensors: Mapping[str, np.ndarray], template: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """All of `iter_leaves` at once: our leaves by path."""
-    return dict(iter_leaves(rules, tensors, template))
+    return Tensors(specs, read)
 
 
 def to_release(rules: list[Rule], leaves: Mapping[str, Any], dtype: np.dtype | None = None) -> Tensors:

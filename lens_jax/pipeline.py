@@ -13,13 +13,17 @@ from PIL import Image
 
 from lens_jax.diffusion import sampler
 from lens_jax.errors import LensError
-from lens_jax.models import codec, denoiser
+from lens_jax.models import autoencoder, codec, denoiser
+from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.layers import joint_positions
 from lens_jax.text.encoder import TextEncoder, TextFeatures
 
 OUTPUT_TYPES = ("pil", "np", "latent")
+# Latent tokens along a side up to which a picture is decoded whole: 2,080 pixels, the longest side of the release's
+# larger table.
+_LARGEST_UNTILED = 130
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class LensPipeline:
     """
 
     model: DenoiserConfig
-    codec: PixelCodecConfig
+    codec: PixelCodecConfig | AutoencoderConfig
     text_encoder: TextEncoder
     # The denoiser's parameters, by default the moving average of a run.
     params: dict
@@ -48,34 +52,47 @@ class LensPipeline:
     default_size: tuple[int, int]
     # Images drawn at a time.
     batch_size: int = 16
+    # Steps and guidance when a call names none.
+    num_inference_steps: int = 20
+    guidance_scale: float = 5.0
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **model_options) -> "LensPipeline":
-        """From a run folder or one of its checkpoints; `model_options` replace fields of its model, e.g. dtype."""
+    def from_pretrained(cls, path: str | Path, **options) -> "LensPipeline":
+        """From a run folder, one of its checkpoints, a release folder, or a release converted to our layout.
+
+        `options` of a run replace fields of its model, e.g. dtype; those of a release are the keyword arguments of
+        `convert.load.load_pipeline`: dtype, variant, date.
+        """
+        from lens_jax.convert import load, native, release
+
+        if release.is_release(Path(path)) or native.is_native(Path(path)):
+            return load.load_pipeline(Path(path), **options)
         from lens_jax.text.sentence import SentenceEncoder
         from lens_jax.training import checkpoint
 
         folder = checkpoint.find(Path(path))
         metadata = checkpoint.read_metadata(folder)
         config = metadata["config"]
-        model = dataclasses.replace(config.model, **model_options)
-        ema = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), denoiser.abstract_params(model))
-        parts = checkpoint.load_parts(folder, {"ema": ema, "codec": codec.abstract_params(config.codec)})
+        model = dataclasses.replace(config.model, **options)
+        wanted = {"ema": checkpoint.abstract_params(model, "ema"), "codec": codec.abstract_params(config.codec)}
+        parts = checkpoint.load_parts(folder, wanted)
         params = jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"])
         size = min(metadata["sizes"], key=lambda s: abs(np.log(s[0] / s[1])))
         return cls(model, config.codec, SentenceEncoder(config.text), params, parts["codec"], size)
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 5.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         seed: int = 0,
         latents: np.ndarray | None = None,
+        prompt_embeds: TextFeatures | None = None,
+        negative_prompt_embeds: TextFeatures | None = None,
         output_type: Literal["pil", "np", "latent"] = "pil",
         progress: Callable[[int, int], None] | None = None,
     ) -> PipelineOutput:
@@ -85,18 +102,18 @@ class LensPipeline:
           prompt: one prompt or several; a blank one is the unconditional case.
           negative_prompt: what guidance moves away from; blank or None is no text at all, as in the release.
           height, width: pixels; multiples of the codec's tile. Both default to the pipeline's size.
-          guidance_scale: at 1 the unconditional branch is not run.
+          num_inference_steps, guidance_scale: default to the pipeline's; at a guidance of 1 the unconditional branch is
+            not run.
           seed: image i starts from noise that depends on (seed, i) and the number of latent tokens only.
           latents: that noise, given instead: [len(prompts) * num_images_per_prompt, N, C].
+          prompt_embeds, negative_prompt_embeds: text features in place of the prompts.
           output_type: "pil", "np" (float32 [0, 1]) or "latent" (normalised packed latents).
           progress: called with (images drawn, images in all) after each batch.
 
         Raises LensError for arguments that cannot be used.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, Sequence) or not prompts:
-            raise LensError("prompt must be text or a non-empty list of texts")
-        negatives = self._negatives(negative_prompt, len(prompts))
+        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
         if num_images_per_prompt < 1:
             raise LensError(f"num_images_per_prompt is {num_images_per_prompt}; it must be at least 1")
         if output_type not in OUTPUT_TYPES:
@@ -105,22 +122,54 @@ class LensPipeline:
             raise LensError("give both height and width, or neither")
         size = self.default_size if height is None or width is None else (height, width)
         grid = codec.latent_grid(self.codec, *size)
-        count = len(prompts) * num_images_per_prompt
+        sigmas = sampler.sigma_schedule(grid[0] * grid[1], steps)
+
+        text = self._features(prompt, prompt_embeds)
+        negative = None
+        if guidance_scale != 1:
+            negative = self._negative_features(negative_prompt, negative_prompt_embeds, len(text.lengths))
+        text, negative = _repeat(text, num_images_per_prompt), negative and _repeat(negative, num_images_per_prompt)
+        count = len(text.lengths)
         noise = self._noise(seed, count, grid) if latents is None else self._check_latents(latents, count, grid)
 
-        text = _repeat(self.text_encoder.encode(prompts), num_images_per_prompt)
-        negative = None
-        if guidance_scale != 1 and any(n.strip() for n in negatives):
-            negative = _repeat(self.text_encoder.encode(negatives), num_images_per_prompt)
-        sigmas = sampler.sigma_schedule(grid[0] * grid[1], num_inference_steps)
         chunks = []
         for rows in _chunks(count, self.batch_size):
             unwanted = negative and _rows(negative, rows)
-            chunks.append(self._draw(noise[rows], _rows(text, rows), unwanted, grid, sigmas, guidance_scale))
+            final = self._draw(noise[rows], _rows(text, rows), unwanted, grid, sigmas, guidance_scale)
+            chunks.append(self._finish(final, grid, output_type))
             if progress:
                 progress(min(count, int(rows[0]) + len(rows)), count)
-        final = np.concatenate(chunks)[:count]
-        return PipelineOutput(self._finish(final, grid, output_type))
+        images = np.concatenate(chunks)[:count]
+        return PipelineOutput([Image.fromarray(image) for image in images] if output_type == "pil" else images)
+
+    def _features(self, prompt, embeds: TextFeatures | None) -> TextFeatures:
+        if (prompt is None) == (embeds is None):
+            raise LensError("give either prompt or prompt_embeds")
+        if embeds is None:
+            prompts = [prompt] if isinstance(prompt, str) else prompt
+            if not isinstance(prompts, Sequence) or not prompts:
+                raise LensError("prompt must be text or a non-empty list of texts")
+            return self.text_encoder.encode(prompts)
+        shapes = [np.shape(layer) for layer in embeds.layers]
+        batch = len(embeds.lengths)
+        wanted = (self.model.text_layers, batch, self.model.text_width)
+        if any((len(shapes), *shape[:1], *shape[2:]) != wanted or shape[1] < max(embeds.lengths) for shape in shapes):
+            raise LensError(
+                f"prompt_embeds are {[list(shape) for shape in shapes]}; this model needs {wanted[0]} layers of "
+                f"[{batch}, T, {wanted[2]}] with T at least {max(embeds.lengths)}"
+            )
+        return TextFeatures(tuple(embeds.layers), np.asarray(embeds.lengths, np.int32))
+
+    def _negative_features(self, negative_prompt, embeds: TextFeatures | None, count: int) -> TextFeatures | None:
+        """Features of the negative prompts, or None when all are blank: no text at all."""
+        if embeds is not None:
+            features = self._features(None, embeds)
+        else:
+            negatives = self._negatives(negative_prompt, count)
+            features = self.text_encoder.encode(negatives) if any(n.strip() for n in negatives) else None
+        if features is not None and len(features.lengths) != count:
+            raise LensError(f"{len(features.lengths)} negative prompts for {count} prompts; give one, or one each")
+        return features
 
     def _negatives(self, negative_prompt, count: int) -> list[str]:
         negatives = negative_prompt if isinstance(negative_prompt, list | tuple) else [negative_prompt or ""] * count
@@ -142,28 +191,35 @@ class LensPipeline:
         return np.asarray(latents, np.float32)
 
     def _draw(self, noise, text: TextFeatures, negative: TextFeatures | None, grid, sigmas, guidance_scale):
-        tokens = text.layers[0].shape[1]
-        return np.asarray(
-            _sample(
-                self.model,
-                guidance_scale != 1,
-                self.params,
-                noise,
-                (text.layers, text.lengths),
-                negative and (negative.layers, negative.lengths),
-                joint_positions(*grid, tokens),
-                sigmas,
-                jnp.float32(guidance_scale),
-            )
+        tokens = max(features.layers[0].shape[1] for features in (text, negative) if features is not None)
+        return _sample(
+            self.model,
+            guidance_scale != 1,
+            self.params,
+            noise,
+            (text.layers, text.lengths),
+            negative and (negative.layers, negative.lengths),
+            joint_positions(*grid, tokens),
+            sigmas,
+            jnp.float32(guidance_scale),
         )
 
-    def _finish(self, latents: np.ndarray, grid: tuple[int, int], output_type: str):
+    def _finish(self, latents: jax.Array, grid: tuple[int, int], output_type: str) -> np.ndarray:
         if output_type == "latent":
-            return latents
-        images = jax.jit(codec.decode, static_argnums=(0, 3))(self.codec, self.codec_params, latents, grid)
-        if output_type == "np":
-            return np.asarray((jnp.clip(images, -1, 1) + 1) / 2)
-        return [Image.fromarray(image) for image in np.asarray(codec.to_uint8(images))]
+            return np.asarray(latents)
+        return np.asarray(_decode(self.codec, output_type, grid, self.codec_params, latents))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _decode(config, output_type: str, grid: tuple[int, int], params: dict, latents: jax.Array) -> jax.Array:
+    """Latents to uint8 ("pil") or float32 in [0, 1] ("np"), in one program."""
+    if isinstance(config, PixelCodecConfig):
+        images = codec.decode(config, params, latents, grid)
+    elif max(grid) > _LARGEST_UNTILED:
+        images = autoencoder.decode_tiled(config, params, latents, grid)
+    else:
+        images = autoencoder.decode(config, params, latents, grid)
+    return codec.to_uint8(images) if output_type == "pil" else (jnp.clip(images, -1, 1) + 1) / 2
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -171,16 +227,19 @@ def _sample(model: DenoiserConfig, guided: bool, params, noise, text, negative, 
     """Noise to final latents in one program; positions are an input, so sizes with as many tokens share it."""
     n_image = noise.shape[1]
 
+    def denoise(x, t, layers, lengths):
+        # Text positions do not depend on the padding, so each branch takes as many as it has tokens.
+        return denoiser.apply(model, params, x, layers, lengths, t, positions[: n_image + layers[0].shape[1]])
+
     def velocity(x, t):
-        conditional = denoiser.apply(model, params, x, *text, t, positions)
+        conditional = denoise(x, t, *text)
         if not guided:
             return conditional
         if negative is None:
             # No text at all: the image attends to itself, so the text stream need not be there.
-            nothing = tuple(layer[:, :0] for layer in text[0]), jnp.zeros_like(text[1])
-            unconditional = denoiser.apply(model, params, x, *nothing, t, positions[:n_image])
+            unconditional = denoise(x, t, tuple(layer[:, :0] for layer in text[0]), jnp.zeros_like(text[1]))
         else:
-            unconditional = denoiser.apply(model, params, x, *negative, t, positions)
+            unconditional = denoise(x, t, *negative)
         return sampler.guide(conditional, unconditional, guidance_scale)
 
     return sampler.euler_sample(velocity, noise, sigmas)[0]

@@ -20,7 +20,7 @@ class SampleConfig:
 
     # What to draw; several prompts are drawn in batches.
     prompts: tyro.conf.Positional[tuple[str, ...]]
-    # A run folder, or one of its checkpoints.
+    # A run folder, one of its checkpoints, or a release folder (model_index.json, transformer/, vae/, text_encoder/).
     checkpoint: str = "runs/quickstart"
     # Folder for the pictures.
     out: str = "samples"
@@ -30,34 +30,35 @@ class SampleConfig:
     height: int | None = None
     # Pixels; both or neither.
     width: int | None = None
-    # Euler steps.
-    num_inference_steps: int = 20
-    # Guidance; 1 turns it off and saves half the time.
-    guidance_scale: float = 5.0
+    # Euler steps; by default what suits the checkpoint: 20, or 4 for Lens-Turbo and 50 for Lens-Base.
+    num_inference_steps: int | None = None
+    # Guidance; 1 turns it off and saves half the time. By default 5, or 1 for Lens-Turbo.
+    guidance_scale: float | None = None
     # Pictures of each prompt.
     num_images_per_prompt: int = 1
     # Picture i starts from noise that depends on the seed and i alone.
     seed: int = 0
-    # Pictures drawn at a time.
-    batch_size: int = 16
+    # Pictures drawn at a time; 0 is what suits the checkpoint.
+    batch_size: int = 0
 
     def __post_init__(self):
         if not self.prompts:
             raise LensError('give at least one prompt: lens-jax sample "red apple" --checkpoint RUN')
-        for name in ("batch_size", "num_images_per_prompt"):
-            if getattr(self, name) < 1:
-                raise LensError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if self.num_images_per_prompt < 1:
+            raise LensError(f"--num-images-per-prompt is {self.num_images_per_prompt}; it must be at least 1")
+        if self.batch_size < 0:
+            raise LensError(f"--batch-size is {self.batch_size}; it must be at least 0")
 
 
 def sample_to_folder(args: SampleConfig) -> list[Path]:
     """Draw `args.prompts` and write `NNNN-prompt.png` files and `sheet.png`; returns their paths."""
     pipe = LensPipeline.from_pretrained(args.checkpoint)
-    pipe.batch_size = args.batch_size
+    pipe.batch_size = args.batch_size or pipe.batch_size
     console = Console()
     settings = {
         "negative_prompt": args.negative_prompt,
-        "num_inference_steps": args.num_inference_steps,
-        "guidance_scale": args.guidance_scale,
+        "num_inference_steps": args.num_inference_steps or pipe.num_inference_steps,
+        "guidance_scale": pipe.guidance_scale if args.guidance_scale is None else args.guidance_scale,
         "seed": args.seed,
         "checkpoint": str(args.checkpoint),
         "software": f"lens-jax {__version__}",

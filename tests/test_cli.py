@@ -105,7 +105,7 @@ def test_sample_writes_pictures_that_say_how_they_were_made(capsys, trained, tmp
 def test_sample_errors(capsys, trained, tmp_path):
     for extra, message in {
         ("--height", "10", "--width", "16"): "size 10x16 cannot be tiled",
-        ("--batch-size", "0"): "--batch-size is 0",
+        ("--batch-size", "-1"): "--batch-size is -1",
         ("bad\udcff",): "prompt 1 holds bytes that are not text",
     }.items():
         code, _, err = run(capsys, "sample", "cat", *extra, "--checkpoint", str(trained), "--out", str(tmp_path / "o"))

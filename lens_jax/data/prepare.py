@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lens_jax.atomic import new_directory
 from lens_jax.data import images, phrases, scenes
-from lens_jax.data.atomic import new_directory
 from lens_jax.data.buckets import RATIOS, Bucket, assign, fit_image, make_buckets, parse_buckets
 from lens_jax.data.manifest import NAME, SPLITS, Manifest, load_manifest, write_manifest
 from lens_jax.data.records import Record, encode
@@ -30,21 +30,21 @@ class OpenMojiConfig:
     # Directory to write; it must not exist yet.
     out: str = "data/openmoji"
     # How many concepts (1 to 80), the most distinct first.
-    concepts: int = 80
+    concepts: int = 64
     # Pictures have about size² pixels.
-    size: int = 32
+    size: int = 24
     # Aspect ratios W:H, one bucket each.
     ratios: tuple[str, ...] = ("1:1", "3:4", "4:3")
     # Both sides of every bucket are multiples of this many pixels.
     tile: int = 4
     # Composed scenes in the train split.
-    scenes: int = 6000
+    scenes: int = 3000
     # Canonical pictures (one object on white, captioned by its name) of each concept in each bucket.
-    copies: int = 4
+    copies: int = 20
     # Caption languages.
-    languages: tuple[str, ...] = phrases.LANGUAGES
+    languages: tuple[str, ...] = ("en", "de", "es", "fr", "zh", "it", "ja", "ko", "ru")
     # Of these, the ones kept out of the train captions, to see what the text encoder transfers.
-    holdout_languages: tuple[str, ...] = ("it", "ko")
+    holdout_languages: tuple[str, ...] = ("it", "ja", "ko", "ru")
     # Scenes in the validation split; none of their captions is in the train split.
     validation: int = 256
     # Seed of the scenes.

@@ -111,13 +111,17 @@ class Stream(nnx.Module):
 
     def project(self, x: jax.Array, shift, scale):
         """Normed, modulated and normed again per head: q, k, v [B, S, heads, head_dim]."""
-        qkv = self.qkv(modulate(self.norm1(x), shift, scale))
-        q, k, v = rearrange(qkv, "b s three h d -> three b s h d")
+        q, k, v = _unstack(self.qkv(modulate(self.norm1(x), shift, scale)))
         return self.norm_q(q), self.norm_k(k), v
 
     def feed_forward(self, x: jax.Array, shift, scale) -> jax.Array:
-        gate, up = rearrange(self.gate_up(modulate(self.norm2(x), shift, scale)), "b s two f -> two b s f")
+        gate, up = _unstack(self.gate_up(modulate(self.norm2(x), shift, scale)))
         return self.down(jax.nn.silu(gate) * up)
+
+
+def _unstack(x: jax.Array) -> list[jax.Array]:
+    """The parts of axis 2. A split is transposed to one concatenation, where indexing gives a sum of padded parts."""
+    return [jnp.squeeze(part, 2) for part in jnp.split(x, x.shape[2], axis=2)]
 
 
 class Block(nnx.Module):

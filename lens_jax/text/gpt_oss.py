@@ -1,4 +1,4 @@
-"""The text encoder of the release: a prompt, its Harmony conversation, and four layers of GPT-OSS (release: LensGptOssEncoder)."""
+"""The text encoder of the release (LensGptOssEncoder): a prompt, its Harmony conversation, four layers of GPT-OSS."""
 
 import collections
 import dataclasses
@@ -60,13 +60,23 @@ class GptOssEncoder:
     once, so a prompt costs its own tokens and the 22 behind it, padded to a length class.
     """
 
-    def __init__(self, config: GptOssEncoderConfig, model: GptOssConfig, params: dict, tokenizer: HarmonyTokenizer):
-        """`params` are those of `models.gpt_oss`, with or without the vocabulary head."""
+    def __init__(
+        self, config: GptOssEncoderConfig, model: GptOssConfig, params: dict, tokenizer: HarmonyTokenizer | None
+    ):
+        """`params` are those of `models.gpt_oss`, with or without the vocabulary head.
+
+        Without a tokenizer only blank prompts can be encoded; token ids still can, by `encode_tokens`.
+        """
         gpt_oss.check_taps(model, config.selected)
         self.config, self.model, self.params, self.tokenizer = config, model, params, tokenizer
         self.width, self.num_layers, self.max_tokens = model.width, len(config.selected), config.length_classes[-1]
         # Recorded with cached features: other dates give other features.
         self.date = config.date
+        self._past = None
+        self._cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        if tokenizer is None:
+            return
         self._frame = harmony.image_frame(config.date)
         self._prefix = tokenizer.encode_pieces(self._frame.prefix)
         room = config.max_tokens - len(self._prefix)
@@ -76,9 +86,6 @@ class GptOssEncoder:
                 f"text.max_tokens is {config.max_tokens}; with {len(self._prefix)} tokens before and {suffix} behind "
                 f"the prompt, accepted: {len(self._prefix) + suffix} to {len(self._prefix) + self.max_tokens}"
             )
-        self._past = None
-        self._cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
-        self._lock = threading.Lock()
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features [B, T, width] of the prompts, T as `config.padding` says; a blank prompt has length 0.
@@ -86,6 +93,8 @@ class GptOssEncoder:
         A prompt is read as it is, with the blanks around it, as the original does.
         """
         wanted = {prompt: None for prompt, text in zip(prompts, check_prompts(prompts)) if text}
+        if wanted and self.tokenizer is None:
+            raise LensError("this text encoder has no tokenizer (a release has it in tokenizer/); give prompt_embeds")
         with self._lock:
             features = self._features(list(wanted))
         lengths = np.array([features[p].shape[1] if p in features else 0 for p in prompts], np.int32)

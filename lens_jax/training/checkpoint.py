@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from lens_jax import config as run_config
 from lens_jax.config import TrainConfig
 from lens_jax.data.buckets import Bucket
 from lens_jax.errors import LensError
+from lens_jax.models import denoiser
+from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.training.state import State
 
 FORMAT = 1
@@ -188,6 +191,13 @@ def check_shapes(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...],
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise LensError(f"{folder}: a checkpoint of another model, {len(problems)} arrays differ: {shown}")
+
+
+def abstract_params(config: DenoiserConfig, part: str) -> dict:
+    """What `load_parts` needs for a part "params" (in `config.param_dtype`) or "ema" (float32)."""
+    abstract = denoiser.abstract_params(config)
+    in_float32 = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    return abstract if part == "params" else jax.tree.map(in_float32, abstract)
 
 
 def load_parts(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_leaves_come_one_at_a_time(goldens):
     convert, config, tensors = load(goldens / "tiny_release", "transformer")
     asked = []
     counting = table.Tensors(tensors.specs, lambda name: (asked.append(name), tensors[name])[1])
-    leaves = convert.iter_leaves(config, counting, "counting")
+    leaves = iter(convert.leaves(config, counting, "counting").items())
     assert asked == []
     path, leaf = next(leaves)
     rules = {rule.name for rule in convert.rules(config) if rule.path == path}
@@ -184,11 +184,11 @@ def test_transposed_matrices_of_any_size_are_copied_right():
         weight = rng.standard_normal((out, 3 * inputs), np.float32)
         rule = table.Rule("w", weight.shape, "k", (1, slice(None), 0), table.linear, table.linear_back)
         template = {"k": jax.ShapeDtypeStruct((2, 3 * inputs, 2, out), jnp.bfloat16)}
-        ((_, leaf),) = table.iter_leaves([rule], {"w": weight}, template)
+        ((_, leaf),) = table.leaves([rule], {"w": weight}, template).items()
         assert np.array_equal(leaf[1, :, 0], weight.T.astype(jnp.bfloat16))
         back = table.to_release([rule], {"k": leaf}, np.dtype(np.float32))["w"]
         assert np.array_equal(back, weight.astype(jnp.bfloat16).astype(np.float32))
         heads = table.Rule("w", weight.shape, "k", (), table.linear, table.linear_back)
         template = {"k": jax.ShapeDtypeStruct((3 * inputs, out, 1), np.float32)}
-        ((_, leaf),) = table.iter_leaves([heads], {"w": weight}, template)
+        ((_, leaf),) = table.leaves([heads], {"w": weight}, template).items()
         assert np.array_equal(leaf[..., 0], weight.T)

@@ -22,9 +22,9 @@ def new_directory(out: str | os.PathLike, overwrite: bool, marker: str) -> Itera
             raise LensError(f"{out}: exists and is not a directory; choose another output path")
         if any(out.iterdir()):
             if not (out / marker).is_file():
-                raise LensError(f"{out}: not empty and not a data set (no {marker}); choose another output path")
+                raise LensError(f"{out}: not empty, and not ours to replace (no {marker}); choose another output path")
             if not overwrite:
-                raise LensError(f"{out}: a data set is already there; pass --overwrite to replace it")
+                raise LensError(f"{out}: there already; pass --overwrite to replace it, or choose another output path")
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
