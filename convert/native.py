@@ -130,7 +130,8 @@ def _run_to_torch(source: Path, target: Path, dtype, ema: bool, limit: dict, pro
     params = checkpoint.load_parts(place, {part: checkpoint.abstract_params(config, part)})[part]
     tensors = denoiser.to_release(config, params, dtype)
     writer.write_folder(target / "transformer", tensors, stem=COMPONENTS[0].stem, progress=progress, **limit)
-    values = json.dumps(denoiser.config_to_release(config), indent=2) + "\n"
+    # Which layers of which encoder the features came from is not the denoiser's to know; a run counts them from 0.
+    values = json.dumps(denoiser.config_to_release(config, tuple(range(config.text_layers))), indent=2) + "\n"
     (target / "transformer" / "config.json").write_text(values, encoding="utf-8")
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from lens_jax import config as run_config
 from lens_jax import flops
+from lens_jax.console import make_console
 from lens_jax.errors import LensError
 from lens_jax.models.layers import joint_positions
 from lens_jax.training.optimizer import make_optimizer
@@ -113,4 +113,4 @@ def _print(result: dict) -> None:
     for name, value in result.items():
         if name not in ("device", "jax", "config"):
             table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console(highlight=False).print(table)
+    make_console().print(table)

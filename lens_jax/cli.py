@@ -21,9 +21,10 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   prepare openmoji|folder   build a data set from pictograms or from a folder of captioned pictures
   train CONFIG              train a run described by a config, or go on with it where it stopped
   sample PROMPT ...         draw pictures from a run's checkpoint
+  convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
   evaluate                  measure how often a sampled picture is nearest to its own concept
   bench train               measure training speed beside a plain matrix product
-  info PATH                 say what a checkpoint or a data set holds
+  info PATH                 say what a checkpoint, a release or a data set holds
 
 Every command answers --help. A first run, about ten minutes on two cores:
 
@@ -111,6 +112,24 @@ def sample(argv: list[str]) -> None:
     sample_to_folder(parse(SampleConfig, argv, "lens-jax sample"))
 
 
+def convert(argv: list[str]) -> None:
+    from lens_jax.convert import command
+
+    kinds = {"to-jax": (command.ToJax, command.to_jax), "to-torch": (command.ToTorch, command.to_torch)}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: lens-jax convert to-jax|to-torch SRC DST [OPTIONS]\n\n"
+            "  to-jax     a release folder (transformer/, vae/, text_encoder/) to our layout\n"
+            "  to-torch   our layout, or a training run, to a release folder\n\n"
+            "Each answers --help."
+        )
+        return
+    if argv[0] not in kinds:
+        raise LensError(f"no direction {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
+    cls, run = kinds[argv[0]]
+    run(parse(cls, argv[1:], f"lens-jax convert {argv[0]}"))
+
+
 def evaluate(argv: list[str]) -> None:
     from lens_jax.evaluation.concepts import EvaluateConfig, run
 
@@ -130,7 +149,7 @@ def bench(argv: list[str]) -> None:
 
 def info(argv: list[str]) -> None:
     if len(argv) != 1 or argv[0] in ("-h", "--help"):
-        print("usage: lens-jax info PATH\n\nPATH is a run, one of its checkpoints, or a prepared data set.")
+        print("usage: lens-jax info PATH\n\nPATH is a run, a checkpoint, a release folder, or a prepared data set.")
         if len(argv) != 1:
             raise LensError(f"info takes one path, got {len(argv)}")
         return
@@ -143,6 +162,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "prepare": prepare,
     "train": train,
     "sample": sample,
+    "convert": convert,
     "evaluate": evaluate,
     "bench": bench,
     "info": info,

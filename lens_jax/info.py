@@ -3,27 +3,32 @@
 import math
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from lens_jax.console import make_console
+from lens_jax.convert import native, release
+from lens_jax.convert.folder import open_component
+from lens_jax.convert.folder import read_json as open_json
 from lens_jax.data.manifest import NAME, fingerprint, load_manifest
 from lens_jax.errors import LensError
 
 
 def describe(path: str) -> None:
-    """Print what is at `path`: a run, one of its checkpoints, or a prepared data set."""
+    """Print what is at `path`: a run, one of its checkpoints, a release folder or a prepared data set."""
     folder = Path(path)
     if not folder.exists():
         raise LensError(f"{path}: no such file or folder; give a run, a checkpoint or a data set")
     if (folder / NAME).is_file():
         _describe_data(folder)
+    elif release.is_release(folder) or native.is_native(folder) or (folder / "transformer" / "config.json").is_file():
+        _describe_release(folder)
     else:
         _describe_checkpoint(folder)
 
 
 def _describe_data(folder: Path) -> None:
     manifest = load_manifest(folder)
-    console = Console(highlight=False)
+    console = make_console()
     console.print(f"data set {folder}: source {manifest.source}, licence {manifest.licence}")
     console.print(f"fingerprint {fingerprint(manifest)}")
     console.print(
@@ -37,13 +42,31 @@ def _describe_data(folder: Path) -> None:
         console.print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items()))
 
 
+def _describe_release(path: Path) -> None:
+    console = make_console()
+    converted = native.is_native(path)
+    variant = open_json(path / native.MARK).get("variant") if converted else release.variant_of(path)
+    kind = "release in our layout" if converted else "release folder"
+    console.print(f"{kind} {path}: variant {variant}{'' if converted else ' (guessed from its name)'}")
+    table = Table("part", "arrays", "numbers", "bytes", "dtypes")
+    for component in native.COMPONENTS:
+        folder = path / (component.ours if converted else component.theirs)
+        if folder.is_dir():
+            specs = open_component(folder).specs.values()
+            numbers = sum(math.prod(spec.shape) for spec in specs)
+            dtypes = ", ".join(sorted({str(spec.dtype) for spec in specs}))
+            size = sum(spec.bytes for spec in specs)
+            table.add_row(component.ours, str(len(specs)), f"{numbers:,}", f"{size:,}", dtypes)
+    console.print(table)
+
+
 def _describe_checkpoint(path: Path) -> None:
     from lens_jax.training import checkpoint
 
     folder = checkpoint.find(path)
     metadata = checkpoint.read_metadata(folder)
     config, shapes = metadata["config"], checkpoint.saved_shapes(folder)
-    console = Console(highlight=False)
+    console = make_console()
     console.print(f"checkpoint {folder}: {folder.name} of {config.steps} steps")
     console.print(
         f"denoiser: {config.model.layers} blocks, width {config.model.width}, {config.model.heads} heads; "

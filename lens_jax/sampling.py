@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.progress import Progress
 
 from lens_jax import __version__
+from lens_jax.console import make_console
 from lens_jax.errors import LensError
 from lens_jax.pictures import contact_sheet, save_png, slug
 from lens_jax.pipeline import LensPipeline
@@ -54,7 +54,7 @@ def sample_to_folder(args: SampleConfig) -> list[Path]:
     """Draw `args.prompts` and write `NNNN-prompt.png` files and `sheet.png`; returns their paths."""
     pipe = LensPipeline.from_pretrained(args.checkpoint)
     pipe.batch_size = args.batch_size or pipe.batch_size
-    console = Console()
+    console = make_console()
     settings = {
         "negative_prompt": args.negative_prompt,
         "num_inference_steps": args.num_inference_steps or pipe.num_inference_steps,
@@ -92,5 +92,5 @@ def sample_to_folder(args: SampleConfig) -> list[Path]:
         contact_sheet(rows, args.prompts).save(sheet)
     except OSError as error:
         raise LensError(f"{out}: cannot be written: {error.strerror}") from None
-    console.print(f"{len(paths)} pictures in {out}, all on {sheet}", highlight=False)
+    console.print(f"{len(paths)} pictures in {out}, all on {sheet}")
     return [*paths, sheet]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lens_jax.atomic import new_directory
+from lens_jax.console import make_console
 from lens_jax.data import images, phrases, scenes
 from lens_jax.data.buckets import RATIOS, Bucket, assign, fit_image, make_buckets, parse_buckets
 from lens_jax.data.manifest import NAME, SPLITS, Manifest, load_manifest, write_manifest
@@ -332,7 +333,6 @@ def _report(out: str, show: bool) -> Path:
     """A table of the finished data set; returns its path."""
     manifest = load_manifest(out)
     if show:
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(title=f"{out}: {manifest.source}, {manifest.licence}")
@@ -343,7 +343,7 @@ def _report(out: str, show: bool) -> Path:
         for index, bucket in enumerate(manifest.buckets):
             small = manifest.dropped_by_bucket.get(str(bucket), {}).get("too small", 0)
             table.add_row(str(bucket), *(f"{c[index]:,}" for c in counts), f"{small:,}")
-        console = Console()
+        console = make_console()
         console.print(table)
         for reason, count in sorted(manifest.dropped.items()):
             console.print(f"left out: {count:,} {reason}")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lens_jax.console import make_console
 from lens_jax.data import scenes
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.manifest import Manifest, load_manifest
@@ -65,7 +66,7 @@ class Score:
 
 def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
     """Evaluate, print a table, and write `evaluation.json` and `evaluation.png`."""
-    console = console or Console()
+    console = console or make_console()
     manifest = load_manifest(config.data)
     if manifest.source != "openmoji":
         raise LensError(f"{config.data}: evaluation needs pictograms, this data set is of source {manifest.source!r}")
@@ -163,4 +164,4 @@ def _print(console: Console, scores: list[Score], concepts: int, out: Path) -> N
             correct, total = sum(s.correct for s in chosen), sum(s.total for s in chosen)
             table.add_row(f"all {name}", "", f"{correct}/{total}", f"{100 * correct / total:.1f} %")
     console.print(table)
-    console.print(f"pictures in {out / 'evaluation.png'}, figures in {out / 'evaluation.json'}", highlight=False)
+    console.print(f"pictures in {out / 'evaluation.png'}, figures in {out / 'evaluation.json'}")

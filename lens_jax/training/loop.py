@@ -18,6 +18,7 @@ from rich.console import Console
 from lens_jax import config as run_config
 from lens_jax import flops
 from lens_jax.config import TrainConfig
+from lens_jax.console import make_console
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.manifest import Manifest, fingerprint, load_manifest
 from lens_jax.data.pipeline import batches, validation_batches
@@ -52,7 +53,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     A run killed at any moment and started again ends with the same parameters as one that never stopped: batch n and
     the randomness of step n depend on n alone, and a checkpoint holds the rest.
     """
-    console = console or Console()
+    console = console or make_console()
     run = Path(config.out)
 
     # ---- data ----------------------------------------------------------------------------------------------------
@@ -73,7 +74,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     position = Position(next_step=0, fingerprint=fingerprint(manifest))
     if store.latest_step is None:
         state = jax.jit(create)(codec.fit(config.codec, _pictures(config)))
-        console.print(f"new run in {run}", highlight=False)
+        console.print(f"new run in {run}")
     else:
         state, saved = store.restore(jax.eval_shape(create, codec.abstract_params(config.codec)))
         if saved.fingerprint != position.fingerprint:
@@ -82,7 +83,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                 f"the checkpoint has {saved.fingerprint}); use another `out` for a new run"
             )
         position = saved
-        console.print(f"resuming {run} after step {int(state.step)}", highlight=False)
+        console.print(f"resuming {run} after step {int(state.step)}")
 
     # ---- compiled functions --------------------------------------------------------------------------------------
     step_config = StepConfig(
@@ -96,7 +97,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     start = int(state.step)
     if start >= config.steps:
         store.close()
-        console.print(f"{run} is complete: {start} steps", highlight=False)
+        console.print(f"{run} is complete: {start} steps")
         return Outcome(state, None)
     log = MetricsLog(run, start, config.steps, config.logging.tensorboard, console)
     reader = batches(config.data, start_step=position.next_step, transform=to_text)
@@ -147,7 +148,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     if stop is not None and taken < config.steps:
         console.print(f"stopped by {stop.name} after step {taken}, saved; the same command goes on from there")
         return Outcome(state, stop)
-    console.print(f"done: {taken} steps, checkpoint and metrics in {run}", highlight=False)
+    console.print(f"done: {taken} steps, checkpoint and metrics in {run}")
     return Outcome(state, None)
 
 

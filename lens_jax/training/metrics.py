@@ -50,7 +50,7 @@ class MetricsLog:
 
     def say(self, message: str) -> None:
         """A line above the progress bar."""
-        self._progress.console.print(message, highlight=False)
+        self._progress.console.print(message)
 
     def note(self, text: str) -> None:
         """The text at the end of the progress bar."""

@@ -19,7 +19,9 @@ from lens_jax.errors import LensError
 
 
 def tiny(path, **changes) -> OpenMojiConfig:
-    return OpenMojiConfig(**{"out": str(path), "concepts": 8, "scenes": 60, "copies": 1, "validation": 9, **changes})
+    small = {"concepts": 8, "size": 32, "scenes": 60, "copies": 1, "validation": 9}
+    languages = {"languages": phrases.LANGUAGES, "holdout_languages": ("it", "ko")}
+    return OpenMojiConfig(**{"out": str(path), **small, **languages, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_same_config_same_data_and_nothing_is_overwritten_unasked(pictograms, tm
     assert fingerprint(load_manifest(other)) != fingerprint(load_manifest(pictograms))
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to_ada.txt").write_text("Dear Ada")
-    with pytest.raises(LensError, match="not a data set"):
+    with pytest.raises(LensError, match="not ours to replace"):
         prepare_openmoji(tiny(tmp_path / "letters", overwrite=True), progress=False)
     for changes, words in (
         ({"languages": ("en", "xx")}, "'xx'"),

@@ -99,22 +99,19 @@ def test_stop_and_resume_is_bit_identical(uninterrupted, tiny_config, tmp_path, 
 
 def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):
     """SIGKILL five times, wherever it strikes, also while saving; the end is the same to the bit."""
-    run, steps = tmp_path / "run", 40
+    run, steps = tmp_path / "run", 30
     small = dataclasses.replace(tiny_config.checkpoint, every=1)
     quiet = dataclasses.replace(tiny_config.samples, every=0)
-    config = with_out(tiny_config, run, steps=steps, checkpoint=small, samples=quiet)
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import json\nfrom lens_jax import config as c\n"
-        f"config = c.from_dict(c.TrainConfig, json.loads({json.dumps(run_config.to_dict(config))!r}), 'test')\n"
-    )
-    command = [sys.executable, "-m", "lens_jax", "train", str(script)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    unmeasured = dataclasses.replace(tiny_config.validation, every=0)
+    config = with_out(tiny_config, run, steps=steps, checkpoint=small, samples=quiet, validation=unmeasured)
+    command = command_for(config, tmp_path)
     rng = random.Random(0)
     kills = 0
     while kills < 5:
         before = newest_step(run)
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         # Strike after a step was saved, so that each life gets somewhere, and then at any moment of the next ones.
         while newest_step(run) == before and process.poll() is None:
             time.sleep(0.01)
@@ -125,7 +122,7 @@ def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):
         process.communicate()
         assert process.returncode in (0, -signal.SIGKILL)
         assert newest_step(run) < steps, "the run ended before it could be killed five times"
-    final = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    final = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
     assert final.returncode == 0, final.stderr
 
     expected = loop.train(dataclasses.replace(config, out=str(tmp_path / "whole"))).state
@@ -134,6 +131,22 @@ def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):
     actual, position = store.restore(jax.eval_shape(lambda: expected))
     assert position.next_step == steps
     assert_same_bits(actual, expected)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a child process; what one life has compiled the next need not compile again."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", **cache}
+
+
+def command_for(config, folder: Path) -> list[str]:
+    """The command line that trains `config` in a process of its own."""
+    script = folder / "config.py"
+    script.write_text(
+        "import json\nfrom lens_jax import config as c\n"
+        f"config = c.from_dict(c.TrainConfig, json.loads({json.dumps(run_config.to_dict(config))!r}), 'test')\n"
+    )
+    return [sys.executable, "-m", "lens_jax", "train", str(script)]
 
 
 def newest_step(run: Path) -> int:
@@ -192,28 +205,19 @@ def test_other_data_set_is_refused(uninterrupted, tiny_config, tmp_path):
         loop.train(with_out(tiny_config, uninterrupted[1], data=data, steps=10))
 
 
-def test_full_disk_leaves_the_previous_checkpoint_whole(tiny_config, tmp_path, monkeypatch):
-    """Writes fail from the second checkpoint on, as on a full disk."""
-    config = with_out(tiny_config, tmp_path / "run")
-    save = checkpoint.CheckpointStore.save
-    limit = pytest.importorskip("resource")
-
-    def full_disk(store, state, *rest):
-        if int(state.step) == 8:
-            # The kernel refuses to let files grow past this, as a full disk does: arrays fail, the metrics still fit.
-            limit.setrlimit(limit.RLIMIT_FSIZE, (20_000, old[1]))
-        return save(store, state, *rest)
-
-    old = limit.getrlimit(limit.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    monkeypatch.setattr(checkpoint.CheckpointStore, "save", full_disk)
-    try:
-        with pytest.raises(LensError, match=r"could not be saved .* earlier checkpoints are whole"):
-            loop.train(config)
-    finally:
-        limit.setrlimit(limit.RLIMIT_FSIZE, old)
-        signal.signal(signal.SIGXFSZ, ignored)
-    monkeypatch.undo()
+def test_full_disk_leaves_the_previous_checkpoint_whole(tiny_config, tmp_path):
+    """The second checkpoint does not fit: one line, exit code 2, and the run goes on from the first."""
+    config = with_out(tiny_config, tmp_path / "run", samples=dataclasses.replace(tiny_config.samples, every=0))
+    loop.train(dataclasses.replace(config, steps=4))
+    # The kernel refuses to let files grow past 40 blocks, as a full disk does: arrays fail, the metrics still fit.
+    limited = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command_for(config, tmp_path)]
+    failed = subprocess.run(limited, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    errors = [line for line in failed.stderr.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert "could not be saved" in errors[0]
+    assert "earlier checkpoints are whole" in errors[0]
+    assert "Traceback" not in failed.stderr
     assert checkpoint.find(tmp_path / "run").name == "4"
     assert int(loop.train(config).state.step) == 8
 
