@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from lens_jax.data.buckets import LENS_1024, LENS_1440, RATIOS
 from lens_jax.diffusion import sampler
 from lens_jax.errors import LensError
 from lens_jax.models import autoencoder, codec, denoiser
@@ -21,6 +22,8 @@ from lens_jax.models.layers import joint_positions
 from lens_jax.text.encoder import TextEncoder, TextFeatures
 
 OUTPUT_TYPES = ("pil", "np", "latent")
+# The sizes the release offers, by base resolution, in the order of RATIOS.
+OFFERED = {1024: LENS_1024, 1440: LENS_1440}
 # Latent tokens along a side up to which a picture is decoded whole: 2,080 pixels, the longest side of the release's
 # larger table.
 _LARGEST_UNTILED = 130
@@ -86,6 +89,8 @@ class LensPipeline:
         negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
+        base_resolution: int | None = None,
+        aspect_ratio: str | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -102,6 +107,8 @@ class LensPipeline:
           prompt: one prompt or several; a blank one is the unconditional case.
           negative_prompt: what guidance moves away from; blank or None is no text at all, as in the release.
           height, width: pixels; multiples of the codec's tile. Both default to the pipeline's size.
+          base_resolution, aspect_ratio: instead of a size, one the release offers: 1024 or 1440, and "W:H" out of
+            1:2, 9:16, 2:3, 3:4, 1:1, 4:3, 3:2, 16:9, 2:1. Either defaults to 1024 or 1:1.
           num_inference_steps, guidance_scale: default to the pipeline's; at a guidance of 1 the unconditional branch is
             not run.
           seed: image i starts from noise that depends on (seed, i) and the number of latent tokens only.
@@ -118,9 +125,7 @@ class LensPipeline:
             raise LensError(f"num_images_per_prompt is {num_images_per_prompt}; it must be at least 1")
         if output_type not in OUTPUT_TYPES:
             raise LensError(f"output_type is {output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}")
-        if (height is None) != (width is None):
-            raise LensError("give both height and width, or neither")
-        size = self.default_size if height is None or width is None else (height, width)
+        size = self._size(height, width, base_resolution, aspect_ratio)
         grid = codec.latent_grid(self.codec, *size)
         sigmas = sampler.sigma_schedule(grid[0] * grid[1], steps)
 
@@ -141,6 +146,15 @@ class LensPipeline:
                 progress(min(count, int(rows[0]) + len(rows)), count)
         images = np.concatenate(chunks)[:count]
         return PipelineOutput([Image.fromarray(image) for image in images] if output_type == "pil" else images)
+
+    def _size(self, height, width, base_resolution, aspect_ratio) -> tuple[int, int]:
+        if (height is None) != (width is None):
+            raise LensError("give both height and width, or neither")
+        if base_resolution is None and aspect_ratio is None:
+            return self.default_size if height is None else (height, width)
+        if height is not None:
+            raise LensError("give either height and width, or base_resolution and aspect_ratio")
+        return offered_size(1024 if base_resolution is None else base_resolution, aspect_ratio or "1:1")
 
     def _features(self, prompt, embeds: TextFeatures | None) -> TextFeatures:
         if (prompt is None) == (embeds is None):
@@ -208,6 +222,17 @@ class LensPipeline:
         if output_type == "latent":
             return np.asarray(latents)
         return np.asarray(_decode(self.codec, output_type, grid, self.codec_params, latents))
+
+
+def offered_size(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
+    """(height, width) of a ratio "W:H" in one of the two tables of the release (resolution.py)."""
+    if base_resolution not in OFFERED:
+        accepted = ", ".join(map(str, OFFERED))
+        raise LensError(f"base_resolution is {base_resolution!r}; accepted: {accepted}")
+    if aspect_ratio not in RATIOS:
+        raise LensError(f"aspect_ratio is {aspect_ratio!r}; accepted: {', '.join(RATIOS)}")
+    bucket = OFFERED[base_resolution][RATIOS.index(aspect_ratio)]
+    return bucket.height, bucket.width
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -30,6 +30,10 @@ class SampleConfig:
     height: int | None = None
     # Pixels; both or neither.
     width: int | None = None
+    # Instead of a size, one the release offers: 1024 or 1440 pixels,
+    base_resolution: int | None = None
+    # and a ratio W:H from 1:2 to 2:1.
+    aspect_ratio: str | None = None
     # Euler steps; by default what suits the checkpoint: 20, or 4 for Lens-Turbo and 50 for Lens-Base.
     num_inference_steps: int | None = None
     # Guidance; 1 turns it off and saves half the time. By default 5, or 1 for Lens-Turbo.
@@ -70,6 +74,8 @@ def sample_to_folder(args: SampleConfig) -> list[Path]:
             negative_prompt=args.negative_prompt,
             height=args.height,
             width=args.width,
+            base_resolution=args.base_resolution,
+            aspect_ratio=args.aspect_ratio,
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
             num_images_per_prompt=args.num_images_per_prompt,

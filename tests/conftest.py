@@ -49,5 +49,5 @@ def tiny_config(pictograms):
         checkpoint=config.CheckpointConfig(every=4, keep=2),
         samples=config.SampleConfig(every=8, prompts=("red apple", ""), num_inference_steps=2),
         validation=config.ValidationConfig(every=4, batches=2),
-        logging=config.LoggingConfig(every=2),
+        logging=config.LoggingConfig(every=2, tensorboard=True),
     )  # fmt: skip

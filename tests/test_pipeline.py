@@ -67,6 +67,13 @@ def test_negative_prompt(pipe):
         draw(pipe, ["cat"], negative_prompt=["a", "b"])
 
 
+def test_sizes_the_release_offers():
+    sizes = {(1024, "1:2"): (1472, 736), (1024, "16:9"): (768, 1376), (1440, "3:4"): (1616, 1216),
+             (1440, "2:1"): (1040, 2080)}  # fmt: skip
+    for arguments, size in sizes.items():
+        assert pipeline.offered_size(*arguments) == size
+
+
 def test_output_types_and_sizes(pipe):
     arrays = pipe("cat", height=8, width=24, num_inference_steps=2, num_images_per_prompt=2, output_type="np").images
     assert arrays.shape == (2, 8, 24, 3)
@@ -81,6 +88,9 @@ def test_output_types_and_sizes(pipe):
     [
         ({"height": 10, "width": 16}, "size 10x16 cannot be tiled"),
         ({"height": 16}, "give both height and width"),
+        ({"height": 16, "width": 16, "aspect_ratio": "1:1"}, "give either height and width, or base_resolution"),
+        ({"base_resolution": 512}, "accepted: 1024, 1440"),
+        ({"aspect_ratio": "5:4"}, "accepted: 1:2, 9:16"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"output_type": "jpg"}, "accepted: pil, np, latent"),

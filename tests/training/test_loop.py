@@ -56,6 +56,7 @@ def test_run_writes_all_it_promises(uninterrupted, tiny_config):
                 "tflops_per_second", "data_wait_share", "learning_rate"} <= record.keys()  # fmt: skip
     assert [record["step"] for record in read_metrics(out / "metrics.jsonl", "validation")] == [4, 8]
     assert Image.open(out / "samples" / "step_0000008.png").size[0] > 96
+    assert list((out / "tensorboard").glob("events.out.tfevents.*"))
     saved = run_config.from_dict(run_config.TrainConfig, json.loads((out / "config.json").read_text()), "config.json")
     assert saved == with_out(tiny_config, out)
     steps = sorted(int(p.name) for p in (out / "checkpoints").iterdir())
