@@ -5,7 +5,9 @@ import functools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,9 @@ from lens_jax import config as run_config
 from lens_jax import flops
 from lens_jax.console import make_console
 from lens_jax.errors import LensError
+from lens_jax.models import denoiser
+from lens_jax.models.autoencoder import AutoencoderConfig, latent_grid
+from lens_jax.models.denoiser import LENS, LENS_TOY
 from lens_jax.models.layers import joint_positions
 from lens_jax.training.optimizer import make_optimizer
 from lens_jax.training.state import create_state
@@ -100,17 +105,121 @@ def bench_train(bench: TrainBench) -> dict:
         "product_gflops_per_second": product_rate / 1e9,
         "ratio": step_rate / product_rate,
     }
-    _print(result)
-    if bench.json:
-        Path(bench.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _report(result, "bench train", bench.json)
     return result
 
 
-def _print(result: dict) -> None:
-    table = Table(
-        title=f"bench train: {result['config']} on {result['device']}, jax {result['jax']}", show_header=False
+SIZES = {
+    "lens": LENS,
+    "toy": LENS_TOY,
+    "tiny": dataclasses.replace(LENS, layers=4, heads=4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserBench:
+    """One forward pass of the denoiser with random weights."""
+
+    # The released size (4.1B), the report's toy (1.2B), or four narrow blocks.
+    size: Literal["lens", "toy", "tiny"] = "tiny"
+    # Pixels of the picture; a latent token is 16 x 16 of them.
+    height: int = 1024
+    width: int = 1024
+    # Text tokens; all of them valid.
+    text_tokens: int = 128
+    # Pictures at a time.
+    batch_size: int = 1
+    # What is computed in, and what the weights are kept in.
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # Attention kernel; auto is cuDNN on a GPU in half precision and XLA elsewhere.
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    # Lay the blocks out one after another instead of scanning them.
+    unroll: bool = False
+    # Timed passes; the median is reported.
+    repeats: int = 20
+    # Compile only: needs no memory for weights.
+    compile_only: bool = False
+    # Also write the result as JSON here.
+    json: str = ""
+
+    def __post_init__(self):
+        for name in ("batch_size", "repeats"):
+            if getattr(self, name) < 1:
+                raise LensError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if self.text_tokens < 0:
+            raise LensError(f"--text-tokens is {self.text_tokens}; it must be at least 0")
+
+
+def bench_denoiser(bench: DenoiserBench) -> dict:
+    """Compile a forward pass, time it, print and return the figures; the share of peak only where the peak is known."""
+    rows, columns = latent_grid(AutoencoderConfig(), bench.height, bench.width)
+    options = {name: getattr(bench, name) for name in ("dtype", "attention", "unroll")}
+    model = dataclasses.replace(SIZES[bench.size], param_dtype=bench.dtype, **options)
+    shape = jax.ShapeDtypeStruct
+    batch, tokens, dtype = bench.batch_size, rows * columns, jnp.dtype(bench.dtype)
+    layer = shape((batch, bench.text_tokens, model.text_width), dtype)
+    inputs = (
+        shape((batch, tokens, model.latent_channels), dtype),
+        (layer,) * model.text_layers,
+        shape((batch,), jnp.int32),
+        shape((batch,), jnp.float32),
+        shape((tokens + bench.text_tokens, 3), jnp.int32),
     )
+    started = time.perf_counter()
+    lowered = jax.jit(functools.partial(denoiser.apply, model)).lower(denoiser.abstract_params(model), *inputs)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    result = {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "config": f"{bench.size}, {denoiser.parameter_count(model):,} parameters",
+        "batch_size": batch,
+        "image_tokens": tokens,
+        "text_tokens": bench.text_tokens,
+        "dtype": bench.dtype,
+        "attention": bench.attention,
+        "trace_seconds": traced - started,
+        "compile_seconds": time.perf_counter() - traced,
+        "temporary_megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "operations": batch * flops.denoiser_forward(model, tokens, bench.text_tokens),
+    }
+    if not bench.compile_only:
+        params = jax.jit(functools.partial(denoiser.init, model))(jax.random.key(0))
+        text = tuple(jax.random.normal(jax.random.key(i), layer.shape, dtype) for i in range(model.text_layers))
+        latents = jax.random.normal(jax.random.key(9), inputs[0].shape, dtype)
+        lengths, t = jnp.full(batch, bench.text_tokens, jnp.int32), jnp.full(batch, 0.5, jnp.float32)
+        positions = jnp.asarray(joint_positions(rows, columns, bench.text_tokens))
+        seconds = _median_seconds(lambda: compiled(params, latents, text, lengths, t, positions), bench.repeats)
+        result["seconds"] = seconds
+        result["tflops_per_second"] = result["operations"] / seconds / 1e12
+        peak = flops.peak(jax.devices()[0].device_kind)
+        if peak and bench.dtype == "bfloat16":
+            result["share_of_peak"] = result["operations"] / seconds / peak
+    _report(result, "bench denoiser", bench.json)
+    return result
+
+
+def _median_seconds(run: Callable, repeats: int) -> float:
+    """Median time of `run` after three calls that warm it up."""
+    seconds = []
+    for repeat in range(repeats + 3):
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        if repeat >= 3:
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _report(result: dict, what: str, path: str) -> None:
+    """A table on the console, and the figures as JSON where `path` says."""
+    table = Table(title=f"{what}: {result['config']} on {result['device']}, jax {result['jax']}", show_header=False)
     for name, value in result.items():
         if name not in ("device", "jax", "config"):
-            table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+            shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+            table.add_row(name.replace("_", " "), shown)
     make_console().print(table)
+    if path:
+        try:
+            Path(path).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise LensError(f"{path}: cannot be written: {error.strerror}") from None

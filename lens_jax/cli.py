@@ -23,7 +23,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   sample PROMPT ...         draw pictures from a run's checkpoint
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
   evaluate                  measure how often a sampled picture is nearest to its own concept
-  bench train               measure training speed beside a plain matrix product
+  bench train|denoiser      measure speed: a training step beside a plain matrix product, a forward pass
   info PATH                 say what a checkpoint, a release or a data set holds
 
 Every command answers --help. A first run, about ten minutes on two cores:
@@ -137,14 +137,21 @@ def evaluate(argv: list[str]) -> None:
 
 
 def bench(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help"):
-        print("usage: lens-jax bench train [OPTIONS]\n\n  train   one training step beside a plain matrix product")
-        return
-    if argv[0] != "train":
-        raise LensError(f"no benchmark {argv[0]!r}; accepted: train")
-    from lens_jax.bench import TrainBench, bench_train
+    from lens_jax.bench import DenoiserBench, TrainBench, bench_denoiser, bench_train
 
-    bench_train(parse(TrainBench, argv[1:], "lens-jax bench train"))
+    kinds = {"train": (TrainBench, bench_train), "denoiser": (DenoiserBench, bench_denoiser)}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: lens-jax bench train|denoiser [OPTIONS]\n\n"
+            "  train      one training step of a config, beside a plain matrix product\n"
+            "  denoiser   one forward pass with random weights: compile time, memory, speed\n\n"
+            "Each answers --help."
+        )
+        return
+    if argv[0] not in kinds:
+        raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
+    cls, run = kinds[argv[0]]
+    run(parse(cls, argv[1:], f"lens-jax bench {argv[0]}"))
 
 
 def info(argv: list[str]) -> None:

@@ -22,3 +22,25 @@ def denoiser_forward(config: DenoiserConfig, image_tokens: int, text_tokens: int
 def train_step(config: DenoiserConfig, image_tokens: int, text_tokens: int, batch: int) -> int:
     """Model operations of one optimiser step: the backward pass costs twice the forward one; no recomputation."""
     return 3 * batch * denoiser_forward(config, image_tokens, text_tokens)
+
+
+# Dense bfloat16 operations a second, by a part of the device's name in lower case (makers' data sheets).
+_PEAKS = {
+    "h100 pcie": 756e12,
+    "h100": 989.4e12,
+    "h200": 989.4e12,
+    "h800": 989.4e12,
+    "a100": 312e12,
+    "v6 lite": 918e12,
+    "v6e": 918e12,
+    "v5p": 459e12,
+    "v5 lite": 197e12,
+    "v5e": 197e12,
+    "v4": 275e12,
+}
+
+
+def peak(device_kind: str) -> float | None:
+    """Dense bfloat16 peak of a device in operations a second, or None for one that is not listed."""
+    name = device_kind.lower()
+    return next((rate for part, rate in _PEAKS.items() if part in name), None)

@@ -44,7 +44,7 @@ def trained(tiny_config, tmp_path_factory):
         (["info", "nowhere"], "no such file or folder"),
         (["prepare", "openmojis"], "did you mean 'openmoji'?"),
         (["prepare", "folder", "--path", "nowhere"], "nowhere"),
-        (["bench", "trian"], "accepted: train"),
+        (["bench", "trian"], "did you mean 'train'?"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

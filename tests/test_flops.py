@@ -19,3 +19,10 @@ from lens_jax.models.denoiser import LENS
 )
 def test_forward(image_tokens, text_tokens, expected):
     assert flops.denoiser_forward(LENS, image_tokens, text_tokens) == expected
+
+
+def test_peaks():
+    assert flops.peak("NVIDIA H100 80GB HBM3") == 989.4e12
+    assert flops.peak("NVIDIA H100 PCIe") == 756e12
+    assert flops.peak("TPU v5 lite") == 197e12
+    assert flops.peak("cpu") is None
