@@ -5,9 +5,13 @@ Each command is a typed function or dataclass that tyro turns into flags; a modu
 """
 
 import contextlib
+import dataclasses
+import difflib
 import io
 import os
+import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -188,10 +192,19 @@ def parse(cls: type, argv: list[str], program: str, default: Any = None) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise LensError(_one_line(captured.getvalue(), program))
+    raise LensError(_one_line(captured.getvalue(), program, _flags(cls)))
 
 
-def _one_line(box: str, program: str) -> str:
+def _flags(cls: type, prefix: str = "--") -> list[str]:
+    """Every flag of a dataclass, nested ones dotted."""
+    flags = []
+    for name, hint in typing.get_type_hints(cls).items():
+        flag = prefix + name.replace("_", "-")
+        flags += _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
+    return flags
+
+
+def _one_line(box: str, program: str, known: list[str]) -> str:
     """tyro draws a box with rules between the message and the flags it suggests, and where the terminal is not UTF-8
     without a frame and with the title as one more section."""
     sections = [[]]
@@ -202,6 +215,13 @@ def _one_line(box: str, program: str) -> str:
         elif line and not line.startswith(("╭", "╰")):
             sections[-1].append(line)
     message, *rest = sections if box.startswith("╭") else sections[1:]
-    flags = [line.split()[0] for section in rest for line in section if line.startswith("--")]
-    suggestion = f" (did you mean {' or '.join(flags[:3])}?)" if flags and "nrecognized" in message[0] else ""
+    suggestion = ""
+    unknown = re.search(r"Unrecognized options: (--\S+?)(,|$)", message[0])
+    if unknown:
+        near = [line.split()[0] for section in rest for line in section if line.startswith("--")]
+        # tyro compares whole flags; most typos leave out the part before the dot.
+        leaf = {flag.rpartition(".")[2].lstrip("-"): flag for flag in known}
+        wanted = unknown[1].rpartition(".")[2].lstrip("-").replace("_", "-")
+        near = near or [leaf[name] for name in difflib.get_close_matches(wanted, leaf, n=2)]
+        suggestion = f" (did you mean {' or '.join(near[:3])}?)" if near else ""
     return f"{' '.join(message)}{suggestion}; see {program} --help"
