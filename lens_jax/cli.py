@@ -73,18 +73,13 @@ def prepare(argv: list[str]) -> None:
         "openmoji": (OpenMojiConfig, prepare_openmoji),
         "folder": (FolderConfig, prepare_folder),
     }
-    if not argv or argv[0] in ("-h", "--help"):
-        print(
-            "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"
-            "  openmoji   pictograms composed into captioned scenes (needs the extra: demo)\n"
-            "  folder     pictures with .txt captions beside them, or a metadata.jsonl or metadata.csv\n\n"
-            "Each answers --help."
-        )
-        return
-    if argv[0] not in kinds:
-        raise LensError(f"no source {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
-    cls, run = kinds[argv[0]]
-    run(parse(cls, argv[1:], f"lens-jax prepare {argv[0]}"))
+    usage = (
+        "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"
+        "  openmoji   pictograms composed into captioned scenes (needs the extra: demo)\n"
+        "  folder     pictures with .txt captions beside them, or a metadata.jsonl or metadata.csv\n\n"
+        "Each answers --help."
+    )
+    _choose(argv, "prepare", "source", kinds, usage)
 
 
 def train(argv: list[str]) -> int:
@@ -120,18 +115,13 @@ def convert(argv: list[str]) -> None:
     from lens_jax.convert import command
 
     kinds = {"to-jax": (command.ToJax, command.to_jax), "to-torch": (command.ToTorch, command.to_torch)}
-    if not argv or argv[0] in ("-h", "--help"):
-        print(
-            "usage: lens-jax convert to-jax|to-torch SRC DST [OPTIONS]\n\n"
-            "  to-jax     a release folder (transformer/, vae/, text_encoder/) to our layout\n"
-            "  to-torch   our layout, or a training run, to a release folder\n\n"
-            "Each answers --help."
-        )
-        return
-    if argv[0] not in kinds:
-        raise LensError(f"no direction {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
-    cls, run = kinds[argv[0]]
-    run(parse(cls, argv[1:], f"lens-jax convert {argv[0]}"))
+    usage = (
+        "usage: lens-jax convert to-jax|to-torch SRC DST [OPTIONS]\n\n"
+        "  to-jax     a release folder (transformer/, vae/, text_encoder/) to our layout\n"
+        "  to-torch   our layout, or a training run, to a release folder\n\n"
+        "Each answers --help."
+    )
+    _choose(argv, "convert", "direction", kinds, usage)
 
 
 def evaluate(argv: list[str]) -> None:
@@ -144,18 +134,13 @@ def bench(argv: list[str]) -> None:
     from lens_jax.bench import DenoiserBench, TrainBench, bench_denoiser, bench_train
 
     kinds = {"train": (TrainBench, bench_train), "denoiser": (DenoiserBench, bench_denoiser)}
-    if not argv or argv[0] in ("-h", "--help"):
-        print(
-            "usage: lens-jax bench train|denoiser [OPTIONS]\n\n"
-            "  train      one training step of a config, beside a plain matrix product\n"
-            "  denoiser   one forward pass with random weights: compile time, memory, speed\n\n"
-            "Each answers --help."
-        )
-        return
-    if argv[0] not in kinds:
-        raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
-    cls, run = kinds[argv[0]]
-    run(parse(cls, argv[1:], f"lens-jax bench {argv[0]}"))
+    usage = (
+        "usage: lens-jax bench train|denoiser [OPTIONS]\n\n"
+        "  train      one training step of a config, beside a plain matrix product\n"
+        "  denoiser   one forward pass with random weights: compile time, memory, speed\n\n"
+        "Each answers --help."
+    )
+    _choose(argv, "bench", "benchmark", kinds, usage)
 
 
 def info(argv: list[str]) -> None:
@@ -167,6 +152,17 @@ def info(argv: list[str]) -> None:
     from lens_jax.info import describe
 
     describe(argv[0])
+
+
+def _choose(argv: list[str], command: str, what: str, kinds: dict[str, tuple[type, Callable]], usage: str) -> None:
+    """Run the kind of `command` that comes first in argv, with the rest as its flags."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage)
+        return
+    if argv[0] not in kinds:
+        raise LensError(f"no {what} {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
+    cls, run = kinds[argv[0]]
+    run(parse(cls, argv[1:], f"lens-jax {command} {argv[0]}"))
 
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
