@@ -100,7 +100,7 @@ def test_stop_and_resume_is_bit_identical(uninterrupted, tiny_config, tmp_path, 
 
 def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):
     """SIGKILL five times, wherever it strikes, also while saving; the end is the same to the bit."""
-    run, steps = tmp_path / "run", 30
+    run, steps = tmp_path / "run", 60
     small = dataclasses.replace(tiny_config.checkpoint, every=1)
     quiet = dataclasses.replace(tiny_config.samples, every=0)
     unmeasured = dataclasses.replace(tiny_config.validation, every=0)
@@ -126,7 +126,8 @@ def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):
     final = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
     assert final.returncode == 0, final.stderr
 
-    expected = loop.train(dataclasses.replace(config, out=str(tmp_path / "whole"))).state
+    undisturbed = dataclasses.replace(config, out=str(tmp_path / "whole"), checkpoint=tiny_config.checkpoint)
+    expected = loop.train(undisturbed).state
     store = checkpoint.CheckpointStore(run, keep=2)
     assert store.latest_step == steps
     actual, position = store.restore(jax.eval_shape(lambda: expected))
