@@ -41,7 +41,9 @@ def timestep_features(t: jax.Array, channels: int = 256) -> jax.Array:
     The factor 1000 of the release is applied here and nowhere else: a caller that passes 0..1000 gets noise.
     """
     half = channels // 2
-    frequencies = jnp.exp(-np.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    # The exponent in float32, as the release rounds it (5.7e-7 of a frequency, times up to 1000); the exponential exactly.
+    exponents = np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
