@@ -7,6 +7,7 @@ Each command is a typed function or dataclass that tyro turns into flags; a modu
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import io
 import os
 import re
@@ -27,7 +28,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   sample PROMPT ...         draw pictures from a run's checkpoint
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
   evaluate                  measure how often a sampled picture is nearest to its own concept
-  bench train|denoiser      measure speed: a training step beside a plain matrix product, a forward pass
+  bench train|sample|...    measure the speed of a training step, a picture, or one of its parts
   info PATH                 say what a checkpoint, a release or a data set holds
 
 Every command answers --help. A first run, about ten minutes on two cores:
@@ -35,6 +36,20 @@ Every command answers --help. A first run, about ten minutes on two cores:
   lens-jax prepare openmoji
   lens-jax train quickstart
   lens-jax sample "red apple" "a cat on the left, a car on the right" --checkpoint runs/quickstart
+"""
+
+BENCH_USAGE = """\
+usage: lens-jax bench train|sample|denoiser|text|decode|convert [OPTIONS]
+
+  train      one training step of a config, beside a plain matrix product
+  sample     token ids to a picture, end to end and by its parts
+  denoiser   one forward pass of the denoiser
+  text       the features of a prompt by GPT-OSS
+  decode     latents to a picture by the autoencoder, or back
+  convert    a release's denoiser to our layout, beside cp of the same folder
+
+All but train and convert take --size lens|toy|tiny, with random weights. denoiser, text and decode take
+--against torch: the same sizes in eager PyTorch, transformers and diffusers, in turn. Each answers --help.
 """
 
 
@@ -117,7 +132,7 @@ def convert(argv: list[str]) -> None:
     kinds = {"to-jax": (command.ToJax, command.to_jax), "to-torch": (command.ToTorch, command.to_torch)}
     usage = (
         "usage: lens-jax convert to-jax|to-torch SRC DST [OPTIONS]\n\n"
-        "  to-jax     a release folder (transformer/, vae/, text_encoder/) to our layout\n"
+        "  to-jax     a release folder (transformer/, vae/, text_encoder/) or single files to our layout\n"
         "  to-torch   our layout, or a training run, to a release folder\n\n"
         "Each answers --help."
     )
@@ -131,16 +146,15 @@ def evaluate(argv: list[str]) -> None:
 
 
 def bench(argv: list[str]) -> None:
-    from lens_jax.bench import DenoiserBench, TrainBench, bench_denoiser, bench_train
-
-    kinds = {"train": (TrainBench, bench_train), "denoiser": (DenoiserBench, bench_denoiser)}
-    usage = (
-        "usage: lens-jax bench train|denoiser [OPTIONS]\n\n"
-        "  train      one training step of a config, beside a plain matrix product\n"
-        "  denoiser   one forward pass with random weights: compile time, memory, speed\n\n"
-        "Each answers --help."
-    )
-    _choose(argv, "bench", "benchmark", kinds, usage)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(BENCH_USAGE, end="")
+        return
+    kinds = ("train", "sample", "denoiser", "text", "decode", "convert")
+    if argv[0] not in kinds:
+        raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
+    module = importlib.import_module(f"lens_jax.bench.{argv[0]}")
+    options = parse(getattr(module, f"{argv[0].title()}Bench"), argv[1:], f"lens-jax bench {argv[0]}")
+    getattr(module, f"bench_{argv[0]}")(options)
 
 
 def info(argv: list[str]) -> None:

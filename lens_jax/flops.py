@@ -1,6 +1,8 @@
 """Exact operation counts. XLA's own count sees a scanned block once, and 6 x parameters is 2x too high for Lens."""
 
+from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.models.gpt_oss import GptOssConfig
 
 
 def denoiser_forward(config: DenoiserConfig, image_tokens: int, text_tokens: int) -> int:
@@ -22,6 +24,65 @@ def denoiser_forward(config: DenoiserConfig, image_tokens: int, text_tokens: int
 def train_step(config: DenoiserConfig, image_tokens: int, text_tokens: int, batch: int) -> int:
     """Model operations of one optimiser step: the backward pass costs twice the forward one; no recomputation."""
     return 3 * batch * denoiser_forward(config, image_tokens, text_tokens)
+
+
+def gpt_oss_forward(config: GptOssConfig, tokens: int, past: int = 0) -> int:
+    """Operations of all layers for `tokens` tokens of one prompt behind `past` cached ones, without the vocabulary.
+
+    Only the experts that a token uses are counted, and only the keys that it sees.
+    """
+    c = config
+    projections = 2 * c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
+    experts = 2 * c.width * c.experts + c.experts_per_token * 2 * 3 * c.width * c.hidden
+    seen = [past + i + 1 for i in range(tokens)]
+    windowed = sum(min(keys, c.window) for keys in seen)
+    even, odd = (c.layers + 1) // 2, c.layers // 2
+    return c.layers * tokens * (projections + experts) + 4 * c.heads * c.head_dim * (even * windowed + odd * sum(seen))
+
+
+def autoencoder_decode(config: AutoencoderConfig, rows: int, columns: int) -> int:
+    """Operations of decoding one grid of latent tokens to a picture; norms and activations excluded."""
+    c, widths = config, config.widths[::-1]
+    cells = rows * columns * c.patch**2
+    total = _conv(cells, c.cell_channels, c.cell_channels, 1) + _conv(cells, c.cell_channels, widths[0])
+    total += _middle(cells, widths[0])
+    inputs = widths[0]
+    for level, width in enumerate(widths):
+        total += _residuals(cells, inputs, width, c.layers + 1)
+        if level < len(widths) - 1:
+            cells *= 4
+            total += _conv(cells, width, width)
+        inputs = width
+    return total + _conv(cells, inputs, 3)
+
+
+def autoencoder_encode(config: AutoencoderConfig, rows: int, columns: int) -> int:
+    """Operations of encoding a picture to a grid of latent tokens; norms and activations excluded."""
+    c, inputs = config, config.widths[0]
+    cells = rows * columns * c.tile**2
+    total = _conv(cells, 3, inputs)
+    for level, width in enumerate(c.widths):
+        total += _residuals(cells, inputs, width, c.layers)
+        if level < len(c.widths) - 1:
+            cells //= 4
+            total += _conv(cells, width, width)
+        inputs = width
+    total += _middle(cells, inputs) + _conv(cells, inputs, 2 * c.cell_channels)
+    return total + _conv(cells, 2 * c.cell_channels, 2 * c.cell_channels, 1)
+
+
+def _conv(cells: int, inputs: int, outputs: int, side: int = 3) -> int:
+    """A convolution that gives `cells` cells; what reaches over the border is counted as if it did not."""
+    return 2 * side**2 * inputs * outputs * cells
+
+
+def _residuals(cells: int, inputs: int, width: int, count: int) -> int:
+    shortcut = _conv(cells, inputs, width, 1) if inputs != width else 0
+    return _conv(cells, inputs, width) + (2 * count - 1) * _conv(cells, width, width) + shortcut
+
+
+def _middle(cells: int, width: int) -> int:
+    return 4 * _conv(cells, width, width) + 4 * 2 * width**2 * cells + 4 * cells**2 * width
 
 
 # Dense bfloat16 operations a second, by a part of the device's name in lower case (makers' data sheets).

@@ -127,7 +127,6 @@ class LensPipeline:
             raise LensError(f"output_type is {output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}")
         size = self._size(height, width, base_resolution, aspect_ratio)
         grid = codec.latent_grid(self.codec, *size)
-        sigmas = sampler.sigma_schedule(grid[0] * grid[1], steps)
 
         text = self._features(prompt, prompt_embeds)
         negative = None
@@ -140,8 +139,8 @@ class LensPipeline:
         chunks = []
         for rows in _chunks(count, self.batch_size):
             unwanted = negative and _rows(negative, rows)
-            final = self._draw(noise[rows], _rows(text, rows), unwanted, grid, sigmas, guidance_scale)
-            chunks.append(self._finish(final, grid, output_type))
+            final = self.denoise(noise[rows], _rows(text, rows), unwanted, grid, steps, guidance_scale)
+            chunks.append(self.decode(final, grid, output_type))
             if progress:
                 progress(min(count, int(rows[0]) + len(rows)), count)
         images = np.concatenate(chunks)[:count]
@@ -204,7 +203,19 @@ class LensPipeline:
             raise LensError(f"latents are {list(np.shape(latents))}; this call needs {list(wanted)}")
         return np.asarray(latents, np.float32)
 
-    def _draw(self, noise, text: TextFeatures, negative: TextFeatures | None, grid, sigmas, guidance_scale):
+    def denoise(
+        self,
+        noise: jax.Array,
+        text: TextFeatures,
+        negative: TextFeatures | None,
+        grid: tuple[int, int],
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> jax.Array:
+        """Noise [B, N, C] of a grid of (rows, columns) to final latents, in one compiled program.
+
+        `negative` None is no text at all; at a guidance of 1 it is not used.
+        """
         tokens = max(features.layers[0].shape[1] for features in (text, negative) if features is not None)
         return _sample(
             self.model,
@@ -214,11 +225,12 @@ class LensPipeline:
             (text.layers, text.lengths),
             negative and (negative.layers, negative.lengths),
             joint_positions(*grid, tokens),
-            sigmas,
+            sampler.sigma_schedule(grid[0] * grid[1], num_inference_steps),
             jnp.float32(guidance_scale),
         )
 
-    def _finish(self, latents: jax.Array, grid: tuple[int, int], output_type: str) -> np.ndarray:
+    def decode(self, latents: jax.Array, grid: tuple[int, int], output_type: str) -> np.ndarray:
+        """Latents [B, N, C] to uint8 [B, H, W, 3] ("pil"), float32 in [0, 1] ("np"), or as they are ("latent")."""
         if output_type == "latent":
             return np.asarray(latents)
         return np.asarray(_decode(self.codec, output_type, grid, self.codec_params, latents))

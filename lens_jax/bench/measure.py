@@ -1,0 +1,110 @@
+"""How every benchmark is timed and reported: warm-up, repeats in turn, medians, shares of peak by exact counts."""
+
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from lens_jax import flops
+from lens_jax.console import make_console
+from lens_jax.errors import LensError
+
+# Libraries keep their threads spinning for some milliseconds after a call, which would slow the next one down.
+_PAUSE_SECONDS = 0.05
+
+
+def seconds_in_turn(runs: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Seconds of each call of each run: all run once, then all again, so that a busy machine slows all alike.
+
+    A run's result is waited for if it is of JAX; other libraries have to wait inside the run.
+    """
+    seconds = {name: [] for name in runs}
+    for repeat in range(warm_up + repeats):
+        for name, run in runs.items():
+            if len(runs) > 1:
+                time.sleep(_PAUSE_SECONDS)
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            if repeat >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each run, see `seconds_in_turn`."""
+    return {name: statistics.median(values) for name, values in seconds_in_turn(runs, repeats).items()}
+
+
+def compiled(function: Callable, *args, **options) -> tuple[Callable, dict[str, float]]:
+    """`function` compiled for these arguments (arrays or shapes), and what that took; `options` are those of jax.jit.
+
+    The figures: trace_seconds, compile_seconds, and temporary_megabytes, the memory the program needs besides
+    arguments and results.
+    """
+    started = time.perf_counter()
+    lowered = jax.jit(function, **options).lower(*args)
+    traced = time.perf_counter()
+    program = lowered.compile()
+    figures = {"trace_seconds": traced - started, "compile_seconds": time.perf_counter() - traced}
+    return program, {**figures, "temporary_megabytes": program.memory_analysis().temp_size_in_bytes / 1e6}
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were measured with."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    device = jax.devices()[0].device_kind
+    return {"device": device, "cores": os.cpu_count() or 0, "jax": jax.__version__, "python": python}
+
+
+def rate(operations: int, seconds: float, dtype: str) -> dict[str, float]:
+    """Achieved rate, and its share of the device's dense bfloat16 peak where that is known and comparable."""
+    figures = {"operations": operations, "tflops_per_second": operations / seconds / 1e12}
+    peak = flops.peak(jax.devices()[0].device_kind)
+    if peak and dtype == "bfloat16":
+        figures["share_of_peak"] = operations / seconds / peak
+    return figures
+
+
+def peak_memory() -> dict[str, float]:
+    """Most memory in use since the process began: of the device where it tells, of this process on a CPU."""
+    statistics_ = jax.devices()[0].memory_stats()
+    if statistics_ and "peak_bytes_in_use" in statistics_:
+        return {"peak_device_megabytes": statistics_["peak_bytes_in_use"] / 1e6}
+    return {"peak_process_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+
+
+def check_positive(bench, *names: str) -> None:
+    """LensError unless these fields of a benchmark's options are at least 1."""
+    for name in names:
+        if getattr(bench, name) < 1:
+            raise LensError(f"--{name.replace('_', '-')} is {getattr(bench, name)}; it must be at least 1")
+
+
+def report(bench, result: dict[str, Any]) -> dict[str, Any]:
+    """A table on the console, the figures with every option as JSON where `bench.json` says; returns the figures."""
+    command = "bench " + type(bench).__name__.removesuffix("Bench").lower()
+    made_on = machine()
+    table = Table(title=f"{command} on {made_on['device']}, {made_on['cores']} cores, jax {made_on['jax']}")
+    table.show_header = False
+    for name, value in result.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if whole else str(value)
+        table.add_row(name.replace("_", " "), shown)
+    make_console().print(table)
+    if bench.json:
+        options = {name: value for name, value in dataclasses.asdict(bench).items() if name != "json"}
+        text = json.dumps({**made_on, "benchmark": command, "options": options, "result": result}, indent=2)
+        try:
+            Path(bench.json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise LensError(f"{bench.json}: cannot be written: {error.strerror}") from None
+    return result

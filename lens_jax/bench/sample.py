@@ -1,0 +1,142 @@
+"""`lens-jax bench sample`: a prompt to a picture, end to end and by its three parts."""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import numpy as np
+
+from lens_jax import flops
+from lens_jax.bench import measure
+from lens_jax.bench.sizes import SIZES, Size
+from lens_jax.errors import LensError
+from lens_jax.models import autoencoder, codec, denoiser, gpt_oss
+from lens_jax.models.attention import Kernel
+from lens_jax.pipeline import LensPipeline
+from lens_jax.text.encoder import TextFeatures
+from lens_jax.text.gpt_oss import GptOssEncoder, GptOssEncoderConfig, encode_tokens
+from lens_jax.text.harmony import PREFIX_TOKENS
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleBench:
+    """Token ids to uint8 pictures with the whole system: text encoder, denoising loop, decoder."""
+
+    # A release folder, its conversion or a run; without one, random weights of --size.
+    checkpoint: str = ""
+    # Random weights of --size: the default, so this only says it.
+    random_weights: bool = False
+    # The release (20B text encoder, 4.1B denoiser), about the report's small model, or one for tests.
+    size: Size = "tiny"
+    # Pixels of the picture.
+    height: int = 1024
+    width: int = 1024
+    # Denoising steps.
+    num_inference_steps: int = 20
+    # Guidance; at 1 the unconditional branch is not run.
+    guidance_scale: float = 5.0
+    # Tokens of the prompt with the 22 behind it.
+    text_tokens: int = 128
+    # Pictures at a time, each of a prompt of its own.
+    batch_size: int = 1
+    # What is computed in, and what weights are kept in.
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # Attention kernel of the denoiser; auto is cuDNN on a GPU in half precision and XLA elsewhere.
+    attention: Kernel = "auto"
+    # Timed pictures; the median is reported.
+    repeats: int = 5
+    # Also write the result as JSON here.
+    json: str = ""
+
+    def __post_init__(self):
+        measure.check_positive(self, "num_inference_steps", "batch_size", "text_tokens", "repeats")
+        if self.checkpoint and self.random_weights:
+            raise LensError("give either --checkpoint or --random-weights")
+
+
+def bench_sample(bench: SampleBench) -> dict:
+    """Draw pictures from made-up token ids, a new prompt each time; print and return the figures."""
+    pipeline = _random_pipeline(bench) if not bench.checkpoint else _loaded_pipeline(bench)
+    encoder = pipeline.text_encoder
+    if not isinstance(encoder, GptOssEncoder):
+        raise LensError(f"{bench.checkpoint}: its text encoder is not GPT-OSS; give a release or its conversion")
+    grid = codec.latent_grid(pipeline.codec, bench.height, bench.width)
+    past = _past(encoder)
+    rng = np.random.default_rng(0)
+    lengths = np.full(bench.batch_size, bench.text_tokens, np.int32)
+    options = {
+        "height": bench.height,
+        "width": bench.width,
+        "num_inference_steps": bench.num_inference_steps,
+        "guidance_scale": bench.guidance_scale,
+    }
+
+    def encode() -> TextFeatures:
+        ids = rng.integers(0, encoder.model.vocab, (bench.batch_size, bench.text_tokens))
+        layers = encode_tokens(encoder.model, encoder.params, ids, lengths, encoder.config.selected, past)
+        return TextFeatures(tuple(layers), lengths)
+
+    known = encode()
+    noise = jax.random.normal(jax.random.key(0), (bench.batch_size, grid[0] * grid[1], pipeline.model.latent_channels))
+    runs = {
+        "end_to_end": lambda: pipeline(prompt_embeds=encode(), output_type="pil", **options),
+        "text": lambda: encode().layers,
+        "denoise": lambda: pipeline.denoise(noise, known, None, grid, **_steps(bench)),
+        "decode": lambda: pipeline.decode(noise, grid, "pil"),
+    }
+    seconds = measure.medians(runs, bench.repeats)
+    passes = bench.num_inference_steps * flops.denoiser_forward(pipeline.model, grid[0] * grid[1], bench.text_tokens)
+    if bench.guidance_scale != 1:
+        passes += bench.num_inference_steps * flops.denoiser_forward(pipeline.model, grid[0] * grid[1], 0)
+    rate = measure.rate(bench.batch_size * passes, seconds["denoise"], bench.dtype)
+    result = {
+        "pixels": f"{bench.height} x {bench.width}",
+        "steps": bench.num_inference_steps,
+        "guidance_scale": bench.guidance_scale,
+        "text_tokens": bench.text_tokens,
+        "batch_size": bench.batch_size,
+        "dtype": bench.dtype,
+        "attention": bench.attention,
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "images_per_second": bench.batch_size / seconds["end_to_end"],
+        **{f"denoise_{name}": value for name, value in rate.items()},
+        **measure.peak_memory(),
+    }
+    return measure.report(bench, result)
+
+
+def _steps(bench: SampleBench) -> dict:
+    return {"num_inference_steps": bench.num_inference_steps, "guidance_scale": bench.guidance_scale}
+
+
+def _past(encoder: GptOssEncoder):
+    """Keys and values of a shared beginning of as many tokens as the release's."""
+    prefill = functools.partial(gpt_oss.prefill, encoder.model, layers=encoder.config.selected[-1] + 1)
+    return jax.jit(prefill)(encoder.params, jax.numpy.zeros(PREFIX_TOKENS, jax.numpy.int32))
+
+
+def _loaded_pipeline(bench: SampleBench) -> LensPipeline:
+    pipeline = LensPipeline.from_pretrained(bench.checkpoint, dtype=bench.dtype)
+    model = dataclasses.replace(pipeline.model, attention=bench.attention)
+    return dataclasses.replace(pipeline, model=model, batch_size=bench.batch_size)
+
+
+def _random_pipeline(bench: SampleBench) -> LensPipeline:
+    sizes = SIZES[bench.size]
+    dtypes = {"dtype": bench.dtype, "param_dtype": bench.dtype}
+    model = dataclasses.replace(sizes.denoiser, attention=bench.attention, **dtypes)
+    images, text = (dataclasses.replace(config, **dtypes) for config in (sizes.autoencoder, sizes.text))
+    make = lambda init, config, **options: jax.jit(functools.partial(init, config, **options))(jax.random.key(0))
+    encoder = GptOssEncoder(
+        GptOssEncoderConfig(selected=sizes.selected), text, make(gpt_oss.init, text, head=False), tokenizer=None
+    )
+    return LensPipeline(
+        model,
+        images,
+        encoder,
+        make(denoiser.init, model),
+        make(autoencoder.init, images),
+        default_size=(bench.height, bench.width),
+        batch_size=bench.batch_size,
+    )
