@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from lens_jax.convert import folder, table
 from lens_jax.convert.folder import check_size, read_json, read_size
-from lens_jax.convert.table import Rule, Tensors
+from lens_jax.convert.table import Rule, Spec, Tensors
 from lens_jax.errors import LensError
 from lens_jax.models import autoencoder
 from lens_jax.models.autoencoder import AutoencoderConfig
@@ -123,7 +123,10 @@ _DIFFUSERS_ATTENTION = ("group_norm", "to_q", "to_k", "to_v", "to_out.0")
 
 
 def rules(config: AutoencoderConfig, ldm: bool = False) -> list[Rule]:
-    """All tensors: 251 for the released size, in the order of the PyTorch module; with `ldm` by their LDM names."""
+    """All tensors: 251 for the released size, in the order of the PyTorch module.
+
+    With `ldm` their LDM names and shapes, in the same order.
+    """
     names = _Names(ldm, len(config.widths))
     result: list[Rule] = []
 
@@ -137,10 +140,9 @@ def rules(config: AutoencoderConfig, ldm: bool = False) -> list[Rule]:
         result.append(Rule(f"{name}.bias", (size,), f"{path}/bias"))
 
     def dense(name: str, path: str, size: int):
-        # LDM has 1 x 1 convolutions here; their two last axes go away in the reshape.
-        forward, backward = (_pointwise, _pointwise_back) if ldm else (table.linear, table.linear_back)
+        # LDM has 1 x 1 convolutions here.
         shape = (size, size, 1, 1) if ldm else (size, size)
-        result.append(Rule(f"{name}.weight", shape, f"{path}/kernel", (), forward, backward))
+        result.append(Rule(f"{name}.weight", shape, f"{path}/kernel", (), table.linear, table.linear_back))
         result.append(Rule(f"{name}.bias", (size,), f"{path}/bias"))
 
     def resnet(name: str, path: str, inputs: int, outputs: int):
@@ -205,17 +207,25 @@ def template(config: AutoencoderConfig) -> dict:
     return traverse_util.flatten_dict(autoencoder.abstract_params(config), sep="/")
 
 
-def leaves(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
-    """Our leaves by path in `config.param_dtype`, made one at a time.
-
-    Accepts what `from_release` accepts, and checks it before the first leaf is made.
-    """
+def read(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
+    """The tensors of the release by name, made when they are read; accepts what `from_release` accepts."""
     schemes = [rules(config, ldm) for ldm in (False, True)]
     found = [folder.strip_prefixes(tensors, [rule.name for rule in scheme]) for scheme in schemes]
     fits = [sum(rule.name in t for rule in scheme) for scheme, t in zip(schemes, found)]
     best = int(fits[1] > fits[0])
     table.check(schemes[best], found[best].specs, source)
-    return table.leaves(schemes[best], found[best], template(config))
+    # The same weights in both: where the shapes differ it is by axes of size 1.
+    pairs = {rule.name: (rule, old.name) for rule, old in zip(schemes[0], schemes[best]) if old.name in found[best]}
+    specs = {name: Spec(found[best].dtype(old), rule.shape) for name, (rule, old) in pairs.items()}
+    return Tensors(specs, lambda name: found[best][pairs[name][1]].reshape(specs[name].shape))
+
+
+def leaves(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
+    """Our leaves by path in `config.param_dtype`, made one at a time.
+
+    Accepts what `from_release` accepts, and checks it before the first leaf is made.
+    """
+    return table.leaves(rules(config), read(config, tensors, source), template(config))
 
 
 def from_release(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], source: str) -> dict:
@@ -245,14 +255,6 @@ def _conv(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _conv_back(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array.transpose(3, 2, 0, 1).reshape(shape)
-
-
-def _pointwise(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return table.linear(array[:, :, 0, 0], shape)
-
-
-def _pointwise_back(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return table.linear_back(array, shape[:2]).reshape(shape)
 
 
 def _count(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

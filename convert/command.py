@@ -1,4 +1,4 @@
-"""`lens-jax convert`: release folders to our layout, and back."""
+"""`lens-jax convert`: releases and single files to our layout, and back."""
 
 import contextlib
 import dataclasses
@@ -10,20 +10,28 @@ import tyro
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from lens_jax.console import make_console
-from lens_jax.convert import native
-from lens_jax.convert.folder import open_component
+from lens_jax.convert import native, source
 from lens_jax.errors import LensError
 
 
 @dataclasses.dataclass(frozen=True)
 class ToJax:
-    """Convert a release folder to our layout: the same numbers under the paths of our parameter trees."""
+    """Convert a release, or weights of its networks, to our layout: the numbers under the paths of our parameter trees.
 
-    # A folder with model_index.json, transformer/, vae/, text_encoder/; the original or one of its mirrors.
+    Files are recognised by their tensors: safetensors of ComfyUI (bfloat16, MXFP8, NVFP4, bundles) and GGUF.
+    """
+
+    # A release folder (model_index.json, transformer/, vae/, text_encoder/), or a file of one network or several.
     src: tyro.conf.Positional[str]
     # The folder to write; it must not be there.
     dst: tyro.conf.Positional[str]
-    # Which of the three it is, for default steps and guidance; guessed from the folder's name when not given.
+    # Weights used instead of those in SRC, or beside them: a file, a folder, or a release folder that has them.
+    denoiser: str | None = None
+    autoencoder: str | None = None
+    text_encoder: str | None = None
+    # The tokenizer: a tokenizer.json or a folder that has one. Without it the result takes prompt_embeds only.
+    tokenizer: str | None = None
+    # Which of the three it is, for default steps and guidance; guessed from the name of SRC or of the denoiser.
     variant: Literal["lens", "turbo", "base"] | None = None
     # Read everything back and compare it, bit for bit, with the source.
     verify: bool = False
@@ -47,26 +55,28 @@ class ToTorch:
 
 def to_jax(config: ToJax) -> None:
     """Convert, and verify if asked to; says what was written."""
-    source, target = Path(config.src), Path(config.dst)
-    sizes = [source / c.theirs for c in native.COMPONENTS if (source / c.theirs / "config.json").is_file()]
-    total = sum(spec.bytes for folder in sizes for spec in open_component(folder).specs.values())
-    with _progress("converting", total) as advance:
-        found = native.to_jax(source, target, config.variant, advance)
+    target = Path(config.dst)
+    origin = source.find(Path(config.src), {place: getattr(config, place) for place in source.PLACES})
     console = make_console()
+    for line in origin.recognised():
+        console.print(f"recognised {line}", soft_wrap=True)
+    total = sum(spec.bytes for part in origin.parts.values() for spec in part.tensors.specs.values())
+    with _progress("converting", total) as advance:
+        found = native.to_jax(origin, target, config.variant, advance)
     console.print(f"{', '.join(c.ours for c in found)} in {target}")
     if config.verify:
         with _progress("verifying", total) as advance:
-            compared = native.verify(source, target, advance)
-        console.print(f"{compared:,} tensors compared with {source}: all equal to the bit")
+            compared = native.verify(origin, target, advance)
+        console.print(f"{compared:,} tensors compared with {origin.path}: all equal to the bit")
 
 
 def to_torch(config: ToTorch) -> None:
     """Convert; says what was written."""
-    source, target = Path(config.src), Path(config.dst)
-    if not source.is_dir():
-        raise LensError(f"{source}: no such folder; give one in our layout (lens.json), or a run")
+    origin, target = Path(config.src), Path(config.dst)
+    if not origin.is_dir():
+        raise LensError(f"{origin}: no such folder; give one in our layout (lens.json), or a run")
     with _progress("converting", None) as advance:
-        written = native.to_torch(source, target, config.dtype, config.ema, config.single_file, advance)
+        written = native.to_torch(origin, target, config.dtype, config.ema, config.single_file, advance)
     make_console().print(f"{', '.join(written)} in {target}")
 
 

@@ -129,22 +129,27 @@ def template(config: DenoiserConfig) -> dict:
     return traverse_util.flatten_dict(denoiser.abstract_params(config), sep="/")
 
 
+def read(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
+    """The tensors of the release by name, made when they are read; accepts what `from_release` accepts."""
+    wanted = rules(config)
+    found = folder.strip_prefixes(quantized.dequantize(tensors, source), [rule.name for rule in wanted])
+    table.check(wanted, found.specs, source)
+    return found
+
+
 def leaves(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
     """Our leaves by path in `config.param_dtype`, made one at a time: at most 2.7 GB for the released float32 model.
 
     Accepts what `from_release` accepts, and checks it before the first leaf is made.
     """
-    wanted = rules(config)
-    tensors = folder.strip_prefixes(quantized.dequantize(tensors, source), [rule.name for rule in wanted])
-    table.check(wanted, tensors.specs, source)
-    return table.leaves(wanted, tensors, template(config))
+    return table.leaves(rules(config), read(config, tensors, source), template(config))
 
 
 def from_release(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> dict:
     """Our parameter tree in `config.param_dtype`, as numpy arrays.
 
     Args:
-      tensors: named as in the release or with a prefix of 6.1; float32, bfloat16, float16 or MXFP8.
+      tensors: named as in the release or with a prefix of 6.1; float32, bfloat16, float16, MXFP8, or from GGUF.
       source: the file or folder, for messages.
 
     Raises LensError that lists every tensor that is missing, unknown or misshapen.

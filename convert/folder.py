@@ -1,10 +1,10 @@
-"""One component of a release on disk: a safetensors file, or a folder of one or of several with an index.
+"""One component of a release on disk: a safetensors or GGUF file, or a folder of one or of several with an index.
 
 An index is an untrusted file: the names in it are believed only when they are plain names of files of its folder.
 """
 
+import collections
 import json
-import mmap
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lens_jax.convert import gguf
+from lens_jax.convert.gguf import GgufFile
+from lens_jax.convert.pages import let_go
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.convert.table import Spec, Tensors, shown, specs_of
 from lens_jax.errors import LensError
@@ -32,8 +35,11 @@ PREFIXES = (
     "vae.",
 )
 # How the other components of a bundle begin; text encoders are never stripped here.
-_BUNDLED = (*PREFIXES, "text_encoders.", "text_encoder.", "cond_stage_model.", "conditioner.")
+BUNDLED = (*PREFIXES, "text_encoders.", "text_encoder.", "cond_stage_model.", "conditioner.")
 
+_SUFFIXES = (".safetensors", gguf.SUFFIX)
+# Tensors whose pages stay mapped.
+_KEPT = 8
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -41,9 +47,10 @@ def open_component(path: str | os.PathLike) -> Tensors:
     """The tensors of a component by name; values are read-only views of the files.
 
     Args:
-      path: a safetensors file, or a folder with `*.safetensors.index.json` and its shards or with a single file.
+      path: a safetensors or GGUF file, or a folder with one, or with `*.safetensors.index.json` and its shards.
 
     Raises LensError when there is nothing to read, when the index and the files disagree, or when a file is damaged.
+    MXFP4 tensors of a GGUF file are two each: see `gguf.GgufFile`.
     """
     path = Path(path)
     if not path.is_dir():
@@ -53,14 +60,14 @@ def open_component(path: str | os.PathLike) -> Tensors:
     except OSError as error:
         raise LensError(f"{path}: cannot be read: {error.strerror}") from None
     indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    files = [name for name in names if name.endswith(".safetensors")]
+    files = [name for name in names if name.endswith(_SUFFIXES)]
     if len(indices) > 1 or (not indices and len(files) > 1):
         found = ", ".join(indices or files)
         raise LensError(f"{path}: {found}: a component has one index, or one file; name the file that is meant")
     if not indices and not files:
-        raise LensError(f"{path}: no *.safetensors and no *{INDEX_SUFFIX} in it")
+        raise LensError(f"{path}: no *.safetensors and no *{INDEX_SUFFIX} in it, nor a *{gguf.SUFFIX}")
     if not indices:
-        return _join({files[0]: _open(_inside(path, files[0], path))}, None, path)
+        return _join({files[0]: _open(_inside(path, files[0], path, _SUFFIXES))}, None, path)
 
     index = path / indices[0]
     weight_map = _read_index(_inside(path, indices[0], path, INDEX_SUFFIX))
@@ -119,7 +126,7 @@ def strip_prefixes(tensors: Mapping[str, np.ndarray], wanted: Iterable[str]) -> 
     for name in specs:
         if name.startswith(prefix):
             origin[name[len(prefix) :]] = name
-        elif not name.startswith(_BUNDLED):
+        elif not name.startswith(BUNDLED):
             origin.setdefault(name, name)
     return Tensors({name: specs[old] for name, old in origin.items()}, lambda name: tensors[origin[name]])
 
@@ -138,13 +145,10 @@ class _File(SafetensorsFile):
     def release(self, name: str) -> None:
         """Unmap the pages of a tensor; they are read again if it is used again."""
         dtype, shape, offset = self._entries[name]
-        begin = offset - offset % mmap.PAGESIZE
-        length = min(offset + Spec(dtype, shape).bytes, len(self._map)) - begin
-        if length > 0 and hasattr(self._map, "madvise"):  # not on Windows
-            self._map.madvise(mmap.MADV_DONTNEED, begin, length)
+        let_go(self._map, offset, Spec(dtype, shape).bytes)
 
 
-def _open(path: Path) -> _File:
+def _open(path: Path) -> _File | GgufFile:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise LensError(f"{path}: not a file")  # opening a pipe would wait for ever
@@ -154,7 +158,7 @@ def _open(path: Path) -> _File:
         raise LensError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if head == _LFS_POINTER:
         raise _pointer(path)
-    return _File(path)
+    return GgufFile(path) if head.startswith(gguf.MAGIC) or path.suffix == gguf.SUFFIX else _File(path)
 
 
 def _pointer(path: Path) -> LensError:
@@ -168,7 +172,7 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _inside(folder: Path, name: str, where: Path, suffix: str = ".safetensors") -> Path:
+def _inside(folder: Path, name: str, where: Path, suffix: str | tuple[str, ...] = ".safetensors") -> Path:
     """`folder / name`, which must be a plain name and, links followed, lie in the folder."""
     bad = any(c in name for c in "/\\:\0") or name in ("", ".", "..") or len(name) > 255 or not name.isprintable()
     if bad or not name.endswith(suffix):
@@ -186,7 +190,7 @@ def _inside(folder: Path, name: str, where: Path, suffix: str = ".safetensors") 
     return folder / name
 
 
-def _join(files: dict[str, _File], weight_map: dict[str, str] | None, where: Path) -> Tensors:
+def _join(files: dict[str, _File | GgufFile], weight_map: dict[str, str] | None, where: Path) -> Tensors:
     """One mapping over all shards; every tensor in one shard, the one that the index names."""
     specs, owner, problems = {}, {}, []
     for name, file in files.items():
@@ -203,14 +207,14 @@ def _join(files: dict[str, _File], weight_map: dict[str, str] | None, where: Pat
     if weight_map is not None:
         specs = {tensor: specs[tensor] for tensor in weight_map}
 
-    last: list[tuple[_File, str]] = []
+    recent: collections.deque[tuple[_File | GgufFile, str]] = collections.deque()
 
     def read(tensor: str) -> np.ndarray:
-        # Pages count as memory of the process once touched, so those of the tensor before are let go: a model of
-        # 16 GB would seem to take 16 GB. A view of it that is still in use stays right and reads the disk again.
-        for file, name in last:
+        # Some are in use by the threads of the writer. A view of one that was let go stays right, and reads the disk.
+        recent.append((files[owner[tensor]], tensor))
+        if len(recent) > _KEPT:
+            file, name = recent.popleft()
             file.release(name)
-        last[:] = [(files[owner[tensor]], tensor)]
         return files[owner[tensor]][tensor]
 
     return Tensors(specs, read)

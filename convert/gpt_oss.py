@@ -1,4 +1,7 @@
-"""The text encoder of the release: `text_encoder/`, GPT-OSS with packed MXFP4 experts (release 1.6, 2.3)."""
+"""The text encoder of the release: `text_encoder/`, GPT-OSS with packed MXFP4 experts (release 1.6, 2.3).
+
+Where experts were quantised otherwise, the tables are those of a GPT-OSS that transformers saves without quantisation.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +12,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from lens_jax.convert import table
+from lens_jax.convert import table, text_layouts
 from lens_jax.convert.folder import read_json, read_size
 from lens_jax.convert.table import Rule, Tensors
 from lens_jax.errors import LensError
@@ -22,6 +25,16 @@ MAX_LAYERS = 1024
 _BYTES = (np.dtype(np.uint8),)
 _PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
 _HEAD = ("norm/scale", "unembed")
+_HEAD_NAMES = ("model.norm.weight", "lm_head.weight")
+_QUANTIZATION = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+}
 # What must be there or absent, for these are what the code computes.
 _FIXED = {
     "model_type": "gpt_oss",
@@ -50,8 +63,9 @@ def config_from_release(values: Mapping[str, Any], where: str, **overrides) -> G
         if values.get(key, wanted) != wanted:
             raise LensError(f"{where}: {key} is {_short(values[key])}; accepted: {wanted!r}")
     quantization = values.get("quantization_config")
-    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != "mxfp4":
-        raise LensError(f"{where}: quantization_config.quant_method must be 'mxfp4': experts are read packed")
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
+    if method not in ("mxfp4", None):
+        raise LensError(f"{where}: quantization_config.quant_method must be 'mxfp4', or none for dense experts")
     layers = read_size(values, "num_hidden_layers", where, MAX_LAYERS)
     per_token = read_size(values, "num_experts_per_tok", where)
     if values.get("experts_per_token", per_token) != per_token:
@@ -82,6 +96,7 @@ def config_from_release(values: Mapping[str, Any], where: str, **overrides) -> G
             "swiglu_alpha": _number(values, "swiglu_alpha", where, 1.702),
             "swiglu_limit": _number(values, "swiglu_limit", where, 7.0),
             "param_dtype": dtype,
+            "packed": method is not None,
             **_rope(values, where),
             **overrides,
         }
@@ -91,6 +106,51 @@ def config_from_release(values: Mapping[str, Any], where: str, **overrides) -> G
 def read_config(path: Path, **overrides) -> GptOssConfig:
     """`config_from_release` for a file."""
     return config_from_release(read_json(path), str(path), **overrides)
+
+
+def config_to_release(config: GptOssConfig) -> dict[str, Any]:
+    """A `text_encoder/config.json` of the release, with the rotary keys of transformers 4 and 5."""
+    c = config
+    values = {
+        "architectures": ["GptOssForCausalLM"],
+        **_FIXED,
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
+        "dtype": c.param_dtype,
+        "eos_token_id": 200002,
+        "experts_per_token": c.experts_per_token,
+        "head_dim": c.head_dim,
+        "hidden_size": c.width,
+        "initial_context_length": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": c.hidden,
+        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(c.layers)],
+        "max_position_embeddings": 131072,
+        "num_attention_heads": c.heads,
+        "num_experts_per_tok": c.experts_per_token,
+        "num_hidden_layers": c.layers,
+        "num_key_value_heads": c.kv_heads,
+        "num_local_experts": c.experts,
+        "output_router_logits": False,
+        "pad_token_id": 199999,
+        "rms_norm_eps": c.norm_eps,
+        "rope_parameters": {"rope_type": "yarn", **{theirs: getattr(c, ours) for ours, (theirs, _) in _ROPE.items()}},
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": c.window,
+        "swiglu_alpha": c.swiglu_alpha,
+        "swiglu_limit": c.swiglu_limit,
+        "use_cache": True,
+        "vocab_size": c.vocab,
+    }
+    return with_v4_rope(with_experts(values, c.packed))
+
+
+def with_experts(values: Mapping[str, Any], packed: bool) -> dict[str, Any]:
+    """The values of a config that speak of packed or of dense experts, whichever the weights have."""
+    if packed == (values.get("quantization_config") is not None):
+        return dict(values)
+    rest = {key: value for key, value in values.items() if key != "quantization_config"}
+    return {**rest, "quantization_config": _QUANTIZATION} if packed else rest
 
 
 def with_v4_rope(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +163,10 @@ def with_v4_rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rules(config: GptOssConfig, head: bool = True) -> list[Rule]:
-    """All tensors of the release, 19 a layer and 3 more: 459 at the released size. Without `head`, 1 more."""
+    """All tensors of the release, 19 a layer and 3 more: 459 at the released size. Without `head`, 1 more.
+
+    Dense experts are 17 a layer.
+    """
     c, result = config, []
     square = lambda name, path, shape, index, **t: result.append(Rule(name, shape, path, index, **t))
 
@@ -125,20 +188,41 @@ def rules(config: GptOssConfig, head: bool = True) -> list[Rule]:
         dense(f"{name}.mlp.router", "layers/router", c.width, c.experts, at)
         for part, outputs, inputs in (("gate_up", 2 * c.hidden, c.width), ("down", c.width, c.hidden)):
             theirs, ours = f"{name}.mlp.experts.{part}_proj", f"layers/experts/{part}"
-            shape = (c.experts, outputs, inputs // GROUP)
-            square(f"{theirs}_blocks", f"{ours}/blocks", (*shape, GROUP_BYTES), at, dtypes=_BYTES)
-            square(f"{theirs}_scales", f"{ours}/scales", shape, at, dtypes=_BYTES)
-            square(f"{theirs}_bias", f"{ours}/bias", shape[:2], at)
+            if c.packed:
+                shape = (c.experts, outputs, inputs // GROUP)
+                square(f"{theirs}_blocks", f"{ours}/blocks", (*shape, GROUP_BYTES), at, dtypes=_BYTES)
+                square(f"{theirs}_scales", f"{ours}/scales", shape, at, dtypes=_BYTES)
+            else:
+                square(theirs, f"{ours}/kernel", (c.experts, inputs, outputs), at)
+            square(f"{theirs}_bias", f"{ours}/bias", (c.experts, outputs), at)
     if head:
         result.append(Rule("model.norm.weight", (c.width,), "norm/scale"))
         result.append(Rule("lm_head.weight", (c.vocab, c.width), "unembed"))
     return result
 
 
+def read(config: GptOssConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
+    """The tensors of the release by name, made when they are read, from any layout of `text_layouts`.
+
+    Without the head where the source has neither of its two tensors.
+    """
+    found = text_layouts.as_transformers(tensors, source)
+    table.check(rules(config, _has_head(found)), found.specs, source)
+    return found
+
+
 def leaves(config: GptOssConfig, tensors: Mapping[str, np.ndarray], source: str, head: bool = True) -> Tensors:
-    """Our leaves by path, made one at a time: at most 6.4 GB, the packed gates of all layers of the 20B model."""
-    table.check(rules(config), table.specs_of(tensors), source)
-    return table.leaves(rules(config, head), tensors, template(config, head))
+    """Our leaves by path, made one at a time, the head's if it is wanted and there.
+
+    At most 6.4 GB, the packed gates of all layers of the 20B model; 25.5 GB where experts are dense.
+    """
+    found = read(config, tensors, source)
+    head = head and _has_head(found)
+    return table.leaves(rules(config, head), found, template(config, head))
+
+
+def _has_head(tensors: Mapping[str, np.ndarray]) -> bool:
+    return any(name in tensors for name in _HEAD_NAMES)
 
 
 def template(config: GptOssConfig, head: bool = True) -> dict:
@@ -165,10 +249,12 @@ def from_release(
     """Our parameter tree from the tensors of the release: floats in `config.param_dtype`, packed experts as they are.
 
     Args:
+      tensors: in any layout of `text_layouts`.
       head: also read the final norm and `lm_head` (1.2 GB at the released size), which features do not need.
       put: as in `to_device`.
     """
-    return to_device(leaves(config, tensors, source, head), template(config, head), put)
+    made = leaves(config, tensors, source, head)
+    return to_device(made, made, put)
 
 
 def to_release(config: GptOssConfig, params: Mapping[str, Any]) -> Tensors:

@@ -7,23 +7,22 @@
 Safetensors because leaves then load through a memory map, whole or in slices, and never run code.
 """
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax import traverse_util
 
 from lens_jax.atomic import new_directory
-from lens_jax.convert import autoencoder, denoiser, folder, gpt_oss, table, writer
-from lens_jax.convert.release import INDEX, is_release, variant_of
+from lens_jax.convert import denoiser, folder, source, table, writer
+from lens_jax.convert.component import COMPONENTS, Component
+from lens_jax.convert.release import INDEX, MARK, MODEL_INDEX, SCHEDULER, is_native
+from lens_jax.convert.source import Source
 from lens_jax.convert.table import Tensors
 from lens_jax.errors import LensError
 
-MARK = "lens.json"
 FORMAT = 1
 # Small files of a release that are copied as they are; the tokenizer's is 28 MB.
 _MAX_SMALL = 64_000_000
@@ -32,57 +31,35 @@ _SMALL = (".json", ".jinja", ".txt", ".model")
 Progress = Callable[[str, int], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Component:
-    """One network of a release."""
+def to_jax(
+    origin: Source, target: Path, variant: str | None = None, progress: Progress | None = None
+) -> list[Component]:
+    """Convert a source to our layout; returns the components that were there.
 
-    # Its folder in our layout and in the release.
-    ours: str
-    theirs: str
-    # Names of its files there, before `.safetensors`.
-    stem: str
-    # The module with its table.
-    module: Any
-
-    def config(self, release: Path, param_dtype: str | None = None):
-        """Its config, from the release's config.json in `release`."""
-        options = {} if param_dtype is None or self.module is gpt_oss else {"param_dtype": param_dtype}
-        return self.module.read_config(release / self.theirs / "config.json", **options)
-
-
-COMPONENTS = (
-    Component("denoiser", "transformer", "diffusion_pytorch_model", denoiser),
-    Component("autoencoder", "vae", "diffusion_pytorch_model", autoencoder),
-    Component("text_encoder", "text_encoder", "model", gpt_oss),
-)
-
-
-def is_native(path: Path) -> bool:
-    """Whether `path` is a folder in our layout."""
-    return (path / MARK).is_file()
-
-
-def to_jax(source: Path, target: Path, variant: str | None = None, progress: Progress | None = None) -> list[Component]:
-    """Convert a release folder to our layout; returns the components that were there.
-
-    A tensor at a time, in the memory of the largest leaf. Floats keep the dtype they have. `target` appears when all
-    is complete.
+    A tensor at a time, in the memory of the largest leaf. Floats keep the dtype they have; what was dequantised becomes
+    float32, experts of the text encoder what its config says. What the source lacks of configs is that of the released
+    model. `target` appears when all is complete.
     """
-    if not is_release(source):
-        raise LensError(f"{source}: no release folder (no {INDEX})")
-    found = [c for c in COMPONENTS if (source / c.theirs / "config.json").is_file()]
-    if not found:
-        raise LensError(f"{source}: holds none of {', '.join(c.theirs for c in COMPONENTS)}")
+    if origin.converted:
+        raise LensError(f"{origin.path}: is in our layout already; give a release folder or weights")
+    variant = source.variant_of(origin, variant)
     with new_directory(target, False, MARK) as aside:
-        _copy_small(source, aside / "release")
-        for component in found:
-            tensors = folder.open_component(source / component.theirs)
-            config = component.config(source, _float_dtype(tensors))
-            lazy = component.module.leaves(config, tensors, str(source / component.theirs))
-            writer.write_folder(aside / component.ours, lazy, stem="model", progress=progress)
-        mark = {"format": FORMAT, "variant": variant_of(source, variant)}
-        (aside / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
-    return found
+        release = aside / "release"
+        if origin.release:
+            _copy_small(origin.release, release)
+        for name, values in ((INDEX, MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER)):
+            if not (release / name).is_file():
+                _write_json(release / name, values)
+        if origin.tokenizer:
+            _write_tokenizer(origin.tokenizer, release / source.TOKENIZER)
+        for part in origin.parts.values():
+            config = release / part.component.theirs / "config.json"
+            if not config.is_file() or folder.read_json(config) != part.values:
+                _write_json(config, part.values)
+            lazy = part.leaves(part.stored_config())
+            writer.write_folder(aside / part.component.ours, lazy, stem="model", progress=progress)
+        _write_json(aside / MARK, {"format": FORMAT, "variant": variant})
+    return [part.component for part in origin.parts.values()]
 
 
 def to_torch(
@@ -135,27 +112,23 @@ def _run_to_torch(source: Path, target: Path, dtype, ema: bool, limit: dict, pro
     (target / "transformer" / "config.json").write_text(values, encoding="utf-8")
 
 
-def verify(source: Path, target: Path, progress: Progress | None = None) -> int:
-    """Compare every tensor of a release folder with what our layout gives back; returns how many were compared.
+def verify(origin: Source, target: Path, progress: Progress | None = None) -> int:
+    """Compare every tensor of a source with what our layout gives back; returns how many were compared.
 
-    LensError names the first that differs in a bit.
+    LensError names the first that differs in a bit from what the source has, in the dtype it was converted to.
     """
     compared = 0
-    for component in COMPONENTS:
-        if not (target / component.ours).is_dir():
-            continue
-        original = folder.open_component(source / component.theirs)
-        rules = component.module.rules(component.config(target / "release"))
-        back = table.to_release(rules, _Views(folder.open_component(target / component.ours)))
-        for name in back:
-            if name not in original:
-                continue  # a tensor that the release may leave out
-            one, other = original[name], back[name]
-            if one.dtype != other.dtype or one.shape != other.shape or one.tobytes() != other.tobytes():
-                raise LensError(f"{target / component.ours}: {name} differs from {source / component.theirs}")
+    for part in origin.parts.values():
+        stored = _Views(folder.open_component(target / part.component.ours))
+        rules = part.component.module.rules(part.component.config(target / "release"))
+        back = table.to_release([rule for rule in rules if rule.path in stored], stored)
+        for name, array in part.tensors.items():
+            one, other = array.astype(back.dtype(name), copy=False), back[name]
+            if one.shape != other.shape or one.tobytes() != other.tobytes():
+                raise LensError(f"{target / part.component.ours}: {name} differs from {part.path}")
             compared += 1
             if progress:
-                progress(name, one.nbytes)
+                progress(name, array.nbytes)
     return compared
 
 
@@ -187,12 +160,24 @@ def _check_leaves(rules: list[table.Rule], lazy: Tensors, where: Path) -> None:
         raise LensError(f"{where}: {len(missing)} arrays are missing: {', '.join(missing[:8])}")
 
 
-def _float_dtype(tensors: Tensors) -> str:
-    """The widest float a component holds: float32 unless all are half precision. MXFP8 becomes float32."""
-    names = {str(spec.dtype) for spec in tensors.specs.values()}
-    halves = names & {"bfloat16", "float16"}
-    wide = names - {"bfloat16", "float16", "int64", "uint8"}
-    return "float32" if wide or len(halves) != 1 else halves.pop()
+def _write_tokenizer(tokenizer: Path | bytes, target: Path) -> None:
+    """The tokenizer.json and, out of a folder, what belongs to it."""
+    target.mkdir(parents=True, exist_ok=True)
+    if isinstance(tokenizer, bytes):
+        (target / "tokenizer.json").write_bytes(tokenizer)
+        return
+    for path in tokenizer.parent.iterdir():
+        if path == tokenizer or path.name in (
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "chat_template.jinja",
+        ):
+            shutil.copyfile(path, target / path.name)
+
+
+def _write_json(path: Path, values: Mapping) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_small(source: Path, target: Path) -> None:

@@ -1,7 +1,7 @@
-"""Quantised layouts of other programs, turned back into plain tensors (release 6.1).
+"""Quantised layouts of other programs, turned back into plain tensors (release 6.1, 6.3).
 
-Both keep one scale for a few neighbouring inputs, in the "swizzled" order that cuBLAS reads: tiles of 128 rows by 4
-scale columns, and in a tile row r and column c at (r % 32) * 16 + (r // 32) * 4 + c.
+MXFP8 and NVFP4 as ComfyUI writes them keep one scale for a few neighbouring inputs, in the "swizzled" order that cuBLAS
+reads: tiles of 128 rows by 4 scale columns, and in a tile row r and column c at (r % 32) * 16 + (r // 32) * 4 + c.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,15 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
+from lens_jax.convert.gguf import BLOCKS, SCALES
 from lens_jax.convert.table import Spec, Tensors, specs_of
 from lens_jax.errors import LensError
 
 # Values of the sixteen codes of E2M1.
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+# Values of the bytes of E8M0; 255 is not a number.
+_E8M0 = np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32(np.nan))
 
 _E4M3, _U8, _F32 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(np.uint8), np.dtype(np.float32)
 _EXTRA = (".weight_scale", ".weight_scale_2", ".comfy_quant")
@@ -24,7 +28,9 @@ def dequantize(tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
 
     MXFP8: `X.weight` e4m3 [out, in], `X.weight_scale` uint8 (E8M0, 32 inputs each).
     NVFP4: `X.weight` uint8 [..., out, in / 2], high nibble first, `X.weight_scale` e4m3 (16 inputs each),
-    `X.weight_scale_2` float32 [...]. Float32 holds an MXFP8 value exactly; so does bfloat16.
+    `X.weight_scale_2` float32 [...].
+    MXFP4 out of a GGUF file: `X.blocks` uint8 [..., in / 32, 16], `X.scales` uint8 [..., in / 32].
+    Float32 holds a value of MXFP8 or MXFP4 exactly; so does bfloat16.
 
     Raises LensError when the weights and scales do not fit each other, or are of another kind.
     """
@@ -32,6 +38,12 @@ def dequantize(tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
     result, readers = {}, {}
     for name, spec in specs.items():
         base = name.removesuffix(".weight")
+        packed = name.removesuffix(BLOCKS)
+        if packed != name and packed + SCALES in specs:
+            result[packed], readers[packed] = Spec(_F32, (*spec.shape[:-2], 32 * spec.shape[-2])), _read_mxfp4
+            continue
+        if name.endswith(SCALES) and name.removesuffix(SCALES) + BLOCKS in specs:
+            continue
         if name.endswith(_EXTRA) and name.rsplit(".", 1)[0] + ".weight" in specs:
             continue
         result[name] = spec
@@ -39,7 +51,7 @@ def dequantize(tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
             result[name], readers[name] = _layer(base, specs, source)
 
     def read(name: str) -> np.ndarray:
-        return readers[name](tensors, name.removesuffix(".weight")) if name in readers else tensors[name]
+        return readers[name](tensors, name) if name in readers else tensors[name]
 
     return Tensors(result, read)
 
@@ -80,10 +92,19 @@ def unswizzle(scales: np.ndarray, rows: int, columns: int) -> np.ndarray:
 def mxfp8(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """e4m3 [out, in] x 2^(E8M0 - 127) -> float32 [out, in]; the scale byte 255 is not a number."""
     rows, columns = weight.shape
-    table = np.ldexp(np.float32(1), np.arange(255) - 127)
-    factors = np.append(table, np.float32(np.nan))[unswizzle(scale, rows, columns // 32)]
+    factors = _E8M0[unswizzle(scale, rows, columns // 32)]
     values = weight.astype(np.float32).reshape(rows, columns // 32, 32) * factors[..., None]
     return values.reshape(rows, columns)
+
+
+def mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Packed E2M1 [..., in / 32, 16] x 2^(E8M0 - 127) [..., in / 32] -> float32 [..., in].
+
+    The low nibble is the even element.
+    """
+    values = E2M1[np.stack([blocks & 15, blocks >> 4], -1)].reshape(*blocks.shape[:-1], 32)
+    with np.errstate(over="ignore"):
+        return (values * _E8M0[scales][..., None]).reshape(*blocks.shape[:-2], -1)
 
 
 def nvfp4(weight: np.ndarray, scale: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -98,11 +119,15 @@ def nvfp4(weight: np.ndarray, scale: np.ndarray, second: np.ndarray) -> np.ndarr
     return (values * factors[..., None]).reshape(*weight.shape[:-1], columns)
 
 
-def _read_mxfp8(tensors: Mapping[str, np.ndarray], base: str) -> np.ndarray:
+def _read_mxfp8(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     # Copied: reading the second tensor may let go of the first.
-    return mxfp8(np.array(tensors[f"{base}.weight"]), tensors[f"{base}.weight_scale"])
+    return mxfp8(np.array(tensors[name]), tensors[f"{name}_scale"])
 
 
-def _read_nvfp4(tensors: Mapping[str, np.ndarray], base: str) -> np.ndarray:
-    weight, scale = np.array(tensors[f"{base}.weight"]), np.array(tensors[f"{base}.weight_scale"])
-    return nvfp4(weight, scale, tensors[f"{base}.weight_scale_2"])
+def _read_mxfp4(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    return mxfp4(tensors[name + BLOCKS], tensors[name + SCALES])
+
+
+def _read_nvfp4(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    weight, scale = np.array(tensors[name]), np.array(tensors[f"{name}_scale"])
+    return nvfp4(weight, scale, tensors[f"{name}_scale_2"])

@@ -10,6 +10,37 @@ from pathlib import Path
 from lens_jax.errors import LensError, nearest
 
 INDEX = "model_index.json"
+# What a folder in our layout has.
+MARK = "lens.json"
+
+MODEL_INDEX = {
+    "_class_name": "LensPipeline",
+    "_diffusers_version": "0.37.1",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "LensGptOssEncoder"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "LensTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLFlux2"],
+}
+# The pipeline reads none of it: it passes sigmas of its own.
+SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "_diffusers_version": "0.37.1",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "invert_sigmas": False,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "shift_terminal": None,
+    "stochastic_sampling": False,
+    "time_shift_type": "exponential",
+    "use_beta_sigmas": False,
+    "use_dynamic_shifting": True,
+    "use_exponential_sigmas": False,
+    "use_karras_sigmas": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +57,11 @@ VARIANTS = {"lens": Variant(20, 5.0), "turbo": Variant(4, 1.0), "base": Variant(
 def is_release(path: Path) -> bool:
     """Whether `path` looks like a release folder in diffusers' layout."""
     return (path / INDEX).is_file()
+
+
+def is_native(path: Path) -> bool:
+    """Whether `path` is a folder in our layout."""
+    return (path / MARK).is_file()
 
 
 def variant_of(path: Path, variant: str | None = None) -> str:

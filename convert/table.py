@@ -4,6 +4,7 @@ Everything here works a tensor or a leaf at a time, so that a model converts in 
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -38,9 +39,15 @@ class Spec:
 class Tensors(Mapping[str, np.ndarray]):
     """Tensors by name whose values are made when they are asked for, and not kept."""
 
-    def __init__(self, specs: Mapping[str, Spec], read: Callable[[str], np.ndarray]):
+    def __init__(
+        self,
+        specs: Mapping[str, Spec],
+        read: Callable[[str], np.ndarray],
+        parts: Callable[[str], list[Callable[[], np.ndarray]]] | None = None,
+    ):
         self.specs = dict(specs)
         self._read = read
+        self._parts = parts
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.specs:
@@ -55,6 +62,10 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __contains__(self, name) -> bool:
         return name in self.specs  # Mapping's own would read the tensor
+
+    def parts(self, name: str) -> list[Callable[[], np.ndarray]]:
+        """Makers of a tensor's parts, in their order along its first axis, for who must not hold all of it."""
+        return self._parts(name) if self._parts else [lambda: self[name]]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor without reading it."""
@@ -144,8 +155,7 @@ def shown(name: str) -> str:
 def leaves(rules: list[Rule], tensors: Mapping[str, np.ndarray], template: Mapping[str, Any]) -> Tensors:
     """Our leaves by path, in the order of `template`, each made when it is read and not kept.
 
-    Peak memory is the largest leaf and one tensor, if the caller lets go of a leaf before it reads the next: for the
-    released denoiser in float32 the largest is `blocks/image/modulation/kernel`, 48 x 1536 x 9216 = 2.7 GB.
+    The parts of a stacked leaf are its layers, so a model converts in the memory of a few layers of its largest leaf.
 
     Args:
       rules: a table that `check` has found to fit `tensors`.
@@ -156,17 +166,28 @@ def leaves(rules: list[Rule], tensors: Mapping[str, np.ndarray], template: Mappi
         by_path.setdefault(rule.path, []).append(rule)
     specs = {path: Spec(np.dtype(like.dtype), tuple(like.shape)) for path, like in template.items()}
 
-    def read(path: str) -> np.ndarray:
-        leaf = np.empty(specs[path].shape, specs[path].dtype)
-        for rule in by_path[path]:
-            part = leaf[(*rule.index, ...)]  # the dots make it a view even where it is one number
+    def fill(leaf: np.ndarray, rules: list[Rule], depth: int = 0) -> np.ndarray:
+        for rule in rules:
+            part = leaf[(*rule.index[depth:], ...)]  # the dots make it a view even where it is one number
             if rule.name in tensors:
                 _assign(part, rule.forward(tensors[rule.name], part.shape))
             else:
                 part[...] = 0
         return leaf
 
-    return Tensors(specs, read)
+    def read(path: str) -> np.ndarray:
+        return fill(np.empty(specs[path].shape, specs[path].dtype), by_path[path])
+
+    def parts(path: str) -> list[Callable[[], np.ndarray]]:
+        spec, layers = specs[path], {}
+        for rule in by_path[path]:
+            layers.setdefault(rule.index[0] if rule.index else None, []).append(rule)
+        if set(layers) != set(range(len(layers))) or spec.shape[:1] != (len(layers),):
+            return [lambda: read(path)]
+        one = lambda layer: fill(np.empty(spec.shape[1:], spec.dtype), layers[layer], depth=1)
+        return [functools.partial(one, layer) for layer in range(len(layers))]
+
+    return Tensors(specs, read, parts)
 
 
 def to_release(rules: list[Rule], leaves: Mapping[str, Any], dtype: np.dtype | None = None) -> Tensors:

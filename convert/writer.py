@@ -5,23 +5,28 @@ every offset is a multiple of its element size, and the header padded to a multi
 diffusers and transformers, so a folder written here has the file names theirs would have.
 """
 
+import collections
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from lens_jax.convert.folder import INDEX_SUFFIX
 from lens_jax.convert.safetensors import DTYPES
-from lens_jax.convert.table import Spec, specs_of
+from lens_jax.convert.table import Spec, Tensors, specs_of
 from lens_jax.errors import LensError
 
 MAX_SHARD_BYTES = 10**10
 STEM = "diffusion_pytorch_model"
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Parts are transposed and cast by this many threads while one before them is written; a part more is kept ready.
+_THREADS = 2
 # The order of the library: descending width, ties as listed there.
 _ORDER = (
     "U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL",
@@ -131,18 +136,43 @@ def header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[byte
 def _write(place: Path, specs, tensors, progress) -> None:
     # "pt" is what transformers and diffusers insist on before they load a file.
     start, order = header(specs, {"format": "pt"})
-    with place.open("wb") as file:
+    with place.open("wb") as file, ThreadPoolExecutor(_THREADS) as pool:
+        # A full disk is known before the work is done, and writing is up to five times faster (57 MB on ext4: 10 ms, not
+        # 14 to 50).
+        os.posix_fallocate(file.fileno(), 0, len(start) + sum(spec.bytes for spec in specs.values()))
         file.write(start)
-        for name in order:
-            array = np.asarray(tensors[name])
-            if array.dtype != specs[name].dtype or array.shape != specs[name].shape:
-                raise ValueError(f"{name} is {array.dtype} {array.shape}, announced as {specs[name]}")
-            # As bytes: bfloat16 and fp8 have no buffer protocol of their own.
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        makers = ((name, make) for name in order for make in _parts(tensors, name))
+        ahead = collections.deque()
+        written = dict.fromkeys(order, 0)
+        while True:
+            for name, make in itertools.islice(makers, _THREADS + 1 - len(ahead)):
+                ahead.append((name, pool.submit(_bytes, name, make, specs[name])))
+            if not ahead:
+                break
+            name, part = ahead.popleft()
+            data = part.result()
+            file.write(data)
+            written[name] += data.nbytes
             if progress:
-                progress(name, array.nbytes)
+                progress(name, data.nbytes)
+        wrong = [name for name, count in written.items() if count != specs[name].bytes]
+        if wrong:
+            raise ValueError(f"{wrong[0]} has {written[wrong[0]]} bytes, announced as {specs[wrong[0]]}")
         file.flush()
         os.fsync(file.fileno())  # before the rename: a crash must not leave a whole name with half a file
+
+
+def _parts(tensors: Mapping[str, np.ndarray], name: str) -> list[Callable[[], np.ndarray]]:
+    return tensors.parts(name) if isinstance(tensors, Tensors) else [lambda: tensors[name]]
+
+
+def _bytes(name: str, make: Callable[[], np.ndarray], spec: Spec) -> np.ndarray:
+    """A part as bytes: bfloat16 and fp8 have no buffer protocol of their own."""
+    array = np.asarray(make())
+    whole = array.shape == spec.shape
+    if array.dtype != spec.dtype or not (whole or array.shape == spec.shape[1:]):
+        raise ValueError(f"{name} gave {array.dtype} {array.shape}, announced as {spec}")
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 @contextlib.contextmanager

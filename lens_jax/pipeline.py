@@ -61,15 +61,16 @@ class LensPipeline:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options) -> "LensPipeline":
-        """From a run folder, one of its checkpoints, a release folder, or a release converted to our layout.
+        """From a run folder, one of its checkpoints, a release folder, its conversion, or a file of weights.
 
         `options` of a run replace fields of its model, e.g. dtype; those of a release are the keyword arguments of
-        `convert.load.load_pipeline`: dtype, variant, date.
+        `convert.load.load_pipeline`: dtype, variant, date, and other places for its parts.
         """
         from lens_jax.convert import load, native, release
 
-        if release.is_release(Path(path)) or native.is_native(Path(path)):
-            return load.load_pipeline(Path(path), **options)
+        path = Path(path)
+        if release.is_release(path) or native.is_native(path) or path.is_file():
+            return load.load_pipeline(path, **options)
         from lens_jax.text.sentence import SentenceEncoder
         from lens_jax.training import checkpoint
 

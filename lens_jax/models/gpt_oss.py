@@ -4,7 +4,8 @@ A decoder of 24 layers: attention with a learned sink per head, over 128 positio
 ones, then a mixture of 32 SwiGLU experts of which every token uses four. Parameters are a plain nested dict, layers
 stacked on the leading axis. The experts, 91 % of the weights, stay packed (see `mxfp4`): one expert of one layer is
 unpacked at a time. On a CPU the 20B model so gives features within 15.5 GB: 12.6 of weights without the head, 2.6 for
-the attention weights that XLA converts to float32 ahead of the loop over layers.
+the attention weights that XLA converts to float32 ahead of the loop over layers. Experts that were quantised in another
+way are dense (`packed=False`).
 
 Where the release computes in bfloat16 we round less, for the same cost: router, softmax and the sum of the experts
 are float32 here. Norms are float32 in both.
@@ -68,6 +69,8 @@ class GptOssConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     # What the parameters outside the packed experts are kept in.
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # Experts in packed MXFP4, as released; else dense in `param_dtype`: 38 GB and not 10 for the 20B model.
+    packed: bool = True
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -75,10 +78,10 @@ class GptOssConfig:
             if field.name.endswith("dtype"):
                 if value not in DTYPES:
                     raise LensError(f"text.{field.name} is {value!r}; accepted: {', '.join(DTYPES)}")
-            elif field.name != "rope_truncate" and not 0 < value < math.inf:
+            elif field.name not in ("rope_truncate", "packed") and not 0 < value < math.inf:
                 raise LensError(f"text.{field.name} is {value}; it must be positive")
         for name in ("width", "hidden"):
-            if getattr(self, name) % mxfp4.GROUP:
+            if self.packed and getattr(self, name) % mxfp4.GROUP:
                 raise LensError(f"text.{name} is {getattr(self, name)}; packed experts need a multiple of 32")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise LensError(
@@ -101,7 +104,10 @@ def abstract_params(config: GptOssConfig, head: bool = True) -> dict:
     leaf = lambda *shape: jax.ShapeDtypeStruct(shape, dtype)
     byte = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.uint8)
 
-    def packed(outputs, inputs):
+    def experts(outputs, inputs):
+        if not c.packed:
+            kernel = leaf(c.layers, c.experts, inputs, outputs)
+            return {"kernel": kernel, "bias": leaf(c.layers, c.experts, outputs)}
         shape = (c.layers, c.experts, outputs, inputs // mxfp4.GROUP)
         return {"blocks": byte(*shape, mxfp4.GROUP_BYTES), "scales": byte(*shape), "bias": leaf(*shape[:3])}
 
@@ -117,7 +123,7 @@ def abstract_params(config: GptOssConfig, head: bool = True) -> dict:
         "out": {"kernel": leaf(c.layers, c.heads, c.head_dim, c.width), "bias": leaf(c.layers, c.width)},
         "mlp_norm": {"scale": leaf(c.layers, c.width)},
         "router": {"kernel": leaf(c.layers, c.width, c.experts), "bias": leaf(c.layers, c.experts)},
-        "experts": {"gate_up": packed(2 * c.hidden, c.width), "down": packed(c.width, c.hidden)},
+        "experts": {"gate_up": experts(2 * c.hidden, c.width), "down": experts(c.width, c.hidden)},
     }
     params = {"embed": leaf(c.vocab, c.width), "layers": layers}
     return {**params, "norm": {"scale": leaf(c.width)}, "unembed": leaf(c.vocab, c.width)} if head else params
@@ -131,7 +137,7 @@ def parameter_count(config: GptOssConfig) -> int:
     return count
 
 
-def init(config: GptOssConfig, key: jax.Array) -> dict:
+def init(config: GptOssConfig, key: jax.Array, head: bool = True) -> dict:
     """Random parameters of a sensible magnitude, for tests and benchmarks. Nothing here trains this model."""
 
     def draw(path, leaf, key):
@@ -144,7 +150,7 @@ def init(config: GptOssConfig, key: jax.Array) -> dict:
         noise = 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)
         return 1 + noise if name == "scale" else noise
 
-    paths, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config))
+    paths, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config, head))
     keys = jax.random.split(key, len(paths))
     return tree.unflatten([draw(path, leaf, k) for (path, leaf), k in zip(paths, keys)])
 
@@ -204,6 +210,24 @@ def swiglu(config: GptOssConfig, gate_up: jax.Array) -> jax.Array:
     return (up + 1) * gate * jax.nn.sigmoid(config.swiglu_alpha * gate)
 
 
+def expert_weights(params: dict, layer: jax.Array, expert: jax.Array, dtype):
+    """One expert's matrix for `product`: dense [in, out], or the two halves of an unpacked one [out, in / 2]."""
+    if "kernel" in params:
+        # As bits, and behind a barrier that depends on the loop: XLA on a CPU would convert the bfloat16 experts of all
+        # layers to float32 ahead of it, 76 GB for the 20B model.
+        kernel, expert = jax.lax.optimization_barrier((params["kernel"], expert))
+        bits = jax.lax.bitcast_convert_type(kernel, f"uint{8 * kernel.dtype.itemsize}")[layer, expert]
+        return jax.lax.bitcast_convert_type(bits, kernel.dtype).astype(dtype)
+    return mxfp4.unpack(params["blocks"][layer, expert], params["scales"][layer, expert], dtype)
+
+
+def product(x: jax.Array, weights) -> jax.Array:
+    """x [n, in] times what `expert_weights` gave: float32 [n, out] with float32 sums."""
+    if isinstance(weights, tuple):
+        return mxfp4.matmul(x, weights)
+    return jnp.dot(x, weights, preferred_element_type=jnp.float32)
+
+
 def mixture(config: GptOssConfig, params: dict, layer: jax.Array, x: jax.Array, valid: jax.Array) -> jax.Array:
     """The experts of one layer: float32 [n, width] for tokens x [n, width]; rows that are not `valid` cost nothing.
 
@@ -221,8 +245,8 @@ def mixture(config: GptOssConfig, params: dict, layer: jax.Array, x: jax.Array, 
     order = jnp.argsort(chosen)
     counts = jnp.bincount(chosen, length=c.experts)
     starts = jnp.cumsum(counts) - counts
-    # Powers of two from 8: at most twice the rows needed, and below 8 a product costs its weights and not its rows.
-    sizes = [*(2**i for i in range(3, 30) if 2**i < n), n]
+    # From 8, since below that a product costs its weights and not its rows; then a step of at most one and a half.
+    sizes = [*(size for i in range(3, 30) for size in (2**i, 3 * 2 ** (i - 1)) if size < n), n]
     tokens = jnp.pad(order // c.experts_per_token, (0, n))
     used = jnp.argsort(counts == 0)
 
@@ -230,19 +254,17 @@ def mixture(config: GptOssConfig, params: dict, layer: jax.Array, x: jax.Array, 
         gate_up, gate_up_bias = gate_up
         down, down_bias = down
         rows = x[jax.lax.dynamic_slice(tokens, (start,), (size,))]
-        hidden = swiglu(c, mxfp4.matmul(rows, gate_up) + gate_up_bias.astype(jnp.float32)).astype(x.dtype)
-        out = mxfp4.matmul(hidden, down) + down_bias.astype(jnp.float32)
+        hidden = swiglu(c, product(rows, gate_up) + gate_up_bias.astype(jnp.float32)).astype(x.dtype)
+        out = product(hidden, down) + down_bias.astype(jnp.float32)
         # What the padding rows write here belongs to a later expert, which overwrites it.
         return jax.lax.dynamic_update_slice(results, out, (start, 0))
 
     def expert(i, results):
         e = used[i]
-        unpacked = lambda p: (mxfp4.unpack(p["blocks"][layer, e], p["scales"][layer, e], x.dtype), p["bias"][layer, e])
+        weights = lambda p: (expert_weights(p, layer, e, x.dtype), p["bias"][layer, e])
         size = jnp.searchsorted(jnp.array(sizes), counts[e])
         branches = [functools.partial(run, s) for s in sizes]
-        return jax.lax.switch(
-            size, branches, results, starts[e], unpacked(experts["gate_up"]), unpacked(experts["down"])
-        )
+        return jax.lax.switch(size, branches, results, starts[e], weights(experts["gate_up"]), weights(experts["down"]))
 
     results = jnp.zeros((n * c.experts_per_token + n, width), jnp.float32)
     results = jax.lax.fori_loop(0, jnp.sum(counts > 0), expert, results)

@@ -101,7 +101,7 @@ def test_the_released_config(values):
         ({"rope_parameters.truncate": "no"}, "truncate is 'no'"),
         ({"rope_theta": 10_000}, "contradicts rope_parameters.rope_theta"),
         ({"rope_scaling": {"rope_type": "yarn"}, "rope_theta": 150_000}, "factor is missing"),
-        ({"quantization_config": None}, "must be 'mxfp4'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "must be 'mxfp4'"),
         ({"model_type": "llama"}, "accepted: 'gpt_oss'"),
         ({"hidden_act": "gelu"}, "accepted: 'silu'"),
         ({"tie_word_embeddings": True}, "accepted: False"),

@@ -4,11 +4,13 @@ import copy
 import json
 import random
 import shutil
+import tracemalloc
 
+import gguf
 import numpy as np
 import pytest
 
-from lens_jax.convert import autoencoder, denoiser, folder, table, writer
+from lens_jax.convert import autoencoder, denoiser, folder, gpt_oss, quantized, table, writer
 from lens_jax.errors import LensError
 
 INDEX = "m.safetensors.index.json"
@@ -23,6 +25,16 @@ def some_tensors() -> dict[str, np.ndarray]:
 
 
 RULES = [table.Rule(name, a.shape, name) for name, a in some_tensors().items()]
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """The files here are of a few kilobytes, whatever sizes they claim."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +144,7 @@ def test_mutated_shards_and_indices(component, tmp_path, seed):
     shutil.copytree(component, path)
     (path / "loop.safetensors").symlink_to("loop.safetensors")
     outcomes = []
-    for _ in range(40):
+    for _ in range(50):
         target = path / rng.choice((*SHARDS, INDEX))
         content = target.read_bytes()
         target.write_bytes((mutate_index if target.name == INDEX else mutate_shard)(rng, content))
@@ -144,7 +156,7 @@ def test_mutated_shards_and_indices(component, tmp_path, seed):
 
 def test_mutated_configs(goldens):
     rng, outcomes = random.Random(0), []
-    for part, convert in (("transformer", denoiser), ("vae", autoencoder)):
+    for part, convert in (("transformer", denoiser), ("vae", autoencoder), ("text_encoder", gpt_oss)):
         values = folder.read_json(goldens / "tiny_release" / part / "config.json")
         for _ in range(100):
             key = rng.choice(list(values))
@@ -156,4 +168,91 @@ def test_mutated_configs(goldens):
             else:
                 changed[key] = rng.choice((*ODD, 10**9, [10**9] * 3, [1] * 10_000, "silu", False))
             outcomes.append(refused(convert.config_from_release, changed, "config.json"))
-    assert sum(outcomes) >= 100
+    assert sum(outcomes) >= 150
+
+
+# As `some_tensors`, with two that are quantised.
+GGUF_RULES = [
+    table.Rule(name, shape, name) for name, shape in (("a", (6, 4)), ("b", (5,)), ("q", (3, 64)), ("m", (2, 32)))
+]
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory) -> tuple[bytes, dict[str, np.ndarray]]:
+    """(content, what it stands for)."""
+    path, rng = tmp_path_factory.mktemp("hostile") / "m.gguf", np.random.default_rng(0)
+    file = gguf.GGUFWriter(path, "lens")
+    file.add_token_list(["one", "two"])
+    file.add_array("numbers", [1, 2, 3])
+    file.add_custom_alignment(32)
+    tensors = {rule.name: rng.standard_normal(rule.shape, np.float32) for rule in GGUF_RULES}
+    for name, kind in (("q", gguf.GGMLQuantizationType.Q8_0), ("m", gguf.GGMLQuantizationType.MXFP4)):
+        data = gguf.quants.quantize(tensors[name], kind)
+        tensors[name] = gguf.quants.dequantize(data, kind)
+        file.add_tensor(name, data, raw_dtype=kind)
+    for name in ("a", "b"):
+        file.add_tensor(name, tensors[name])
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    return path.read_bytes(), tensors
+
+
+def mutate_gguf(rng: random.Random, content: bytes, header: int) -> bytes:
+    """Only the header is changed, so what loads must be right, or of other types and names."""
+    i, kind = rng.randrange(header), rng.randrange(4)
+    if kind == 0:
+        return content[:i] + bytes([content[i] ^ 1 << rng.randrange(8)]) + content[i + 1 :]
+    if kind == 1:
+        return content[: rng.randrange(len(content))]
+    if kind == 2:  # a count, a length, an offset or the middle of one
+        size = rng.choice((4, 8))
+        value = rng.choice((0, 1, 2, 9, 39, 2**20, 2**31, 2**32 - 1, 2**40, 2**60, 2**63, 2**64 - 1)) % 2 ** (8 * size)
+        return content[:i] + value.to_bytes(size, "little") + content[i + size :]
+    return content[:i] + content[i + rng.randrange(1, 9) :]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutated_gguf(gguf_file, tmp_path, seed):
+    """A changed header can move a tensor, so only the shapes and types of what loads are checked, and that it loads."""
+    content, expected = gguf_file
+    path, rng, outcomes = tmp_path / "m.gguf", random.Random(seed), []
+
+    def read() -> dict[str, np.ndarray]:
+        tensors = quantized.dequantize(folder.open_component(path), str(path))
+        table.check(GGUF_RULES, tensors.specs, str(path))
+        return dict(table.leaves(GGUF_RULES, tensors, expected))
+
+    for _ in range(60):
+        path.write_bytes(mutate_gguf(rng, content, content.index(expected["a"].tobytes())))
+        outcomes.append(refused(read))
+    assert sum(outcomes) >= 30
+    path.write_bytes(content)
+    for name, array in read().items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_hostile_counts_of_gguf(tmp_path):
+    """Each of these keeps the reader of the package busy, or takes all memory."""
+    number = lambda value, size=8: value.to_bytes(size, "little")
+    start = b"GGUF" + number(3, 4)
+    key = number(1) + b"k"
+    for body, message in (
+        (number(0) + number(1) + key + number(9, 4) + number(0, 4) + number(2**60) + bytes(64), "ends within"),
+        (number(0) + number(1) + key + number(9, 4) + number(8, 4) + number(2**60) + bytes(64), "not accepted"),
+        (number(0) + number(1) + key + number(9, 4) + number(9, 4) + number(1) + bytes(64), "not accepted"),
+        (number(2**62) + number(0) + bytes(64), "claims 4611686018427387904 tensors"),
+        (number(0) + number(2**62) + bytes(64), "claims 4611686018427387904 keys"),
+        (number(1) + number(0) + number(2**63) + bytes(64), "a name of"),
+        (number(1) + number(0) + key + number(9, 4) + bytes(96), "9 axes"),
+        (number(1) + number(0) + key + number(2, 4) + number(2**32) * 2 + bytes(96), "ends at byte"),
+        (number(1) + number(0) + key + number(1, 4) + number(8) + number(99, 4) + bytes(96), "of type 99; accepted"),
+        (number(1) + number(0) + key + number(1, 4) + number(8) + number(8, 4) + bytes(96), "a multiple of 32"),
+    ):
+        (tmp_path / "m.gguf").write_bytes(start + body)
+        with pytest.raises(LensError, match=message):
+            folder.open_component(tmp_path / "m.gguf")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + number(3 << 24, 4) + bytes(64))
+    with pytest.raises(LensError, match="version 50331648; accepted: 2 or 3"):
+        folder.open_component(tmp_path / "m.gguf")

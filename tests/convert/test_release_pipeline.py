@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lens_jax.convert import native
+from lens_jax.convert import native, source
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.errors import LensError
 from lens_jax.pipeline import LensPipeline
@@ -74,8 +74,8 @@ def test_bfloat16_stays_near(release, golden):
 
 def test_converted_there_and_back(release, golden, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    native.to_jax(release, ours, variant="turbo")
-    assert native.verify(release, ours) > 300
+    native.to_jax(source.find(release), ours, variant="turbo")
+    assert native.verify(source.find(release), ours) > 300
     pipe = LensPipeline.from_pretrained(ours, dtype="float32")
     assert (pipe.num_inference_steps, pipe.guidance_scale) == (4, 1.0)
     assert_draws_the_golden(pipe, golden)
@@ -86,7 +86,7 @@ def test_converted_there_and_back(release, golden, tmp_path):
 
 
 def test_bfloat16_export(release, tmp_path):
-    native.to_jax(release, tmp_path / "ours")
+    native.to_jax(source.find(release), tmp_path / "ours")
     native.to_torch(tmp_path / "ours", tmp_path / "half", dtype="bf16")
     half = SafetensorsFile(tmp_path / "half" / "transformer" / "diffusion_pytorch_model.safetensors")
     original = SafetensorsFile(release / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -107,9 +107,9 @@ def test_nothing_is_left_when_a_conversion_fails(release, tmp_path):
     config = broken / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "latent_channels": 3}))
     with pytest.raises(LensError):
-        native.to_jax(broken, tmp_path / "out")
+        native.to_jax(source.find(broken), tmp_path / "out")
     assert {p.name for p in tmp_path.iterdir()} == {"broken"}
     with pytest.raises(LensError, match="no release folder"):
-        native.to_jax(tmp_path, tmp_path / "out")
+        native.to_jax(source.find(tmp_path), tmp_path / "out")
     with pytest.raises(LensError, match=r"variant 'tubro'.*did you mean 'turbo'"):
-        native.to_jax(release, tmp_path / "out", variant="tubro")
+        native.to_jax(source.find(release), tmp_path / "out", variant="tubro")
