@@ -6,6 +6,7 @@ plain nested dict whose paths are the checkpoint format, e.g. `blocks/image/qkv/
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -19,6 +20,7 @@ from lens_jax.models.attention import Kernel, attend
 from lens_jax.models.layers import (
     RMSNorm,
     layer_norm,
+    layout,
     modulate,
     rotary_table,
     rotate,
@@ -59,7 +61,7 @@ class DenoiserConfig:
     remat: Remat = "none"
     # Lay the blocks out one after another instead of scanning them: faster on a CPU, much longer to compile.
     unroll: bool = False
-    # Attention kernel; `auto` is cuDNN on a GPU in half precision and XLA elsewhere.
+    # Attention kernel; `auto` is cuDNN on a GPU in half precision, splash on a TPU and XLA elsewhere.
     attention: Kernel = "auto"
 
     @property
@@ -116,7 +118,7 @@ class Stream(nnx.Module):
 
     def feed_forward(self, x: jax.Array, shift, scale) -> jax.Array:
         gate, up = _unstack(self.gate_up(modulate(self.norm2(x), shift, scale)))
-        return self.down(jax.nn.silu(gate) * up)
+        return self.down(jax.nn.silu(gate) * up, out_sharding=layout(x))
 
 
 def _unstack(x: jax.Array) -> list[jax.Array]:
@@ -132,22 +134,22 @@ class Block(nnx.Module):
         self.image = Stream(c, rngs)
         self.text = Stream(c, rngs)
 
-    def __call__(self, image, text, conditioning, table, lengths):
+    def __call__(self, image, text, conditioning, tables, lengths, n_image):
         """image [B, N, W], text [B, T, W], conditioning [B, W] = silu(time embedding), lengths [B] -> image, text."""
-        n_image = image.shape[1]
         streams = ((self.image, image), (self.text, text))
         # Chunk order of the release: (attention, MLP) x (shift, scale, gate).
         mods = [jnp.split(stream.modulation(conditioning)[:, None], 6, axis=-1) for stream, _ in streams]
         with jax.named_scope("attention"):
-            parts = [stream.project(x, *mod[:2]) for (stream, x), mod in zip(streams, mods)]
-            q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(*parts))
-            attended = attend(rotate(q, table), rotate(k, table), v, lengths, self.kernel)
+            parts = []
+            for (stream, x), mod, table in zip(streams, mods, tables):
+                q, k, v = stream.project(x, *mod[:2])
+                parts.append((rotate(q, table), rotate(k, table), v))
+            attended = attend(*parts, lengths, n_image, self.kernel)
             attended = checkpoint_name(attended, "attention")
-            attended = jnp.split(attended, [n_image], axis=1)
         with jax.named_scope("mlp"):
             outputs = []
             for (stream, x), mod, y in zip(streams, mods, attended):
-                x = x + mod[2] * stream.out(y)
+                x = x + mod[2] * stream.out(y, out_sharding=layout(x))
                 outputs.append(x + mod[5] * stream.feed_forward(x, mod[3], mod[4]))
         return tuple(outputs)
 
@@ -222,6 +224,8 @@ def apply(
     text_lengths: jax.Array,
     t: jax.Array,
     positions: jax.Array,
+    n_image: jax.Array | None = None,
+    gather: Callable[[dict], dict] = lambda params: params,
 ) -> jax.Array:
     """The velocity (noise - clean) at noise level t.
 
@@ -232,11 +236,14 @@ def apply(
       text_lengths: int32 [B] valid text tokens a row; 0 is the unconditional case: image attends only to image.
       t: noise level [B] in [0, 1], 1 is pure noise.
       positions: int32 [N + T, 3] from `layers.joint_positions`.
+      n_image: int32 scalar, tokens of `latents` that are no padding, for programs that serve several shapes; None is N.
+      gather: done to the weights of a block just before they are used, and to those outside the blocks: where they are
+        sharded, they are brought together here.
 
     Returns velocity [B, N, latent_channels] in the dtype of `latents`.
     """
     stem_graph, block_graph = _graphs(config)
-    stem = nnx.merge(stem_graph, {name: value for name, value in params.items() if name != "blocks"})
+    stem = nnx.merge(stem_graph, gather({name: value for name, value in params.items() if name != "blocks"}))
     dtype = jnp.dtype(config.dtype)
 
     with jax.named_scope("in"):
@@ -244,11 +251,14 @@ def apply(
         hidden_text = stem.read_text(tuple(layer.astype(dtype) for layer in text))
         conditioning = jax.nn.silu(stem.read_time(t, dtype))
         table = rotary_table(positions, config.rope_axes, config.rope_theta)
-        lengths = None if hidden_text.shape[1] == 0 else latents.shape[1] + text_lengths
+        tables = [tuple(jnp.split(part, [latents.shape[1]])[i] for part in table) for i in range(2)]
+        lengths = (latents.shape[1] if n_image is None else n_image) + text_lengths
+        if n_image is None and hidden_text.shape[1] == 0:
+            lengths = None
 
     def body(carry, block_params):
-        block = nnx.merge(block_graph, block_params)
-        return block(*carry, conditioning, table, lengths), None
+        block = nnx.merge(block_graph, gather(block_params))
+        return block(*carry, conditioning, tables, lengths, n_image), None
 
     if config.remat != "none":
         # Inside a scan XLA cannot undo the recomputation, so the barriers of prevent_cse would only cost.

@@ -31,6 +31,11 @@ def layer_norm(x: jax.Array, eps: float) -> jax.Array:
     return ((x32 - mean) * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
 
 
+def layout(x: jax.Array):
+    """How `x` is sharded: where a product that sums over a sharded axis must put the sum. None without a mesh."""
+    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
+
+
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     return x * (1 + scale) + shift
 
@@ -41,7 +46,7 @@ def timestep_features(t: jax.Array, channels: int = 256) -> jax.Array:
     The factor 1000 of the release is applied here and nowhere else: a caller that passes 0..1000 gets noise.
     """
     half = channels // 2
-    # The exponent in float32, as the release rounds it (5.7e-7 of a frequency, times up to 1000); the exponential exactly.
+    # The exponent in float32, as the release rounds it (5.7e-7 of a frequency, times up to 1000); its power exactly.
     exponents = np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies
@@ -77,7 +82,7 @@ def rotary_table(positions: jax.Array, axes: tuple[int, ...], theta: float) -> t
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotate neighbouring pairs (x[2k], x[2k+1]) of x [B, S, heads, head_dim] in float32 (not rotate-half)."""
     cos, sin = (part[None, :, None, :] for part in table)
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)

@@ -1,0 +1,266 @@
+"""Where every array lives: the mesh, one strict table of rules, and the gathering of weights.
+
+Explicit sharding: how an array is laid out is part of its type, so a forgotten axis is an error and no slow collective.
+Batches are split over `data` and `fsdp`, weights over `fsdp` (brought together a layer at a time, see `gather`) and
+`tensor` (never brought together: each device has its heads and its part of the MLP), activations over `sequence`.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lens_jax.errors import LensError
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+# Rows of a batch.
+ROWS = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1, on one axis at most, takes what is left."""
+
+    # Copies of the model, each on its own rows of a batch. Above the size of a node this is the cheapest axis.
+    data: int = 1
+    # Parts that parameters, optimiser and average are cut into; also splits the rows. Best within a fast network.
+    fsdp: int = -1
+    # Parts of every head group and MLP; must divide the heads. Only within a node, and only when fsdp does not fit.
+    tensor: int = 1
+    # Parts of every sequence; with `tensor` it must divide the heads. For sizes above 1440 pixels.
+    sequence: int = 1
+
+    def __post_init__(self):
+        for name in AXES:
+            if getattr(self, name) < 1 and getattr(self, name) != -1:
+                raise LensError(f"mesh.{name} is {getattr(self, name)}; it must be at least 1, or -1 for what is left")
+        if [getattr(self, name) for name in AXES].count(-1) > 1:
+            raise LensError("mesh: -1 (what is left) is for one axis only")
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """Devices along each of AXES; LensError when they do not multiply to `devices`."""
+        sizes = [getattr(self, name) for name in AXES]
+        known = math.prod(size for size in sizes if size != -1)
+        left, over = divmod(devices, known)
+        if over or (-1 not in sizes and left != 1):
+            shape = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes))
+            raise LensError(f"mesh ({shape}) does not fit {devices} devices; their product must, or set one to -1")
+        return tuple(left if size == -1 else size for size in sizes)
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """The mesh of a run over all devices, neighbours along the last axes."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(config.sizes(len(devices)), AXES, axis_types=(AxisType.Explicit,) * 4, devices=devices)
+
+
+# Path of a parameter -> the mesh axis of each of its dimensions. Fused projections keep axes of their own (q/k/v,
+# gate/up, heads), or a tensor axis could not cut them. Modulation is one vector a sample: not worth a tensor axis.
+DENOISER_RULES: dict[str, tuple[str | None, ...]] = {
+    r"blocks/(image|text)/modulation/kernel": (None, "fsdp", None),
+    r"blocks/(image|text)/modulation/bias": (None, None),
+    r"blocks/(image|text)/norm(1|2|_q|_k)/scale": (None, None),
+    r"blocks/(image|text)/qkv/kernel": (None, "fsdp", None, "tensor", None),
+    r"blocks/(image|text)/qkv/bias": (None, None, "tensor", None),
+    r"blocks/(image|text)/out/kernel": (None, "tensor", None, "fsdp"),
+    r"blocks/(image|text)/out/bias": (None, None),
+    r"blocks/(image|text)/gate_up/kernel": (None, "fsdp", None, "tensor"),
+    r"blocks/(image|text)/down/kernel": (None, "tensor", "fsdp"),
+    r"(image_in|time_in)/kernel": (None, "fsdp"),
+    r"(text_in|time_out|modulation_out|image_out)/kernel": ("fsdp", None),
+    r"(image_in|text_in|time_in|time_out|modulation_out|image_out)/bias": (None,),
+    r"text_norm/scale": (None, None),
+}
+# 84M parameters, and convolutions with 3 and 128 channels: whole on every device.
+AUTOENCODER_RULES = {
+    r"(encoder|decoder)/.*": (),
+    r"latent_statistics/(mean|variance|batches)": (),
+    # The pixel codec in its place.
+    r"mean|std": (),
+}
+# The experts are 91 % of the weights. Cut along the outputs: 5,760 and 2,880 rows, and not the 32 experts.
+GPT_OSS_RULES = {
+    r"embed|unembed": (None, "fsdp"),
+    r"layers/(q|k|v)/kernel": (None, "fsdp", None, None),
+    r"layers/out/kernel": (None, None, None, "fsdp"),
+    r"layers/(q|k|v)/bias": (None, None, None),
+    r"layers/experts/(gate_up|down)/blocks": (None, None, "fsdp", None, None),
+    r"layers/experts/(gate_up|down)/scales": (None, None, "fsdp", None),
+    r"layers/experts/(gate_up|down)/kernel": (None, None, None, "fsdp"),
+    r"layers/experts/(gate_up|down)/bias": (None, None, None),
+    r"layers/router/kernel": (None, None, None),
+    r"layers/(out|router)/bias|layers/sinks|layers/(attention|mlp)_norm/scale": (None, None),
+    r"norm/scale": (None,),
+}
+
+
+def spec_of(rules: dict, path: str, shape: tuple[int, ...], mesh) -> PartitionSpec:
+    """The layout of one parameter; LensError when no rule names it or an axis does not divide it."""
+    axes = next((axes for pattern, axes in rules.items() if re.fullmatch(pattern, path)), None)
+    if axes is None:
+        raise LensError(f"no sharding rule for the parameter {path} {list(shape)}; add one to lens_jax/sharding.py")
+    if axes and len(axes) != len(shape):
+        raise LensError(f"the sharding rule of {path} is {axes}, for {len(axes)} dimensions; it has {list(shape)}")
+    for axis, size in zip(axes, shape):
+        if axis and size % mesh.shape[axis]:
+            raise LensError(f"mesh.{axis} is {mesh.shape[axis]}, which does not divide {size} of {path} {list(shape)}")
+    # An axis of one device cuts nothing; named all the same, it would ask for collectives of one.
+    return PartitionSpec(*(axis if axis and mesh.shape[axis] > 1 else None for axis in axes))
+
+
+def tree_specs(rules: dict, tree: Any, mesh) -> Any:
+    """The layout of every leaf of a tree of parameters."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: spec_of(rules, _path(path), leaf.shape, mesh), tree)
+
+
+def state_specs(state: Any, mesh) -> Any:
+    """The layout of a training state: average and moments like their parameters, scalars everywhere."""
+
+    def spec(path, leaf):
+        # Optimisers nest copies of the tree of parameters in tuples and named tuples; what has no path is a counter.
+        where = _path(path)
+        if not where:
+            return PartitionSpec()
+        return spec_of(AUTOENCODER_RULES if path[0].name == "codec" else DENOISER_RULES, where, leaf.shape, mesh)
+
+    return jax.tree_util.tree_map_with_path(spec, state)
+
+
+def _path(path) -> str:
+    return "/".join(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+
+
+def shardings(mesh: Mesh, specs: Any) -> Any:
+    """A tree of layouts as one of shardings."""
+    is_spec = lambda x: isinstance(x, PartitionSpec)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+def create(make, mesh: Mesh | None, *args) -> Any:
+    """`make(*args)`, a state, computed where it will live: no device ever holds all of it.
+
+    Compiled with automatic axes, since random draws follow their results' layout there; values do not depend on it.
+    """
+    if mesh is None:
+        return jax.jit(make)(*args)
+    automatic = Mesh(mesh.devices, mesh.axis_names)
+    specs = state_specs(jax.eval_shape(make, *args), mesh)
+    made = jax.jit(make, out_shardings=shardings(automatic, specs))(*args)
+    return jax.device_put(made, shardings(mesh, specs))
+
+
+def abstract(make, mesh: Mesh | None, *args) -> Any:
+    """Shapes, dtypes and, on a mesh, layouts of what `create` makes, to restore a checkpoint of any other mesh into."""
+    shapes = jax.eval_shape(make, *args)
+    if mesh is None:
+        return shapes
+    places = shardings(mesh, state_specs(shapes, mesh))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+
+
+def on(mesh: Mesh | None, function):
+    """`function`, called with `mesh` set."""
+    if mesh is None:
+        return function
+
+    def run(*args):
+        with jax.set_mesh(mesh):
+            return function(*args)
+
+    return run
+
+
+def gather(params: dict, dtype) -> dict:
+    """Weights brought together over `fsdp` in `dtype`, which halves what is sent when that is bfloat16.
+
+    Called on one layer inside the scan. Its transpose is the scattered sum of the gradients. Cut over `tensor` they
+    stay cut.
+    """
+
+    def one(weight: jax.Array) -> jax.Array:
+        weight = weight.astype(dtype)
+        if jax.sharding.get_abstract_mesh().empty:
+            return weight
+        spec = jax.typeof(weight).sharding.spec
+        return jax.reshard(weight, PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec)))
+
+    return jax.tree.map(one, params)
+
+
+def batch_spec(name: str, ndim: int, mesh) -> PartitionSpec:
+    """The layout of one array of a batch: rows over ROWS, latent and text tokens over `sequence`."""
+    if name in ("positions", "n_image"):
+        return PartitionSpec()
+    rows = tuple(axis for axis in ROWS if mesh.shape[axis] > 1) or None
+    tokens = "sequence" if ndim == 3 and mesh.shape["sequence"] > 1 else None
+    return PartitionSpec(rows, *((tokens,) + (None,) * (ndim - 2) if ndim > 1 else ()))
+
+
+def data_shard(mesh: Mesh | None) -> tuple[int, int]:
+    """(part, parts) of every global batch that this process reads.
+
+    Processes whose devices hold the same rows (a `tensor` or `sequence` axis over several hosts) read the same part.
+    """
+    if mesh is None:
+        return 0, 1
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    mine = sorted({index[0] * mesh.shape["fsdp"] + index[1] for index in _local_indices(mesh)})
+    count = len(mine)
+    if mine != list(range(mine[0], mine[0] + count)) or mine[0] % count or parts % count:
+        raise LensError(f"mesh: the rows of this host, {mine} of {parts}, are not one block; put tensor within a host")
+    return mine[0] // count, parts // count
+
+
+def _local_indices(mesh: Mesh) -> list[tuple[int, ...]]:
+    here = jax.process_index()
+    return [index for index, device in np.ndenumerate(mesh.devices) if device.process_index == here]
+
+
+def check_batch_size(size: int, mesh: Mesh | None) -> None:
+    """LensError unless the rows of a batch can be split over the mesh."""
+    if mesh is None:
+        return
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if size % parts:
+        raise LensError(
+            f"data: a batch of {size} pictures cannot be split over mesh.data {mesh.shape['data']} x mesh.fsdp "
+            f"{mesh.shape['fsdp']}; give a multiple of {parts}"
+        )
+
+
+def place_batch(batch: dict, mesh: Mesh | None) -> dict:
+    """This process's rows of a batch as global arrays; without a mesh the batch as it is."""
+    if mesh is None:
+        return batch
+
+    def place(path, value):
+        value = np.asarray(value)
+        layout = NamedSharding(mesh, batch_spec(path[0].key, value.ndim, mesh))
+        return jax.make_array_from_process_local_data(layout, value)
+
+    return jax.tree_util.tree_map_with_path(place, batch)
+
+
+def largest(number: int, mesh: Mesh) -> jax.Array:
+    """The largest of the numbers that the processes give, as a scalar on all of them; nobody waits for it."""
+    every = NamedSharding(mesh, PartitionSpec(AXES))
+    numbers = jax.make_array_from_process_local_data(every, np.full(len(mesh.local_devices), number, np.int32))
+    return _max(mesh)(numbers)
+
+
+@functools.cache
+def _max(mesh: Mesh):
+    return jax.jit(lambda x: jax.numpy.max(x), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def local_copy(tree: Any, mesh: Mesh | None) -> Any:
+    """A tree whole on this process's first device, for what runs without a mesh. All processes must call it."""
+    if mesh is None:
+        return tree
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda x: x.addressable_data(0), whole)
