@@ -137,8 +137,8 @@ def _write(place: Path, specs, tensors, progress) -> None:
     # "pt" is what transformers and diffusers insist on before they load a file.
     start, order = header(specs, {"format": "pt"})
     with place.open("wb") as file, ThreadPoolExecutor(_THREADS) as pool:
-        # A full disk is known before the work is done, and writing is up to five times faster (57 MB on ext4: 10 ms, not
-        # 14 to 50).
+        # A full disk is known before the work is done, and writing is up to five times faster (57 MB on ext4: 10 ms
+        # and not 14 to 50).
         os.posix_fallocate(file.fileno(), 0, len(start) + sum(spec.bytes for spec in specs.values()))
         file.write(start)
         makers = ((name, make) for name in order for make in _parts(tensors, name))

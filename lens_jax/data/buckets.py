@@ -55,6 +55,23 @@ TABLES = {
 }
 
 
+# Buckets whose token counts are this close belong to one area: those of the report differ by up to 1.10 within an area,
+# and by at least 1.63 between areas.
+SAME_AREA = 1.25
+
+
+def areas(buckets: Sequence[Bucket], tile: int = 16) -> tuple[int, ...]:
+    """The area each bucket belongs to, numbered from the smallest."""
+    numbers, first = {}, 0
+    for tokens in sorted({bucket.tokens(tile) for bucket in buckets}):
+        if not numbers or tokens > SAME_AREA * first:
+            first = tokens
+            numbers[tokens] = len(set(numbers.values()))
+        else:
+            numbers[tokens] = max(numbers.values())
+    return tuple(numbers[bucket.tokens(tile)] for bucket in buckets)
+
+
 def parse_ratio(text: str) -> float:
     """Width over height of "W:H"."""
     match = re.fullmatch(r"([1-9]\d{0,4}):([1-9]\d{0,4})", text)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lens_jax.data import records
+from lens_jax.data.buckets import Bucket, areas
 from lens_jax.data.manifest import Manifest, load_manifest
 from lens_jax.data.permutation import mix, permute
 from lens_jax.data.shards import ShardReader
@@ -32,6 +33,11 @@ class DataConfig:
     path: str = "data/openmoji"
     # Pictures a batch, over all hosts.
     batch_size: int = 64
+    # Pictures a batch by area, from the smallest; () takes batch_size for every bucket. The report's 24, 10 and 6 a
+    # device give every area about as many tokens, so that micro-steps take equally long.
+    batch_sizes: tuple[int, ...] = ()
+    # Pad image tokens to the most that any bucket of the area has: one compiled program an area, not one a bucket.
+    pad_areas: bool = False
     # Caption languages to draw from, uniformly for each picture; () takes all the train split has.
     languages: tuple[str, ...] = ()
     # Seed of the order and of the caption choice.
@@ -54,16 +60,16 @@ class BatchPlan:
 
     # Records of each bucket; buckets without any are skipped.
     counts: tuple[int, ...]
-    # Records a batch, over all hosts.
-    batch_size: int
+    # Records a batch of each bucket, over all hosts; a number is for all of them.
+    batch_size: int | tuple[int, ...]
     # Seed of the order.
     seed: int
     # How often each bucket is used relative to its number of records; () means all 1.
     weights: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise LensError(f"batch_size {self.batch_size}: at least 1")
+        if min(self.batch_sizes) < 1 or len(self.batch_sizes) != len(self.counts):
+            raise LensError(f"batch_size {self.batch_size}: one number of at least 1, or one for each bucket")
         if self.seed < 0:
             raise LensError(f"seed {self.seed}: must not be negative")
         if not any(self.counts):
@@ -74,22 +80,28 @@ class BatchPlan:
             raise LensError("weights: at least one bucket with records needs a weight above 0")
 
     @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Records a batch of each bucket."""
+        return self.batch_size if isinstance(self.batch_size, tuple) else (self.batch_size,) * len(self.counts)
+
+    @property
     def batches(self) -> tuple[int, ...]:
         """Batches of each bucket in a cycle."""
         weights = self.weights or (1.0,) * len(self.counts)
         return tuple(
-            max(1, round(count / self.batch_size * weight)) if count and weight else 0
-            for count, weight in zip(self.counts, weights)
+            max(1, round(count / size * weight)) if count and weight else 0
+            for count, size, weight in zip(self.counts, self.batch_sizes, weights)
         )
 
     def plan(self, step: int) -> tuple[int, np.ndarray]:
-        """(bucket index, positions of the records in that bucket, int64 [batch_size]) of a step."""
+        """(bucket index, positions of the records in that bucket, int64 [B]) of a step."""
         batches = self.batches
         cycle, place = divmod(int(step), sum(batches))
         buckets, ranks = _cycle(batches, self.seed, cycle)
         bucket = int(buckets[place])
         window = cycle * batches[bucket] + int(ranks[place])
-        return bucket, self._stream(bucket, window * self.batch_size + np.arange(self.batch_size))
+        size = self.batch_sizes[bucket]
+        return bucket, self._stream(bucket, window * size + np.arange(size))
 
     def _stream(self, bucket: int, places: np.ndarray) -> np.ndarray:
         """The records at `places` of a bucket's endless stream."""
@@ -184,10 +196,13 @@ class BatchSource:
 
     def __init__(self, manifest: Manifest, split: str, config: DataConfig, host: int = 0, hosts: int = 1):
         self._languages = check_languages(manifest, split, config.languages)
-        self._rows = _host_rows(config.batch_size, host, hosts)
+        self._sizes = bucket_sizes(config, manifest.buckets)
+        self._share = host, hosts
         self._seed = config.seed
-        self._plan = BatchPlan(manifest.counts(split), config.batch_size, config.seed)
+        self._plan = BatchPlan(manifest.counts(split), self._sizes, config.seed)
         self._store = RecordStore(manifest, split)
+        for size in self._sizes:
+            _host_rows(size, host, hosts)  # raises now what the first batch of that bucket would
 
     def __len__(self) -> int:
         return ENDLESS
@@ -198,8 +213,9 @@ class BatchSource:
     def __getitem__(self, step: int) -> dict:
         """{"pixels": uint8 [B, H, W, 3], "captions": list of B texts, "bucket": (H, W), "step": int} of this host."""
         bucket, positions = self._plan.plan(step)
-        draws = mix(self._seed, _CAPTION, int(step), self._rows)
-        pixels, captions = self._store.batch(bucket, positions[self._rows], self._languages, draws)
+        rows = _host_rows(self._sizes[bucket], *self._share)
+        draws = mix(self._seed, _CAPTION, int(step), rows)
+        pixels, captions = self._store.batch(bucket, positions[rows], self._languages, draws)
         return {"pixels": pixels, "captions": captions, "bucket": pixels.shape[1:3], "step": int(step)}
 
 
@@ -246,18 +262,18 @@ def validation_batches(
     """
     manifest = load_manifest(config.path)
     languages = check_languages(manifest, split, config.languages)
-    rows = _host_rows(config.batch_size, host, hosts)
-    counts = manifest.counts(split)
-    return _validate(RecordStore(manifest, split), counts, config, languages, rows, transform)
+    sizes = bucket_sizes(config, manifest.buckets)
+    shares = [(count, size, _host_rows(size, host, hosts)) for count, size in zip(manifest.counts(split), sizes)]
+    return _validate(RecordStore(manifest, split), shares, config.seed, languages, transform)
 
 
-def _validate(store, counts, config, languages, rows, transform) -> Iterator[dict]:
+def _validate(store, shares, seed, languages, transform) -> Iterator[dict]:
     step = 0
     try:
-        for bucket, count in enumerate(counts):
-            for start in range(0, count, config.batch_size):
+        for bucket, (count, size, rows) in enumerate(shares):
+            for start in range(0, count, size):
                 places = start + rows
-                draws = mix(config.seed, _CAPTION, bucket, places)
+                draws = mix(seed, _CAPTION, bucket, places)
                 pixels, captions = store.batch(bucket, places % count, languages, draws)
                 batch = {"pixels": pixels, "captions": captions, "bucket": pixels.shape[1:3], "step": step}
                 batch["weight"] = (places < count).astype(np.float32)
@@ -265,6 +281,19 @@ def _validate(store, counts, config, languages, rows, transform) -> Iterator[dic
                 step += 1
     finally:
         store.close()
+
+
+def bucket_sizes(config: DataConfig, buckets: Sequence[Bucket]) -> tuple[int, ...]:
+    """Pictures a batch of each bucket."""
+    if not config.batch_sizes:
+        return (config.batch_size,) * len(buckets)
+    # In pixels: what an area is does not depend on how many of them make a token.
+    numbers = areas(buckets, tile=1)
+    if len(config.batch_sizes) != max(numbers) + 1:
+        raise LensError(
+            f"data.batch_sizes {config.batch_sizes}: the data set has {max(numbers) + 1} areas, so as many numbers"
+        )
+    return tuple(config.batch_sizes[number] for number in numbers)
 
 
 def check_languages(manifest: Manifest, split: str, languages: Sequence[str]) -> tuple[str, ...]:

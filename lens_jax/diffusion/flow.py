@@ -31,31 +31,38 @@ class FlowConfig:
             raise LensError(f"flow.std is {self.std}; it must be positive")
 
 
-def noise_level_mu(config: FlowConfig, image_tokens: int) -> float:
+def noise_level_mu(config: FlowConfig, image_tokens: int | jax.Array) -> float | jax.Array:
     """Mean of the logit of t for a number of image tokens."""
     return config.mu_256 + (config.mu_4096 - config.mu_256) * (image_tokens - 256) / (4096 - 256)
 
 
-def sample_noise_levels(config: FlowConfig, key: jax.Array, batch: int, image_tokens: int) -> jax.Array:
+def sample_noise_levels(config: FlowConfig, key: jax.Array, batch: int, image_tokens: int | jax.Array) -> jax.Array:
     """t [batch] in (0, 1), logit-normal."""
     logit = noise_level_mu(config, image_tokens) + config.std * jax.random.normal(key, (batch,))
     return jax.nn.sigmoid(logit)
 
 
-def noise_level_quantiles(config: FlowConfig, batch: int, image_tokens: int) -> jax.Array:
+def noise_level_quantiles(config: FlowConfig, batch: int, image_tokens: int | jax.Array) -> jax.Array:
     """The same distribution without chance: t [batch] at evenly spaced quantiles, for a validation loss."""
     quantiles = (jnp.arange(batch) + 0.5) / batch
     return jax.nn.sigmoid(noise_level_mu(config, image_tokens) + config.std * jax.scipy.special.ndtri(quantiles))
 
 
-def velocity_loss(denoise: Callable, latents: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+def velocity_loss(
+    denoise: Callable, latents: jax.Array, t: jax.Array, noise: jax.Array, n_image: jax.Array | None = None
+) -> jax.Array:
     """Mean squared velocity error a sample, float32 [B].
 
-    `denoise(noisy, t)` gives the velocity for noisy latents [B, N, C] at t [B].
+    `denoise(noisy, t)` gives the velocity for noisy latents [B, N, C] at t [B]; of the N tokens the first `n_image`
+    count, all where it is None.
     """
     level = t[:, None, None]
     velocity = denoise((1 - level) * latents + level * noise, t)
-    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - (noise - latents)), axis=(1, 2))
+    error = jnp.square(velocity.astype(jnp.float32) - (noise - latents))
+    if n_image is None:
+        return jnp.mean(error, axis=(1, 2))
+    valid = jnp.arange(latents.shape[1]) < n_image
+    return jnp.sum(jnp.where(valid[:, None], error, 0), axis=(1, 2)) / (n_image * latents.shape[2])
 
 
 def drop_captions(config: FlowConfig, key: jax.Array, lengths: jax.Array) -> jax.Array:
