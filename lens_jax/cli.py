@@ -1,4 +1,4 @@
-"""`lens-jax`: prepare a data set, train, sample, evaluate, measure, and look into checkpoints.
+"""`lens-jax`: prepare a data set, train, plot, sample, evaluate, measure, and look into checkpoints.
 
 Each command is a typed function or dataclass that tyro turns into flags; a module is imported when its command runs, so
 `--help` does not wait for JAX.
@@ -27,6 +27,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   train CONFIG              train a run described by a config, or go on with it where it stopped
   sample PROMPT ...         draw pictures from a run's checkpoint
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
+  plot RUN ...              draw the curves of runs: losses, norms, speed, memory
   evaluate                  measure how often a sampled picture is nearest to its own concept
   bench train|sample|...    measure the speed of a training step, a picture, or one of its parts
   info PATH                 say what a checkpoint, a release or a data set holds
@@ -113,6 +114,9 @@ def train(argv: list[str]) -> int:
         raise LensError(f"the config comes first: lens-jax train CONFIG {argv[0]} ...")
     base = run_config.load(argv[0])
     config = parse(run_config.TrainConfig, argv[1:], f"lens-jax train {argv[0]}", default=base)
+    from lens_jax import distributed
+
+    distributed.initialize()
     from lens_jax.training.loop import train as run
 
     stopped_by = run(config).stopped_by
@@ -124,6 +128,13 @@ def sample(argv: list[str]) -> None:
     from lens_jax.sampling import SampleConfig, sample_to_folder
 
     sample_to_folder(parse(SampleConfig, argv, "lens-jax sample"))
+
+
+def plot(argv: list[str]) -> None:
+    from lens_jax.plot import PlotConfig
+    from lens_jax.plot import plot as run
+
+    run(parse(PlotConfig, argv, "lens-jax plot"))
 
 
 def convert(argv: list[str]) -> None:
@@ -183,6 +194,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "prepare": prepare,
     "train": train,
     "sample": sample,
+    "plot": plot,
     "convert": convert,
     "evaluate": evaluate,
     "bench": bench,

@@ -19,6 +19,7 @@ from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.errors import LensError, nearest
 from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.sharding import MeshConfig
 from lens_jax.text.sentence import SentenceEncoderConfig
 from lens_jax.training.optimizer import OptimizerConfig
 
@@ -69,6 +70,20 @@ class LoggingConfig:
     every: int = 50
     # Also write TensorBoard events (pip install "lens-jax[tensorboard]").
     tensorboard: bool = False
+    # Also send to Weights & Biases (pip install "lens-jax[wandb]"); offline keeps it in OUT/wandb for `wandb sync`.
+    wandb: Literal["off", "online", "offline"] = "off"
+    # Project there. The account is the one `wandb login` or WANDB_API_KEY gives.
+    wandb_project: str = "lens-jax"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """A profiler trace of some steps, in the folder `profile` of the run."""
+
+    # First step traced. Programs are compiled in the first steps, one for each number of image tokens.
+    start: int = 10
+    # Steps traced; 0 traces none. Three are enough to see where the time goes, and a trace of many is slow to open.
+    steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +94,10 @@ class TrainConfig:
     out: str = "runs/lens"
     # Optimiser steps in all.
     steps: int = 400_000
-    # Micro-batches summed into one update.
+    # Batches (micro-steps) summed into one update; their buckets, and so their areas, are mixed.
     accumulation: int = 1
+    # What a batch counts in an update: as much as any other, which is what the report's ranks do, or by its images.
+    weighting: Literal["batch", "image"] = "batch"
     # Decay of the moving average of the parameters, which is what is sampled.
     ema_decay: float = 0.9999
     # Root of all randomness.
@@ -97,6 +114,8 @@ class TrainConfig:
     samples: SampleConfig = SampleConfig()
     validation: ValidationConfig = ValidationConfig()
     logging: LoggingConfig = LoggingConfig()
+    profile: ProfileConfig = ProfileConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         for name in ("steps", "accumulation"):
@@ -106,13 +125,12 @@ class TrainConfig:
             ("checkpoint.every", self.checkpoint.every),
             ("checkpoint.keep", self.checkpoint.keep),
             ("logging.every", self.logging.every),
+            ("profile.start", self.profile.start),
         ):
             if value < 1:
                 raise LensError(f"{name} is {value}; it must be at least 1")
-        if self.data.batch_size % self.accumulation:
-            raise LensError(
-                f"data.batch_size {self.data.batch_size} is not a multiple of accumulation {self.accumulation}"
-            )
+        if self.profile.steps < 0:
+            raise LensError(f"profile.steps is {self.profile.steps}; it must be 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise LensError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 

@@ -43,7 +43,7 @@ def bench_train(bench: TrainBench) -> dict:
     model, batch_size = config.model, bench.batch_size or config.data.batch_size
     tokens, text_tokens = bench.grid[0] * bench.grid[1], config.text.max_tokens
     optimizer = make_optimizer(config.optimizer, config.steps)
-    step_config = StepConfig(model, config.flow, config.accumulation, config.ema_decay, config.nonfinite == "skip")
+    step_config = StepConfig(model, config.flow, config.ema_decay, config.nonfinite == "skip")
     step = functools.partial(train_step, step_config, optimizer)
     codec = {"mean": np.zeros(model.latent_channels, np.float32), "std": np.ones(model.latent_channels, np.float32)}
     state = jax.jit(functools.partial(create_state, model, optimizer, seed=0))(codec)

@@ -8,7 +8,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,12 +16,12 @@ import numpy as np
 from rich.console import Console
 
 from lens_jax import config as run_config
-from lens_jax import flops
+from lens_jax import sharding
 from lens_jax.config import TrainConfig
 from lens_jax.console import make_console
-from lens_jax.data.buckets import Bucket
+from lens_jax.data.buckets import Bucket, areas
 from lens_jax.data.manifest import Manifest, fingerprint, load_manifest
-from lens_jax.data.pipeline import batches, validation_batches
+from lens_jax.data.pipeline import batches, bucket_sizes, validation_batches
 from lens_jax.errors import LensError
 from lens_jax.models import codec
 from lens_jax.pictures import contact_sheet
@@ -29,10 +29,10 @@ from lens_jax.pipeline import LensPipeline
 from lens_jax.text.sentence import SentenceEncoder
 from lens_jax.training import features
 from lens_jax.training.checkpoint import CheckpointStore, Position
-from lens_jax.training.metrics import MetricsLog
+from lens_jax.training.metrics import MetricsLog, Profile, SilentLog, Window
 from lens_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from lens_jax.training.state import State, create_state
-from lens_jax.training.step import NOISE_BINS, StepConfig, train_step, validation_losses
+from lens_jax.training.step import StepConfig, empty_totals, micro_step, train_step, update, validation_loss
 
 # Batches the codec's statistics are fitted on.
 _FIT_BATCHES = 32
@@ -53,8 +53,12 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     A run killed at any moment and started again ends with the same parameters as one that never stopped: batch n and
     the randomness of step n depend on n alone, and a checkpoint holds the rest.
     """
-    console = console or make_console()
+    main = jax.process_index() == 0
+    console = (console or make_console()) if main else Console(quiet=True)
     run = Path(config.out)
+    # One device needs no mesh, and is the faster for it: nothing has to say where it lives.
+    mesh = sharding.make_mesh(config.mesh) if jax.device_count() > 1 else None
+    host, hosts = sharding.data_shard(mesh)
 
     # ---- data ----------------------------------------------------------------------------------------------------
     encoder = SentenceEncoder(config.text)
@@ -62,21 +66,26 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     manifest = load_manifest(config.data.path)
     for bucket in manifest.buckets:
         codec.latent_grid(config.codec, bucket.height, bucket.width)
+    for size in bucket_sizes(config.data, manifest.buckets):
+        sharding.check_batch_size(size, mesh)
+    padded = _padded_tokens(config, manifest.buckets) if config.data.pad_areas else None
     to_text = functools.partial(features.encode_captions, encoder)
+    read = functools.partial(batches, config.data, transform=to_text, host=host, hosts=hosts)
 
     # ---- state, new or resumed -----------------------------------------------------------------------------------
     with _writing(run):
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(run_config.to_dict(config), indent=2) + "\n", encoding="utf-8")
+        if main:
+            (run / "config.json").write_text(json.dumps(run_config.to_dict(config), indent=2) + "\n", encoding="utf-8")
     optimizer = make_optimizer(config.optimizer, config.steps)
     create = functools.partial(create_state, config.model, optimizer, seed=config.seed)
     store = CheckpointStore(run, config.checkpoint.keep)
     position = Position(next_step=0, fingerprint=fingerprint(manifest))
     if store.latest_step is None:
-        state = jax.jit(create)(codec.fit(config.codec, _pictures(config)))
+        state = sharding.create(create, mesh, codec.fit(config.codec, _pictures(config)))
         console.print(f"new run in {run}")
     else:
-        state, saved = store.restore(jax.eval_shape(create, codec.abstract_params(config.codec)))
+        state, saved = store.restore(sharding.abstract(create, mesh, codec.abstract_params(config.codec)))
         if saved.fingerprint != position.fingerprint:
             raise LensError(
                 f"{config.data.path}: not the data set that {run} was trained on (fingerprint {position.fingerprint}, "
@@ -86,12 +95,16 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
         console.print(f"resuming {run} after step {int(state.step)}")
 
     # ---- compiled functions --------------------------------------------------------------------------------------
-    step_config = StepConfig(
-        config.model, config.flow, config.accumulation, config.ema_decay, config.nonfinite == "skip"
-    )
-    step_fn = jax.jit(functools.partial(train_step, step_config, optimizer), donate_argnums=0)
-    validate_fn = jax.jit(functools.partial(validation_losses, step_config))
-    learning_rate = learning_rate_schedule(config.optimizer, config.steps)
+    step_config = StepConfig(config.model, config.flow, config.ema_decay, config.nonfinite == "skip", config.weighting)
+    compiled = lambda function, *donated: sharding.on(mesh, jax.jit(function, donate_argnums=donated))
+    step_fn = compiled(functools.partial(train_step, step_config, optimizer), 0)
+    # With several micro-steps an update: one program an area adds up gradients, one more takes the step.
+    empty_fn = compiled(empty_totals)
+    micro_fn = compiled(functools.partial(micro_step, step_config), 1)
+    update_fn = compiled(functools.partial(update, step_config, optimizer), 0)
+    validate_fn = compiled(functools.partial(validation_loss, step_config))
+    # Compiled, and fetched with the step's numbers: asked for later it would wait for the step then under way.
+    learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.steps))
 
     # ---- the loop ------------------------------------------------------------------------------------------------
     start = int(state.step)
@@ -99,47 +112,71 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
         store.close()
         console.print(f"{run} is complete: {start} steps")
         return Outcome(state, None)
-    log = MetricsLog(run, start, config.steps, config.logging.tensorboard, console)
-    reader = batches(config.data, start_step=position.next_step, transform=to_text)
-    window = _Window(config)
+    log = MetricsLog(config, start, console) if main else SilentLog()
+    profile = Profile(config.profile, run, log.say)
+    first_batch = position.next_step
+    reader = read(start_step=first_batch)
+    window = Window(config, hosts)
     stop = None
     try:
         with _StopSignals() as signals:
             pending = None
             for step in range(start + 1, config.steps + 1):
-                waited = time.perf_counter()
-                batch = next(reader)
-                waited = time.perf_counter() - waited
-                window.start(batch, waited)
-                batch = features.encode_pictures(config.codec, state.codec, batch)
-                state, metrics = step_fn(state, batch)
+                profile.begin(step)
+                totals = empty_fn(state.params) if config.accumulation > 1 else None
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    for micro in range(config.accumulation):
+                        waited = time.perf_counter()
+                        batch = next(reader)
+                        waited = time.perf_counter() - waited
+                        window.start(batch, waited)
+                        batch = features.encode_pictures(config.codec, state.codec, batch, mesh, padded)
+                        if totals is not None:
+                            totals = micro_fn(state, totals, batch, micro)
+                    state, metrics = step_fn(state, batch) if totals is None else update_fn(state, totals)
+                # The update of step n is taken at the schedule's value for n - 1.
+                metrics["learning_rate"] = learning_rate(step - 1)
+                if jax.process_count() > 1:
+                    metrics["stop"] = sharding.largest(signals.received or 0, mesh)
                 # The device works on this step while the host reads the numbers of the one before.
                 if pending is not None:
-                    _report(pending, window, log, config, learning_rate)
-                pending = (step, metrics)
+                    _report(pending, window, log, config)
+                # Hosts are told to stop at different moments: all of them act on what they agreed on a step ago.
                 stop = signals.received
+                if jax.process_count() > 1:
+                    agreed = int(pending[1]["stop"]) if pending else 0
+                    stop = signal.Signals(agreed) if agreed else None
+                pending = (step, metrics)
                 events = _Events(config, step, stop is not None)
-                if not events.any:
+                if not (events.any or profile.ends(step)):
                     continue
                 # What follows needs this step's state, and a state must be known to be finite before it is saved.
-                _report(pending, window, log, config, learning_rate)
+                _report(pending, window, log, config)
                 pending = None
-                position = dataclasses.replace(position, next_step=step)
+                profile.end(step)
+                taken = config.accumulation * (step - start)
+                position = dataclasses.replace(position, next_step=first_batch + taken)
                 if events.save:
                     store.save(state, position, config, manifest.buckets)
                 if events.validate:
-                    loss = _validation_loss(config, state, validate_fn, to_text)
+                    held_out = validation_batches(config.data, transform=to_text, host=host, hosts=hosts)
+                    place = functools.partial(features.encode_pictures, config.codec, state.codec, mesh=mesh)
+                    held_out = map(functools.partial(place, padded=padded), held_out)
+                    loss = _validation_loss(config, state, validate_fn, held_out)
                     log.write(step, "validation", {"loss": loss})
                     log.say(f"step {step}: validation loss {loss:.4f}")
                 if events.sample:
-                    path = _sample_sheet(config, state, encoder, manifest, run / "samples", step)
-                    log.say(f"step {step}: samples in {path}")
+                    ema = sharding.local_copy(state.ema, mesh), sharding.local_copy(state.codec, mesh)
+                    if main:
+                        path = _sample_sheet(config, *ema, encoder, manifest, run / "samples", step)
+                        log.say(f"step {step}: samples in {path}")
                 window.reset_clock()
                 if stop is not None:
                     break
         store.close()
     finally:
         reader.close()
+        profile.close()
         log.close()
         # What was being saved when something failed may still succeed; its own failure must not hide the first one.
         with contextlib.suppress(LensError):
@@ -181,59 +218,7 @@ class _Events:
         return self.save or self.validate or self.sample
 
 
-class _Window:
-    """Sums over the steps since the last record."""
-
-    def __init__(self, config: TrainConfig):
-        self._config = config
-        self.reset_clock()
-        self._clear()
-
-    def _clear(self):
-        self.steps, self.images, self.operations, self.waited, self.busy = 0, 0, 0, 0.0, 0.0
-        self.loss, self.bin_loss, self.bin_count = 0.0, np.zeros(NOISE_BINS), np.zeros(NOISE_BINS)
-
-    def reset_clock(self):
-        """Leave out what happened since the last step: saving, validation, sampling."""
-        self._last = time.perf_counter()
-
-    def start(self, batch: dict, waited: float) -> None:
-        """Count a batch about to be dispatched."""
-        count, height, width, _ = batch["pixels"].shape
-        grid = codec.latent_grid(self._config.codec, height, width)
-        self.images += count
-        self.operations += flops.train_step(self._config.model, math.prod(grid), batch["text"][0].shape[1], count)
-        self.waited += waited
-
-    def finish(self, metrics: dict) -> None:
-        """Add the numbers of a finished step."""
-        now = time.perf_counter()
-        self.busy, self._last = self.busy + now - self._last, now
-        self.steps += 1
-        self.loss += float(metrics["loss"])
-        self.bin_loss += np.asarray(metrics["noise_bin_loss"])
-        self.bin_count += np.asarray(metrics["noise_bin_count"])
-
-    def record(self, metrics: dict, learning_rate: float) -> dict:
-        """The window as a record; then it starts anew. A noise level nobody drew has no loss (NaN)."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            by_noise = self.bin_loss / self.bin_count
-        values = {
-            "loss": self.loss / self.steps,
-            "loss_by_noise_level": list(by_noise),
-            "gradient_norm": float(metrics["gradient_norm"]),
-            "update_norm": float(metrics["update_norm"]),
-            "parameter_norm": float(metrics["parameter_norm"]),
-            "learning_rate": learning_rate,
-            "images_per_second": self.images / self.busy,
-            "tflops_per_second": self.operations / self.busy / 1e12,
-            "data_wait_share": self.waited / self.busy,
-        }
-        self._clear()
-        return values
-
-
-def _report(pending, window: _Window, log: MetricsLog, config: TrainConfig, learning_rate) -> None:
+def _report(pending, window: Window, log: MetricsLog, config: TrainConfig) -> None:
     """Wait for a step's numbers, stop if they are not finite, and write a record when one is due."""
     step, metrics = pending
     metrics = jax.device_get(metrics)
@@ -249,34 +234,45 @@ def _report(pending, window: _Window, log: MetricsLog, config: TrainConfig, lear
         log.write(step, "skipped", {"loss": metrics["loss"], "gradient_norm": metrics["gradient_norm"]})
         log.say(f"step {step}: loss or gradient not finite, step skipped")
     if step % config.logging.every == 0 or step == config.steps:
-        # The update of step n was taken at the schedule's value for n - 1.
-        values = window.record(metrics, float(learning_rate(step - 1)))
+        values = window.record(metrics)
         log.write(step, "train", values)
+        mfu = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
         log.note(
             f"loss {values['loss']:.4f}  {values['images_per_second']:.1f} images/s  "
-            f"{values['tflops_per_second'] * 1e3:.3g} GFLOP/s"
+            f"{values['tflops_per_second'] * 1e3:.3g} GFLOP/s{mfu}"
         )
 
 
-def _validation_loss(config: TrainConfig, state: State, validate_fn, to_text) -> float:
+def _padded_tokens(config: TrainConfig, buckets: Sequence[Bucket]) -> dict[int, int]:
+    """Image tokens of each bucket -> the most that a bucket of its area has."""
+    tokens = [math.prod(codec.latent_grid(config.codec, bucket.height, bucket.width)) for bucket in buckets]
+    numbers = areas(buckets, tile=1)
+    most = {number: max(t for t, n in zip(tokens, numbers) if n == number) for number in numbers}
+    return {t: most[number] for t, number in zip(tokens, numbers)}
+
+
+def _validation_loss(config: TrainConfig, state: State, validate_fn, held_out: Iterator[dict]) -> float:
     """Mean loss of the moving average over the held-out split, at the same noise each time."""
     key = jax.random.key(0)
     total, count = 0.0, 0.0
-    held_out = validation_batches(config.data, transform=to_text)
     for i, batch in enumerate(itertools.islice(held_out, config.validation.batches)):
-        weight = batch.pop("weight")
-        batch = features.encode_pictures(config.codec, state.codec, batch)
-        losses = np.asarray(validate_fn(state.ema, batch, jax.random.fold_in(key, i)))
-        total, count = total + float(losses @ weight), count + float(weight.sum())
+        loss, weight = jax.device_get(validate_fn(state.ema, batch, jax.random.fold_in(key, i)))
+        total, count = total + float(loss), count + float(weight)
     return total / count
 
 
 def _sample_sheet(
-    config: TrainConfig, state: State, encoder: SentenceEncoder, manifest: Manifest, folder: Path, step: int
+    config: TrainConfig,
+    ema: dict,
+    codec_params: dict,
+    encoder: SentenceEncoder,
+    manifest: Manifest,
+    folder: Path,
+    step: int,
 ) -> Path:
     """Draw the fixed prompts with the moving average, a row a prompt and a column a size."""
     buckets = tuple(Bucket(*parse_size(size)) for size in config.samples.sizes) or manifest.buckets
-    pipe = LensPipeline(config.model, config.codec, encoder, state.ema, state.codec, default_size=(0, 0))
+    pipe = LensPipeline(config.model, config.codec, encoder, ema, codec_params, default_size=(0, 0))
     columns = [
         pipe(
             list(config.samples.prompts),

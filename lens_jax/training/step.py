@@ -2,15 +2,20 @@
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
+from jax.sharding import PartitionSpec
 
+from lens_jax import sharding
 from lens_jax.diffusion import flow
 from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.models.layers import layout
 from lens_jax.training.state import State
 
 # The loss is also reported by noise level, in this many equal bins of t.
@@ -23,42 +28,56 @@ class StepConfig:
 
     model: DenoiserConfig
     flow: FlowConfig
-    # Micro-batches summed into one update.
-    accumulation: int
     # Decay of the moving average of the parameters.
     ema_decay: float
     # Leave the state as it was when the loss or a gradient is not finite.
     skip_nonfinite: bool
+    # What a micro-step counts in an update: as much as any other ("batch", the report's ranks), or by its images.
+    weighting: Literal["batch", "image"] = "batch"
 
 
-def train_step(
-    config: StepConfig, optimizer: optax.GradientTransformation, state: State, batch: dict
-) -> tuple[State, dict]:
-    """Returns the next state and float32 scalars (arrays [NOISE_BINS] for the two `noise_bin` entries).
+class Totals(struct.PyTreeNode):
+    """Sums over the micro-steps of one update."""
 
-    batch: `latents` [B, N, C], `text` a tuple of [B, T, width], `text_lengths` int32 [B] and `positions` int32
-    [N + T, 3]. Positions are an input, so buckets with the same number of tokens share one compiled program.
+    # Gradients times weights, in float32, laid out like the parameters.
+    gradients: dict
+    # Losses times weights.
+    loss: jax.Array
+    weight: jax.Array
+    # By noise level, [NOISE_BINS] each.
+    bin_loss: jax.Array
+    bin_count: jax.Array
+
+
+def empty_totals(params: dict) -> Totals:
+    """The sums over no micro-step at all."""
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
+    scalar, bins = jnp.zeros(()), jnp.zeros(NOISE_BINS)
+    return Totals(gradients=zeros, loss=scalar, weight=scalar, bin_loss=bins, bin_count=bins)
+
+
+def micro_step(config: StepConfig, state: State, totals: Totals | None, batch: dict, micro: int | jax.Array) -> Totals:
+    """Add the gradients of one batch of one bucket to `totals`; None starts anew.
+
+    batch: `latents` [B, N, C], `text` a tuple of [B, T, width], `text_lengths` int32 [B], `positions` int32 [N + T, 3]
+    and, where latents are padded, `n_image` int32 scalar. Positions and `n_image` are inputs, so buckets with the same
+    (padded) number of tokens share one compiled program. `micro` counts the batches of an update, for the randomness.
     """
-    key = jax.random.fold_in(state.key, state.step)
-    batch = dict(batch)
-    positions = batch.pop("positions")
-    micro_batches = jax.tree.map(lambda x: x.reshape(config.accumulation, -1, *x.shape[1:]), batch)
-    keys = jax.random.split(key, config.accumulation)
-    loss_and_gradient = jax.value_and_grad(functools.partial(_loss, config, positions), has_aux=True)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), micro)
+    loss_and_gradient = jax.value_and_grad(functools.partial(_loss, config), has_aux=True)
+    (loss, bins), gradients = loss_and_gradient(state.params, batch, key)
+    weight = jnp.float32(len(batch["latents"]) if config.weighting == "image" else 1)
+    gradients = jax.tree.map(lambda g: weight * g.astype(jnp.float32), gradients)
+    new = Totals(gradients=gradients, loss=weight * loss, weight=weight, bin_loss=bins[0], bin_count=bins[1])
+    return new if totals is None else jax.tree.map(jnp.add, totals, new)
 
-    if config.accumulation == 1:
-        (loss, bins), gradients = loss_and_gradient(state.params, jax.tree.map(lambda x: x[0], micro_batches), keys[0])
-    else:
 
-        def accumulate(total, xs):
-            (loss, bins), gradients = loss_and_gradient(state.params, *xs)
-            return jax.tree.map(jnp.add, total, (loss, bins, gradients)), None
-
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
-        start = (jnp.zeros(()), (jnp.zeros(NOISE_BINS), jnp.zeros(NOISE_BINS)), zeros)
-        (loss, bins, gradients), _ = jax.lax.scan(accumulate, start, (micro_batches, keys))
-        loss, gradients = jax.tree.map(lambda x: x / config.accumulation, (loss, gradients))
-
+def update(
+    config: StepConfig, optimizer: optax.GradientTransformation, state: State, totals: Totals
+) -> tuple[State, dict]:
+    """The next state, and float32 scalars (arrays [NOISE_BINS] for the two `noise_bin` entries)."""
+    loss = totals.loss / totals.weight
+    gradients = jax.tree.map(lambda g: g / totals.weight, totals.gradients)
     gradient_norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -75,37 +94,69 @@ def train_step(
         "gradient_norm": gradient_norm,
         "update_norm": optax.tree.norm(updates),
         "parameter_norm": optax.tree.norm(params),
-        "noise_bin_loss": bins[0],
-        "noise_bin_count": bins[1],
+        "noise_bin_loss": totals.bin_loss,
+        "noise_bin_count": totals.bin_count,
         "finite": finite,
     }
     return updated, metrics
 
 
-def _loss(config: StepConfig, positions: jax.Array, params: dict, batch: dict, key: jax.Array):
+def train_step(
+    config: StepConfig, optimizer: optax.GradientTransformation, state: State, batch: dict
+) -> tuple[State, dict]:
+    """An update from one batch, in one program without sums in between."""
+    return update(config, optimizer, state, micro_step(config, state, None, batch, 0))
+
+
+def _loss(config: StepConfig, params: dict, batch: dict, key: jax.Array):
     """Mean loss of one micro-batch, and per noise bin the sum of losses and the number of samples."""
     key_t, key_noise, key_drop = jax.random.split(key, 3)
     latents = batch["latents"]
-    t = flow.sample_noise_levels(config.flow, key_t, *latents.shape[:2])
-    noise = jax.random.normal(key_noise, latents.shape)
+    t = _by_rows(flow.sample_noise_levels(config.flow, key_t, len(latents), _image_tokens(batch)), latents)
+    noise = _noise(key_noise, latents)
     lengths = flow.drop_captions(config.flow, key_drop, batch["text_lengths"])
-    losses = _sample_losses(config, params, latents, batch["text"], lengths, t, noise, positions)
-    bins = jnp.clip((t * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
-    by_bin = jnp.zeros(NOISE_BINS).at[bins].add(losses), jnp.zeros(NOISE_BINS).at[bins].add(1.0)
+    losses = _sample_losses(config, params, batch, lengths, t, noise)
+    # One-hot rather than scattered: a scatter from sharded rows has no rule.
+    in_bin = jnp.clip((t * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)[:, None] == jnp.arange(NOISE_BINS)
+    by_bin = jnp.sum(in_bin * losses[:, None], 0), jnp.sum(in_bin, 0, dtype=jnp.float32)
     return losses.mean(), by_bin
 
 
-def _sample_losses(config: StepConfig, params, latents, text, lengths, t, noise, positions):
-    denoise = lambda x, t: denoiser.apply(config.model, params, x, text, lengths, t, positions)
-    return flow.velocity_loss(denoise, latents, t, noise)
+def _image_tokens(batch: dict) -> int | jax.Array:
+    return batch.get("n_image", batch["latents"].shape[1])
 
 
-def validation_losses(config: StepConfig, params: dict, batch: dict, key: jax.Array) -> jax.Array:
-    """Loss a sample [B] at fixed quantiles of the noise levels, with noise from `key`: the same for every model."""
+def _noise(key: jax.Array, latents: jax.Array) -> jax.Array:
+    """Laid out like the latents, so that no device draws the noise of the others' rows."""
+    return jax.random.normal(key, latents.shape, out_sharding=layout(latents))
+
+
+def _by_rows(x: jax.Array, latents: jax.Array) -> jax.Array:
+    """A number a sample laid out like the samples: else every device would compute the modulation of all of them."""
+    place = layout(latents)
+    return x if place is None else jax.reshard(x, PartitionSpec(place.spec[0]))
+
+
+def _sample_losses(config: StepConfig, params, batch, lengths, t, noise):
+    n_image = batch.get("n_image")
+    gather = functools.partial(sharding.gather, dtype=config.model.dtype)
+
+    def denoise(x, t):
+        inputs = batch["text"], lengths, t, batch["positions"]
+        return denoiser.apply(config.model, params, x, *inputs, n_image, gather)
+
+    return flow.velocity_loss(denoise, batch["latents"], t, noise, n_image)
+
+
+def validation_loss(config: StepConfig, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sum of weight x loss, sum of weights) over the rows of a batch, whose `weight` [B] is 0 for repeated ones.
+
+    At fixed quantiles of the noise levels, with noise from `key`: the same for every model.
+    """
     latents = batch["latents"]
     key_order, key_noise = jax.random.split(key)
     # Shuffled, so that a noise level does not always meet the same row of the batch.
-    t = jax.random.permutation(key_order, flow.noise_level_quantiles(config.flow, *latents.shape[:2]))
-    noise = jax.random.normal(key_noise, latents.shape)
-    lengths = batch["text_lengths"]
-    return _sample_losses(config, params, latents, batch["text"], lengths, t, noise, batch["positions"])
+    t = jax.random.permutation(key_order, flow.noise_level_quantiles(config.flow, len(latents), _image_tokens(batch)))
+    t, noise = _by_rows(t, latents), _noise(key_noise, latents)
+    losses = _sample_losses(config, params, batch, batch["text_lengths"], t, noise)
+    return jnp.sum(losses * batch["weight"]), jnp.sum(batch["weight"])

@@ -74,16 +74,16 @@ def test_learns(tiny_config, tmp_path):
 def test_stop_and_resume_is_bit_identical(uninterrupted, tiny_config, tmp_path, monkeypatch):
     """Stopped by a signal in the middle and started again: the same bits in parameters, average and optimiser."""
     stop_at = 3
-    window_start = loop._Window.start
+    window_start = loop.Window.start
 
     def start_and_signal(window, batch, waited):
         window_start(window, batch, waited)
         monkeypatch.seen += 1
-        if monkeypatch.seen == stop_at:
+        if monkeypatch.seen == stop_at * tiny_config.accumulation:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.seen = 0
-    monkeypatch.setattr(loop._Window, "start", start_and_signal)
+    monkeypatch.setattr(loop.Window, "start", start_and_signal)
     config = with_out(tiny_config, tmp_path / "run")
     outcome = loop.train(config)
     assert outcome.stopped_by == signal.SIGTERM
@@ -131,7 +131,7 @@ def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):
     store = checkpoint.CheckpointStore(run, keep=2)
     assert store.latest_step == steps
     actual, position = store.restore(jax.eval_shape(lambda: expected))
-    assert position.next_step == steps
+    assert position.next_step == steps * config.accumulation
     assert_same_bits(actual, expected)
 
 
