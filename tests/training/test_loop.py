@@ -163,15 +163,16 @@ def test_finished_run_is_left_alone(uninterrupted, tiny_config):
     assert_same_bits(again.state, state)
 
 
-def poison(monkeypatch, at_step: int):
-    """Make the loss NaN at one step."""
-    original = loop.train_step
+def poison(monkeypatch, at_step: int) -> None:
+    """One micro-step's gradients become NaN in the update that ends step `at_step`."""
+    original = loop.micro_step
 
-    def poisoned(config, optimizer, state, batch):
-        bad = jax.numpy.where(state.step == at_step - 1, jax.numpy.nan, 0.0)
-        return original(config, optimizer, state, {**batch, "latents": batch["latents"] + bad})
+    def poisoned(config, state, totals, batch, micro):
+        totals = original(config, state, totals, batch, micro)
+        bad = jax.numpy.where((state.step == at_step - 1) & (micro == 1), np.nan, 1.0)
+        return jax.tree.map(lambda x: x * bad, totals)
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(loop, "micro_step", poisoned)
 
 
 def test_nonfinite_loss_stops_and_is_not_saved(tiny_config, tmp_path, monkeypatch):
