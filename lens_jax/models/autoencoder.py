@@ -289,17 +289,17 @@ def posterior(config: AutoencoderConfig, params: dict, images: jax.Array) -> tup
     return mean, jnp.clip(log_variance, -30.0, 20.0)
 
 
-def encode(config: AutoencoderConfig, params: dict, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+def encode(config: AutoencoderConfig, params: dict, images: jax.Array, noise: jax.Array | None = None) -> jax.Array:
     """images [B, H, W, 3] in [-1, 1] -> normalised packed latents [B, N, latent_channels], channel order (c p1 p2).
 
-    The mean of the posterior, or with a `key` a sample of it. In the dtype of `images`.
-    Raises LensError unless H and W are multiples of `config.tile`.
+    The mean of the posterior, or a sample of it where `noise`, standard normal and shaped like the result, is given.
+    In the dtype of `images`. Raises LensError unless H and W are multiples of `config.tile`.
     """
-    cells, log_variance = posterior(config, params, images)
-    if key is not None:
-        cells = cells + jnp.exp(0.5 * log_variance) * jax.random.normal(key, cells.shape)
     p = config.patch
-    packed = rearrange(cells, "b (h p) (w q) c -> b (h w) (c p q)", p=p, q=p)
+    pack = lambda cells: rearrange(cells, "b (h p) (w q) c -> b (h w) (c p q)", p=p, q=p)
+    packed, log_variance = map(pack, posterior(config, params, images))
+    if noise is not None:
+        packed = packed + jnp.exp(0.5 * log_variance) * noise
     mean, std = _statistics(config, params)
     return ((packed - mean) / std).astype(images.dtype)
 

@@ -14,7 +14,8 @@ are float32 here. Norms are float32 in both.
 import dataclasses
 import functools
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -272,7 +273,20 @@ def mixture(config: GptOssConfig, params: dict, layer: jax.Array, x: jax.Array, 
     return jnp.einsum("nk,nkw->nw", weights, results)
 
 
-def run(config: GptOssConfig, params: dict, x, positions, valid, taps, extend, state):
+class Access(NamedTuple):
+    """How a program comes by weights, which may be spread over devices."""
+
+    # (params, ids) -> rows of the embedding [..., width].
+    embed: Callable[[dict, jax.Array], jax.Array]
+    # (stacked layers, layer) -> a stack that holds the layer whole, and where in it.
+    layer: Callable[[dict, jax.Array], tuple[dict, jax.Array]]
+
+
+# All of them here. A layer is not cut out of the stack: of 423 MB of packed experts only those in use are then read.
+WHOLE = Access(lambda params, ids: params["embed"][ids], lambda stack, i: (stack, i))
+
+
+def run(config: GptOssConfig, params: dict, x, positions, valid, taps, extend, state, access: Access = WHOLE):
     """The layers up to the last of `taps`: (their outputs [len(taps), B, T, width], state).
 
     x: [B, T, width]; positions: int32 [B, T]; valid: bool [B, T]. `extend(layer, k, v, state)` returns the keys and
@@ -282,7 +296,6 @@ def run(config: GptOssConfig, params: dict, x, positions, valid, taps, extend, s
     frequencies, factor = rotary_frequencies(c)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     table = jnp.cos(angles) * factor, jnp.sin(angles) * factor
-    stack = params["layers"]
     # Each layer writes to the slot of the next tap: the last to write is the tap itself.
     slots = jnp.array(np.searchsorted(taps, np.arange(taps[-1] + 1)))
 
@@ -292,17 +305,18 @@ def run(config: GptOssConfig, params: dict, x, positions, valid, taps, extend, s
 
     def layer(carry, i):
         x, tapped, state = carry
+        stack, at = access.layer(params["layers"], i)
         with jax.named_scope("attention"):
-            h = rms_norm(x, stack["attention_norm"]["scale"][i], c.norm_eps)
-            q, k, v = (dense("btw,whd->bthd", h, stack[name], i) for name in "qkv")
+            h = rms_norm(x, stack["attention_norm"]["scale"][at], c.norm_eps)
+            q, k, v = (dense("btw,whd->bthd", h, stack[name], at) for name in "qkv")
             keys, values, state = extend(i, rotate(k, table), v, state)
             distance = positions[:, :, None] - jnp.arange(keys.shape[1])
             window = jnp.where(i % 2 == 0, c.window, 2**30)
-            mixed = attend(rotate(q, table), keys, values, (distance >= 0) & (distance < window), stack["sinks"][i])
-            x = x + dense("bthd,hdw->btw", mixed, stack["out"], i)
+            mixed = attend(rotate(q, table), keys, values, (distance >= 0) & (distance < window), stack["sinks"][at])
+            x = x + dense("bthd,hdw->btw", mixed, stack["out"], at)
         with jax.named_scope("experts"):
-            h = rms_norm(x, stack["mlp_norm"]["scale"][i], c.norm_eps)
-            x = x + mixture(c, stack, i, h.reshape(-1, c.width), valid.reshape(-1)).reshape(x.shape).astype(dtype)
+            h = rms_norm(x, stack["mlp_norm"]["scale"][at], c.norm_eps)
+            x = x + mixture(c, stack, at, h.reshape(-1, c.width), valid.reshape(-1)).reshape(x.shape).astype(dtype)
         return (x, jax.lax.dynamic_update_index_in_dim(tapped, x, slots[i], 0), state), None
 
     tapped = jnp.zeros((len(taps), *x.shape), dtype)
@@ -310,9 +324,9 @@ def run(config: GptOssConfig, params: dict, x, positions, valid, taps, extend, s
     return tapped, state
 
 
-def embed(config: GptOssConfig, params: dict, ids) -> jax.Array:
+def embed(config: GptOssConfig, params: dict, ids, access: Access = WHOLE) -> jax.Array:
     """Rows of the embedding, [..., width] in `config.dtype`."""
-    return params["embed"][ids].astype(config.dtype)
+    return access.embed(params, ids).astype(config.dtype)
 
 
 def unembed(config: GptOssConfig, params: dict, x) -> jax.Array:
@@ -349,7 +363,9 @@ def write_cache(positions):
     return extend
 
 
-def hidden_states(config: GptOssConfig, params: dict, ids, lengths, taps: tuple[int, ...], past=None) -> jax.Array:
+def hidden_states(
+    config: GptOssConfig, params: dict, ids, lengths, taps: tuple[int, ...], past=None, access: Access = WHOLE
+) -> jax.Array:
     """The residual stream after each layer of `taps`, before any final norm; layers after the last are not run.
 
     Args:
@@ -358,6 +374,7 @@ def hidden_states(config: GptOssConfig, params: dict, ids, lengths, taps: tuple[
       taps: layers counted from 0, rising.
       past: keys and values of a shared beginning from `prefill`, as if its P tokens stood before every row. The cost
         is that of T tokens and not of P + T.
+      access: how to come by weights that are spread over devices.
 
     Returns [len(taps), B, T, width] in `config.dtype`.
     """
@@ -372,15 +389,19 @@ def hidden_states(config: GptOssConfig, params: dict, ids, lengths, taps: tuple[
         return join(past[0], k), join(past[1], v), state
 
     valid = index < lengths[:, None]
-    return run(config, params, embed(config, params, ids), start + index, valid, taps, extend, ())[0]
+    x = embed(config, params, ids, access)
+    return run(config, params, x, start + index, valid, taps, extend, (), access)[0]
 
 
-def prefill(config: GptOssConfig, params: dict, ids, layers: int = 0) -> tuple[jax.Array, jax.Array]:
+def prefill(
+    config: GptOssConfig, params: dict, ids, layers: int = 0, access: Access = WHOLE
+) -> tuple[jax.Array, jax.Array]:
     """Keys and values [layers, 1, P, kv_heads, head_dim] of one sequence ids [P], for `hidden_states`."""
     cache = empty_cache(config, 1, len(ids), layers)
     positions = jnp.arange(len(ids))[None]
-    x = embed(config, params, ids[None])
-    return run(config, params, x, positions, positions >= 0, (len(cache[0]) - 1,), write_cache(positions), cache)[1]
+    x = embed(config, params, ids[None], access)
+    taps = (len(cache[0]) - 1,)
+    return run(config, params, x, positions, positions >= 0, taps, write_cache(positions), cache, access)[1]
 
 
 def logits(config: GptOssConfig, params: dict, ids, lengths) -> jax.Array:
