@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.records import Record
@@ -14,6 +15,7 @@ from lens_jax.errors import LensError
 
 NAME = "manifest.json"
 FORMAT = "lens-jax data"
+FEATURES = "features"
 VERSION = 1
 SPLITS = ("train", "validation")
 MAX_BYTES = 256 << 20
@@ -44,7 +46,7 @@ class Manifest:
 
     # Where it lies; not part of the file.
     directory: Path
-    # "openmoji" or "folder".
+    # "openmoji" or "folder"; "features" where the records are latents and text features (see `features`).
     source: str
     # The configuration it was made with.
     config: Mapping[str, object]
@@ -64,6 +66,11 @@ class Manifest:
     dropped_by_bucket: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     # The first thousand inputs left out: {"file", "reason", "detail"}.
     failed: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def features(self) -> Mapping[str, Any] | None:
+        """What `lens-jax precompute` made the records with; None where they are pictures and captions."""
+        return self.config if self.source == FEATURES else None
 
     def select(self, split: str, bucket: Bucket) -> tuple[Shard, ...]:
         """The shards of one split and bucket, in order."""

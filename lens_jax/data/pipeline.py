@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lens_jax.data import records
-from lens_jax.data.buckets import Bucket, areas
-from lens_jax.data.manifest import Manifest, load_manifest
+from lens_jax.data import feature_records, records
+from lens_jax.data.buckets import Bucket, areas, parse_buckets
+from lens_jax.data.manifest import NAME, Manifest, load_manifest
 from lens_jax.data.permutation import mix, permute
 from lens_jax.data.shards import ShardReader
 from lens_jax.errors import LensError, nearest
@@ -31,6 +31,8 @@ class DataConfig:
 
     # Directory of a prepared data set.
     path: str = "data/openmoji"
+    # Buckets the data set must have, as `prepare --buckets` takes them; () takes what it has.
+    buckets: tuple[str, ...] = ()
     # Pictures a batch, over all hosts.
     batch_size: int = 64
     # Pictures a batch by area, from the smallest; () takes batch_size for every bucket. The report's 24, 10 and 6 a
@@ -38,6 +40,9 @@ class DataConfig:
     batch_sizes: tuple[int, ...] = ()
     # Pad image tokens to the most that any bucket of the area has: one compiled program an area, not one a bucket.
     pad_areas: bool = False
+    # Add room for text until image and text tokens together are a multiple of this. 128 on GPUs and TPUs: their
+    # attention kernels work in such blocks, and cuDNN's backward pass has failed on half of one.
+    joint_multiple: int = 1
     # Caption languages to draw from, uniformly for each picture; () takes all the train split has.
     languages: tuple[str, ...] = ()
     # Seed of the order and of the caption choice.
@@ -139,13 +144,14 @@ class RecordStore:
         shard = self._shards[bucket][index]
         with self._lock:
             if shard.name not in self._readers:
-                self._readers[shard.name] = ShardReader(self.manifest.directory / shard.name, shard.records)
+                decode = feature_records.decode if self.manifest.features else records.decode
+                self._readers[shard.name] = ShardReader(self.manifest.directory / shard.name, shard.records, decode)
             return self._readers[shard.name]
 
-    def read(self, bucket: int, positions: np.ndarray) -> list[records.Record]:
-        """The records at `positions` of a bucket, in that order."""
+    def read(self, bucket: int, positions: np.ndarray) -> list:
+        """The records at `positions` of a bucket, in that order; feature records where the data set is of those."""
         owners = np.searchsorted(self._ends[bucket], positions, side="right")
-        found: list[records.Record | None] = [None] * len(positions)
+        found: list = [None] * len(positions)
         for index in np.unique(owners):
             rows = np.flatnonzero(owners == index)
             first = self._ends[bucket][index] - self._shards[bucket][index].records
@@ -153,20 +159,26 @@ class RecordStore:
                 found[row] = record
         return found
 
-    def batch(
-        self, bucket: int, positions: np.ndarray, languages: Sequence[str], draws: np.ndarray
-    ) -> tuple[np.ndarray, list[str]]:
-        """(uint8 [B, H, W, 3], B captions) of the records at `positions`; `draws` uint64 [B] choose the captions."""
+    def batch(self, bucket: int, positions: np.ndarray, languages: Sequence[str], draws: np.ndarray) -> dict:
+        """What the records at `positions` hold; `draws` uint64 [B] choose among their captions.
+
+        `bucket` (H, W), and `pixels` uint8 [B, H, W, 3] and `captions` (B texts), or of a data set of features
+        `latents` float32 [B, N, C], `text` (a tuple of [B, T, width]) and `text_lengths` int32 [B].
+        """
         size = self.manifest.buckets[bucket]
-        pixels = np.empty((len(positions), size.height, size.width, 3), np.uint8)
-        captions = []
-        for row, record in enumerate(self.read(bucket, positions)):
+        found = self.read(bucket, positions)
+        for record in found:
             if (record.height, record.width) != (size.height, size.width):
-                found = f"{record.height}x{record.width}"
-                raise LensError(f"{record.source}: {found} in the shards of {size}; prepare the data set again")
+                stored = f"{record.height}x{record.width}"
+                raise LensError(f"{record.source}: {stored} in the shards of {size}; prepare the data set again")
+        captions = [choose_caption(record, languages, draw) for record, draw in zip(found, draws)]
+        batch = {"bucket": (size.height, size.width)}
+        if self.manifest.features:
+            return batch | _features(self.manifest, found, captions)
+        pixels = np.empty((len(found), size.height, size.width, 3), np.uint8)
+        for row, record in enumerate(found):
             pixels[row] = records.decode_image(record)
-            captions.append(choose_caption(record, languages, draws[row]))
-        return pixels, captions
+        return batch | {"pixels": pixels, "captions": captions}
 
     def close(self) -> None:
         """Close all files."""
@@ -176,8 +188,26 @@ class RecordStore:
             self._readers.clear()
 
 
-def choose_caption(record: records.Record, languages: Sequence[str], draw: int) -> str:
-    """The caption that `draw` (a random 64-bit number) selects: a language both allowed and there, then a text."""
+def _features(manifest: Manifest, found: list, captions: list[np.ndarray]) -> dict:
+    """Latents and padded text features of some records; `captions` [layers, tokens, width] each."""
+    made = manifest.features
+    shape = (made["layers"], len(found), made["max_tokens"], made["text_width"])
+    text = np.zeros(shape, captions[0].dtype)
+    for row, (record, caption) in enumerate(zip(found, captions)):
+        if caption.shape[::2] != shape[::3] or caption.shape[1] > shape[2]:
+            raise LensError(
+                f"{record.source}: features {list(caption.shape)} are not what {NAME} says; precompute again"
+            )
+        text[:, row, : caption.shape[1]] = caption
+    return {
+        "latents": np.stack([record.latents for record in found]).astype(np.float32),
+        "text": tuple(text),
+        "text_lengths": np.array([caption.shape[1] for caption in captions], np.int32),
+    }
+
+
+def choose_caption(record, languages: Sequence[str], draw: int):
+    """The caption that `draw` (a random 64-bit number) selects: a language both allowed and there, then one of it."""
     present = [language for language in languages if language in record.captions]
     if not present:
         has = ", ".join(record.captions)
@@ -211,12 +241,11 @@ class BatchSource:
         return f"BatchSource({self._store.manifest.directory})"
 
     def __getitem__(self, step: int) -> dict:
-        """{"pixels": uint8 [B, H, W, 3], "captions": list of B texts, "bucket": (H, W), "step": int} of this host."""
+        """This host's part of the batch of a step: what `RecordStore.batch` gives, and `step`."""
         bucket, positions = self._plan.plan(step)
         rows = _host_rows(self._sizes[bucket], *self._share)
         draws = mix(self._seed, _CAPTION, int(step), rows)
-        pixels, captions = self._store.batch(bucket, positions[rows], self._languages, draws)
-        return {"pixels": pixels, "captions": captions, "bucket": pixels.shape[1:3], "step": int(step)}
+        return {**self._store.batch(bucket, positions[rows], self._languages, draws), "step": int(step)}
 
 
 def batches(
@@ -274,8 +303,7 @@ def _validate(store, shares, seed, languages, transform) -> Iterator[dict]:
             for start in range(0, count, size):
                 places = start + rows
                 draws = mix(seed, _CAPTION, bucket, places)
-                pixels, captions = store.batch(bucket, places % count, languages, draws)
-                batch = {"pixels": pixels, "captions": captions, "bucket": pixels.shape[1:3], "step": step}
+                batch = {**store.batch(bucket, places % count, languages, draws), "step": step}
                 batch["weight"] = (places < count).astype(np.float32)
                 yield transform(batch) if transform else batch
                 step += 1
@@ -294,6 +322,17 @@ def bucket_sizes(config: DataConfig, buckets: Sequence[Bucket]) -> tuple[int, ..
             f"data.batch_sizes {config.batch_sizes}: the data set has {max(numbers) + 1} areas, so as many numbers"
         )
     return tuple(config.batch_sizes[number] for number in numbers)
+
+
+def check_buckets(config: DataConfig, manifest: Manifest) -> None:
+    """LensError where the data set was prepared for other sizes than the run is for."""
+    wanted = parse_buckets(config.buckets)
+    if wanted and set(wanted) != set(manifest.buckets):
+        has = ", ".join(map(str, manifest.buckets[:6])) + (", ..." if len(manifest.buckets) > 6 else "")
+        raise LensError(
+            f"data.buckets {' '.join(config.buckets)}: {manifest.directory} has {has}; prepare it with --buckets "
+            f"{' '.join(config.buckets)}"
+        )
 
 
 def check_languages(manifest: Manifest, split: str, languages: Sequence[str]) -> tuple[str, ...]:

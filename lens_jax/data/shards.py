@@ -6,8 +6,9 @@ as one with no records. So a reader checks that the file exists, and takes the n
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lens_jax.data.records import Record, decode, encode
 from lens_jax.errors import LensError
@@ -20,13 +21,14 @@ class ShardWriter:
         writer.write(record)
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, compress: bool = True):
+        """Pictures hardly shrink and features not at all: `compress` is for what is text."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         self.path = Path(path)
         self.count = 0
         self._partial = self.path.with_name(self.path.name + ".partial")
-        self._writer = ArrayRecordWriter(str(self._partial), "group_size:1")
+        self._writer = ArrayRecordWriter(str(self._partial), "group_size:1" + ("" if compress else ",uncompressed"))
 
     def write(self, record: Record) -> None:
         """Append one record."""
@@ -57,13 +59,16 @@ class ShardWriter:
 class ShardReader:
     """Random access to the records of one shard; safe to share between threads.
 
-    `expected` is the number of records the manifest promises; None skips that check. Damage raises LensError.
+    `expected` is the number of records the manifest promises; None skips that check. `decode` makes a record of an
+    entry and its place. Damage raises LensError.
     """
 
-    def __init__(self, path: str | os.PathLike, expected: int | None = None):
+    def __init__(
+        self, path: str | os.PathLike, expected: int | None = None, decode: Callable[[bytes, str], Any] = decode
+    ):
         from array_record.python.array_record_module import ArrayRecordReader
 
-        self.path = Path(path)
+        self.path, self._decode = Path(path), decode
         if not self.path.is_file():
             raise LensError(f"{self.path}: no such shard")
         try:
@@ -81,7 +86,7 @@ class ShardReader:
     def __len__(self) -> int:
         return self._count
 
-    def read(self, positions: Sequence[int]) -> list[Record]:
+    def read(self, positions: Sequence[int]) -> list:
         """The records at `positions`, in that order."""
         for position in positions:
             if not 0 <= position < self._count:
@@ -92,7 +97,7 @@ class ShardReader:
             entries = self._reader.read([int(position) for position in positions])
         except RuntimeError as error:
             raise LensError(_damaged(self.path, error)) from error
-        return [decode(entry, f"{self.path}[{position}]") for entry, position in zip(entries, positions)]
+        return [self._decode(entry, f"{self.path}[{position}]") for entry, position in zip(entries, positions)]
 
     def close(self) -> None:
         """Close the file."""
