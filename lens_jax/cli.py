@@ -24,6 +24,7 @@ usage: lens-jax COMMAND [OPTIONS]
 Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
 
   prepare openmoji|folder   build a data set from pictograms or from a folder of captioned pictures
+  precompute CONFIG         store the latents and text features of a data set, to train without the encoders
   train CONFIG              train a run described by a config, or go on with it where it stopped
   sample PROMPT ...         draw pictures from a run's checkpoint
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
@@ -124,6 +125,32 @@ def train(argv: list[str]) -> int:
     return 0 if stopped_by is None else 128 + stopped_by
 
 
+def precompute(argv: list[str]) -> None:
+    import tyro
+
+    from lens_jax import config as run_config
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: lens-jax precompute CONFIG --out DIR [OPTIONS]\n\n"
+            "CONFIG as for train: its data set, codec and text encoder are taken. Then train on DIR:\n"
+            "  lens-jax train CONFIG --data.path DIR\n\n"
+            "Stopped, the same command goes on. lens-jax precompute finetune --help lists the options."
+        )
+        return
+    if argv[0].startswith("-"):
+        raise LensError(f"the config comes first: lens-jax precompute CONFIG {argv[0]} ...")
+    base = run_config.load(argv[0])
+    from lens_jax.training import precompute as module
+
+    default = module.Precompute(tyro.MISSING, base.data, base.codec, base.text)
+    options = parse(module.Precompute, argv[1:], f"lens-jax precompute {argv[0]}", default=default)
+    from lens_jax import distributed
+
+    distributed.initialize()
+    module.precompute(options)
+
+
 def sample(argv: list[str]) -> None:
     from lens_jax.sampling import SampleConfig, sample_to_folder
 
@@ -192,6 +219,7 @@ def _choose(argv: list[str], command: str, what: str, kinds: dict[str, tuple[typ
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "prepare": prepare,
+    "precompute": precompute,
     "train": train,
     "sample": sample,
     "plot": plot,
@@ -222,7 +250,8 @@ def _flags(cls: type, prefix: str = "--") -> list[str]:
     flags = []
     for name, hint in typing.get_type_hints(cls).items():
         flag = prefix + name.replace("_", "-")
-        flags += _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
+        nested = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
+        flags += [leaf for kind in nested for leaf in _flags(kind, f"{flag}.")] if nested else [flag]
     return flags
 
 

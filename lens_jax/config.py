@@ -21,6 +21,7 @@ from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.sharding import MeshConfig
 from lens_jax.text.sentence import SentenceEncoderConfig
+from lens_jax.training.frozen import FluxCodecConfig, GptOssTextConfig
 from lens_jax.training.optimizer import OptimizerConfig
 
 
@@ -105,8 +106,8 @@ class TrainConfig:
     # A loss that is not finite ends the run before it is saved, or its step is skipped.
     nonfinite: Literal["stop", "skip"] = "stop"
     model: DenoiserConfig = DenoiserConfig()
-    codec: PixelCodecConfig = PixelCodecConfig()
-    text: SentenceEncoderConfig = SentenceEncoderConfig()
+    codec: PixelCodecConfig | FluxCodecConfig = PixelCodecConfig()
+    text: SentenceEncoderConfig | GptOssTextConfig = SentenceEncoderConfig()
     flow: FlowConfig = FlowConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -198,6 +199,11 @@ def _value(hint, value, where: str, name: str):
     elif origin is Literal and value in args:
         return value
     elif origin in (typing.Union, types.UnionType):
+        kinds = [option for option in args if dataclasses.is_dataclass(option)]
+        if kinds and isinstance(value, Mapping):
+            # The kind whose fields it has, so that a message is about the field that is wrong.
+            fields = lambda kind: {field.name for field in dataclasses.fields(kind)}
+            return _value(max(kinds, key=lambda kind: len(fields(kind) & set(value))), value, where, name)
         for option in args:
             try:
                 return _value(option, value, where, name)

@@ -70,7 +70,8 @@ def _describe_checkpoint(path: Path) -> None:
     console.print(f"checkpoint {folder}: {folder.name} of {config.steps} steps")
     console.print(
         f"denoiser: {config.model.layers} blocks, width {config.model.width}, {config.model.heads} heads; "
-        f"codec patch {config.codec.patch}; sizes {', '.join(f'{h}x{w}' for h, w in metadata['sizes'])}"
+        f"tokens of {config.codec.tile} x {config.codec.tile} pixels; "
+        f"sizes {', '.join(f'{h}x{w}' for h, w in metadata['sizes'])}"
     )
     console.print(f"data: {config.data.path}, fingerprint {metadata['position'].fingerprint}")
     table = Table("part", "arrays", "numbers", "bytes")

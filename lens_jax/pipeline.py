@@ -71,18 +71,26 @@ class LensPipeline:
         path = Path(path)
         if release.is_release(path) or native.is_native(path) or path.is_file():
             return load.load_pipeline(path, **options)
-        from lens_jax.text.sentence import SentenceEncoder
+        from lens_jax.text.sentence import SentenceEncoder, SentenceEncoderConfig
         from lens_jax.training import checkpoint
 
         folder = checkpoint.find(Path(path))
         metadata = checkpoint.read_metadata(folder)
         config = metadata["config"]
         model = dataclasses.replace(config.model, **options)
-        wanted = {"ema": checkpoint.abstract_params(model, "ema"), "codec": codec.abstract_params(config.codec)}
+        wanted = {"ema": checkpoint.abstract_params(model, "ema"), "codec": checkpoint.abstract_codec(config)}
         parts = checkpoint.load_parts(folder, wanted)
         params = jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"])
         size = min(metadata["sizes"], key=lambda s: abs(np.log(s[0] / s[1])))
-        return cls(model, config.codec, SentenceEncoder(config.text), params, parts["codec"], size)
+        picture_codec, codec_params = config.codec, parts["codec"]
+        if not isinstance(picture_codec, PixelCodecConfig):
+            picture_codec, codec_params = load.load_autoencoder(picture_codec.path, picture_codec.model.dtype)
+        if isinstance(config.text, SentenceEncoderConfig):
+            encoder = SentenceEncoder(config.text)
+        else:
+            text = config.text
+            encoder = load.load_text_encoder(text.path, text.selected, text.model.dtype, text.date)
+        return cls(model, picture_codec, encoder, params, codec_params, size)
 
     def __call__(
         self,

@@ -246,6 +246,14 @@ def place_batch(batch: dict, mesh: Mesh | None) -> dict:
     return jax.tree_util.tree_map_with_path(place, batch)
 
 
+def everywhere(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
+    """An array that all processes have, whole on every device of the mesh."""
+    if mesh is None:
+        return jax.numpy.asarray(array)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, PartitionSpec()), lambda index: array[index])
+
+
 def largest(number: int, mesh: Mesh) -> jax.Array:
     """The largest of the numbers that the processes give, as a scalar on all of them; nobody waits for it."""
     every = NamedSharding(mesh, PartitionSpec(AXES))

@@ -28,6 +28,16 @@ class SentenceEncoderConfig:
     # Clauses a prompt may have; what comes after is joined to the last one.
     max_tokens: int = 4
 
+    @property
+    def width(self) -> int:
+        """Channels of a feature layer."""
+        return WIDTH
+
+    @property
+    def num_layers(self) -> int:
+        """Feature layers a prompt has."""
+        return 1
+
     def __post_init__(self):
         if self.max_tokens < 1:
             raise LensError(f"text.max_tokens is {self.max_tokens}; it must be at least 1")
@@ -38,7 +48,7 @@ class SentenceEncoder:
 
     def __init__(self, config: SentenceEncoderConfig):
         self.max_tokens = config.max_tokens
-        self.width, self.num_layers = WIDTH, 1
+        self.width, self.num_layers = config.width, config.num_layers
         self._cache: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
 

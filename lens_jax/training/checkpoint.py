@@ -23,7 +23,8 @@ from lens_jax import config as run_config
 from lens_jax.config import TrainConfig
 from lens_jax.data.buckets import Bucket
 from lens_jax.errors import LensError
-from lens_jax.models import denoiser
+from lens_jax.models import codec, denoiser
+from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.training.state import State
 
@@ -96,7 +97,7 @@ class CheckpointStore:
         check_shapes(wanted, saved_shapes(folder), folder)
         parts = self._checkpointer.load_checkpointables(step, wanted)
         progress = parts.pop("progress")
-        return State(**parts, **progress), metadata["position"]
+        return State(**{"codec": {}, **parts}, **progress), metadata["position"]
 
     def close(self) -> None:
         """Wait for what is being saved, then let go of the folder. Closing twice is fine."""
@@ -130,7 +131,8 @@ def _parts(state: State) -> dict[str, Any]:
         "params": state.params,
         "ema": state.ema,
         "opt_state": state.opt_state,
-        "codec": state.codec,
+        # A released codec is not saved with a run, and orbax takes no empty tree.
+        **({"codec": state.codec} if state.codec else {}),
         "progress": {"step": state.step, "key": state.key},
     }
 
@@ -200,12 +202,19 @@ def abstract_params(config: DenoiserConfig, part: str) -> dict:
     return abstract if part == "params" else jax.tree.map(in_float32, abstract)
 
 
+def abstract_codec(config: TrainConfig) -> dict:
+    """What `load_parts` needs for the part "codec": the pixel codec's statistics; a released codec is not saved."""
+    return codec.abstract_params(config.codec) if isinstance(config.codec, PixelCodecConfig) else {}
+
+
 def load_parts(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """Some parts of a checkpoint, e.g. `{"ema": abstract tree}`, checked before they are read."""
+    empty = {name: {} for name, tree in wanted.items() if not tree}
+    wanted = {name: tree for name, tree in wanted.items() if tree}
     check_shapes(wanted, saved_shapes(folder), folder)
     _quieten()
     try:
-        return ocp.load_checkpointables(folder, wanted)
+        return {**ocp.load_checkpointables(folder, wanted), **empty}
     except Exception as error:  # orbax raises many kinds; all mean the files are damaged
         raise LensError(f"{folder}: damaged ({' '.join(str(error).split())[:200]})") from None
 

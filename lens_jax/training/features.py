@@ -1,59 +1,222 @@
-"""Raw batches to what the step reads: captions to text features, pictures to latents."""
+"""Batches of pictures and captions to what the step reads: latents, text features, positions.
+
+Wherever they come from, a step sees the same contract: `latents` [B, N, C], `text` a tuple of [B, T, width],
+`text_lengths` int32 [B], `positions` int32 [N + T, 3] and, where latents are padded, `n_image`.
+"""
 
 import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lens_jax import sharding
+from lens_jax.config import TrainConfig
+from lens_jax.data.buckets import Bucket, areas
+from lens_jax.data.manifest import load_manifest
+from lens_jax.data.pipeline import batches
+from lens_jax.errors import LensError
 from lens_jax.models import codec
 from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.models.layers import joint_positions
-from lens_jax.text.encoder import TextEncoder
+from lens_jax.text.encoder import TextFeatures
+from lens_jax.text.sentence import SentenceEncoder, SentenceEncoderConfig
+from lens_jax.training.frozen import FrozenAutoencoder, FrozenTextEncoder
+
+# Batches the pixel codec's statistics are fitted on.
+_FIT_BATCHES = 32
 
 
-def encode_captions(encoder: TextEncoder, batch: dict) -> dict:
-    """The host's half, run in the reading threads: `captions` become `text` [B, T, width] and `text_lengths` [B]."""
-    features = encoder.encode(batch["captions"])
-    return {
-        "pixels": batch["pixels"],
-        "text": features.layers,
-        "text_lengths": features.lengths,
-        **({"weight": batch["weight"]} if "weight" in batch else {}),
-    }
+class Tokens(NamedTuple):
+    """How many tokens the rows of a bucket's batches have."""
+
+    # Rows and columns of latent tokens.
+    grid: tuple[int, int]
+    # Latent tokens with their padding.
+    padded: int
+    # Room for the tokens of a caption.
+    text: int
+
+    @property
+    def image(self) -> int:
+        return math.prod(self.grid)
 
 
-def encode_pictures(
-    config: PixelCodecConfig, codec_params: dict, batch: dict, mesh=None, padded: dict[int, int] | None = None
-) -> dict:
-    """The device's half: `pixels` uint8 [B, H, W, 3] become `latents` [B, N, C], and `positions` [N + T, 3] join.
+def token_counts(config: TrainConfig, buckets: Sequence[Bucket], sequence: int = 1) -> dict[Bucket, Tokens]:
+    """Tokens of every bucket on a mesh whose axis `sequence` has so many devices.
 
-    Args:
-      batch: this process's rows; the result's are spread over `mesh`.
-      padded: tokens of a picture -> tokens to pad to. Then `n_image`, those that are none, joins too.
+    With `data.pad_areas` all buckets of an area have as many image tokens as the one with the most, and with
+    `data.joint_multiple` room for text is added until image and text together are a multiple of it.
     """
-    batch = dict(batch)
-    rows, columns = codec.latent_grid(config, *batch["pixels"].shape[1:3])
-    tokens = rows * columns
-    length = (padded or {}).get(tokens, tokens)
-    batch["positions"] = _positions((rows, columns), batch["text"][0].shape[1], length)
-    if padded is not None:
-        batch["n_image"] = np.int32(tokens)
-    batch = sharding.place_batch(batch, mesh)
-    batch["latents"] = sharding.on(mesh, _encode)(config, length, codec_params, batch.pop("pixels"))
-    return batch
+    grids = {bucket: codec.latent_grid(config.codec, bucket.height, bucket.width) for bucket in buckets}
+    # In pixels: what an area is does not depend on how many of them make a token.
+    area = dict(zip(buckets, areas(buckets, tile=1)))
+    most = {a: max(math.prod(grids[b]) for b in buckets if area[b] == a) for a in area.values()}
+    counts = {}
+    for bucket, grid in grids.items():
+        padded = math.prod(grid)
+        if config.data.pad_areas:
+            padded = _round_up(most[area[bucket]], sequence)
+        elif padded % sequence:
+            raise LensError(
+                f"mesh.sequence {sequence} does not divide the {padded} image tokens of {bucket}; set data.pad_areas"
+            )
+        text = _round_up(config.text.max_tokens, sequence)
+        while (padded + text) % config.data.joint_multiple:
+            text += sequence
+            if text > config.text.max_tokens + sequence * config.data.joint_multiple:
+                raise LensError(
+                    f"data.joint_multiple {config.data.joint_multiple} cannot be reached with mesh.sequence {sequence} "
+                    f"and {padded} image tokens; use a power of two"
+                )
+        counts[bucket] = Tokens(grid, padded, text)
+    return counts
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(config: PixelCodecConfig, length: int, codec_params: dict, pixels: jax.Array) -> jax.Array:
-    latents = codec.encode(config, codec_params, codec.from_uint8(pixels))
-    return jnp.pad(latents, ((0, 0), (0, length - latents.shape[1]), (0, 0)))
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+class Features:
+    """The codec and the text encoder in front of a run, and what is done to a batch before the step."""
+
+    def __init__(self, config: TrainConfig, buckets: Sequence[Bucket], mesh=None, cached: bool = False):
+        """With `cached` batches come with latents and features, and the networks are loaded for samples only."""
+        self._config, self._mesh, self._cached = config, mesh, cached
+        self.counts = token_counts(config, buckets, 1 if mesh is None else mesh.shape["sequence"])
+        self._sentences = SentenceEncoder(config.text) if isinstance(config.text, SentenceEncoderConfig) else None
+        if not cached:
+            # Better now than when the first batch comes.
+            self.autoencoder, self.text_encoder  # noqa: B018
+        self._picture_program = sharding.on(mesh, jax.jit(self._encode_pictures, static_argnums=0))
+        self._text_program = sharding.on(mesh, jax.jit(self._encode_text, static_argnums=0))
+
+    @functools.cached_property
+    def autoencoder(self) -> FrozenAutoencoder | None:
+        """The released one, where that is the codec."""
+        codec_config = self._config.codec
+        return None if isinstance(codec_config, PixelCodecConfig) else FrozenAutoencoder(codec_config, self._mesh)
+
+    @functools.cached_property
+    def text_encoder(self) -> FrozenTextEncoder | None:
+        """GPT-OSS, where that is the text encoder."""
+        return None if self._sentences else FrozenTextEncoder(self._config.text, self._mesh)
+
+    def read(self, batch: dict) -> dict:
+        """The host's part, done in the reading threads: captions become features, or ids for a model on the devices."""
+        batch, tokens = dict(batch), self.counts[Bucket(*batch["bucket"])]
+        if self._cached:
+            batch["latents"] = _pad(batch["latents"], tokens.padded)
+        elif self._sentences:
+            batch["text"], batch["text_lengths"] = self._sentences.encode(batch.pop("captions"))
+        else:
+            batch["ids"], batch["text_lengths"] = self.text_encoder.tokens(batch.pop("captions"))
+        if "text" in batch:
+            batch["text"] = tuple(_pad(layer, tokens.text) for layer in batch["text"])
+        return batch
+
+    def encode(self, fitted: dict, batch: dict) -> dict:
+        """The devices' part: this process's rows to the whole batch, spread over the mesh; `fitted` as below."""
+        batch = dict(batch)
+        step, tokens = np.int32(batch.pop("step")), self.counts[Bucket(*batch.pop("bucket"))]
+        batch["positions"] = _positions(tokens)
+        if self._config.data.pad_areas:
+            batch["n_image"] = np.int32(tokens.image)
+        batch = sharding.place_batch(batch, self._mesh)
+        if "pixels" in batch:
+            pixels = batch.pop("pixels")
+            batch["latents"] = self._picture_program(tokens, self.codec_params(fitted), pixels, step)
+        if "ids" in batch:
+            encoder = self.text_encoder
+            inputs = encoder.params, encoder.past, batch.pop("ids"), batch["text_lengths"]
+            batch["text"] = self._text_program(tokens.text, *inputs)
+        return batch
+
+    def codec_params(self, fitted: dict) -> dict:
+        """The parameters of the codec, whichever it is: the pixel codec's are `fitted` on the data set."""
+        return self.autoencoder.params if self.autoencoder else fitted
+
+    def prompts(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of a few prompts on the host, for samples. All processes must call it."""
+        if self._sentences:
+            return self._sentences.encode(prompts)
+        found = self.text_encoder.features(prompts)
+        if self._cached:
+            # It has done all it is needed for, and takes 12.6 GB.
+            del self.text_encoder
+        return found
+
+    def latents(self, fitted: dict, pixels: np.ndarray) -> np.ndarray:
+        """Latents [B, N, C] on the host of pictures uint8 [B, H, W, 3] of one bucket, without padding."""
+        bucket = pixels.shape[1:3]
+        batch = self.encode(fitted, {"pixels": pixels, "bucket": bucket, "step": 0})
+        return np.asarray(batch["latents"])[:, : self.counts[Bucket(*bucket)].image]
+
+    def lengths(self, captions: Sequence[str]) -> np.ndarray:
+        """Text tokens of each caption."""
+        return (self._sentences.encode if self._sentences else self.text_encoder.tokens)(captions)[1]
+
+    def text(self, captions: Sequence[str], room: int) -> tuple[np.ndarray, np.ndarray]:
+        """(features [layers, B, room, width], lengths [B]) on the host of captions of at most `room` tokens."""
+        if self._sentences:
+            layers, lengths = self._sentences.encode(captions)
+        else:
+            ids, lengths = self.text_encoder.tokens(captions)
+            batch = sharding.place_batch({"ids": ids[:, :room], "text_lengths": lengths}, self._mesh)
+            inputs = self.text_encoder.params, self.text_encoder.past, batch["ids"], batch["text_lengths"]
+            layers = self._text_program(room, *inputs)
+        return np.stack([np.asarray(layer) for layer in layers]), lengths
+
+    def weights(self) -> dict[str, str]:
+        """A digest of the weights of each frozen network."""
+        networks = {"autoencoder": self.autoencoder, "text_encoder": self.text_encoder}
+        return {name: network.digest for name, network in networks.items() if network}
+
+    def _encode_pictures(self, tokens: Tokens, params: dict, pixels: jax.Array, step: jax.Array) -> jax.Array:
+        if self.autoencoder:
+            # Only where the posterior is sampled; a batch taken again after a resume draws the same.
+            key = jax.random.fold_in(jax.random.key(self._config.seed), step)
+            latents = self.autoencoder.encode(params, pixels, key)
+        else:
+            latents = codec.encode(self._config.codec, params, codec.from_uint8(pixels))
+        return self._spread("latents", _pad(latents, tokens.padded))
+
+    def _encode_text(self, room: int, params: dict, past: tuple, ids: jax.Array, lengths: jax.Array):
+        layers = self.text_encoder.encode(params, past, ids, lengths)
+        return tuple(self._spread("text", _pad(layer, room)) for layer in layers)
+
+    def _spread(self, name: str, x: jax.Array) -> jax.Array:
+        return x if self._mesh is None else jax.reshard(x, sharding.batch_spec(name, x.ndim, self._mesh))
+
+
+def _pad(x, length: int):
+    """[B, n, C] with zeros behind its n rows up to `length`; of numpy or of JAX."""
+    missing = length - x.shape[1]
+    if not missing:
+        return x
+    return (np if isinstance(x, np.ndarray) else jnp).pad(x, ((0, 0), (0, missing), (0, 0)))
+
+
+def fit_codec(config: TrainConfig) -> dict:
+    """The pixel codec's statistics on the pictures of the first batches; a released codec brings its own."""
+    if not isinstance(config.codec, PixelCodecConfig):
+        return {}
+    made = load_manifest(config.data.path).features
+    if made:
+        return {name: np.array(value, np.float32) for name, value in made["fitted"].items()}
+    reader = batches(config.data, num_steps=_FIT_BATCHES)
+    try:
+        return codec.fit(config.codec, (batch["pixels"] for batch in reader))
+    finally:
+        reader.close()
 
 
 @functools.cache
-def _positions(grid: tuple[int, int], text_tokens: int, length: int) -> np.ndarray:
-    """Positions of the grid, of padding up to `length`, and of the text."""
-    positions, tokens = joint_positions(*grid, text_tokens), grid[0] * grid[1]
-    padding = np.zeros((length - tokens, 3), np.int32)
-    return np.concatenate([positions[:tokens], padding, positions[tokens:]])
+def _positions(tokens: Tokens) -> np.ndarray:
+    """Positions of the grid, of its padding, and of the text."""
+    positions = joint_positions(*tokens.grid, tokens.text)
+    padding = np.zeros((tokens.padded - tokens.image, 3), np.int32)
+    return np.concatenate([positions[: tokens.image], padding, positions[tokens.image :]])

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -19,23 +18,22 @@ from lens_jax import config as run_config
 from lens_jax import sharding
 from lens_jax.config import TrainConfig
 from lens_jax.console import make_console
-from lens_jax.data.buckets import Bucket, areas
+from lens_jax.data.buckets import Bucket
 from lens_jax.data.manifest import Manifest, fingerprint, load_manifest
-from lens_jax.data.pipeline import batches, bucket_sizes, validation_batches
+from lens_jax.data.pipeline import batches, bucket_sizes, check_buckets, validation_batches
 from lens_jax.errors import LensError
-from lens_jax.models import codec
+from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.pictures import contact_sheet
 from lens_jax.pipeline import LensPipeline
-from lens_jax.text.sentence import SentenceEncoder
-from lens_jax.training import features
+from lens_jax.text.encoder import TextFeatures
+from lens_jax.training import checkpoint
 from lens_jax.training.checkpoint import CheckpointStore, Position
+from lens_jax.training.features import Features, fit_codec
 from lens_jax.training.metrics import MetricsLog, Profile, SilentLog, Window
 from lens_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from lens_jax.training.precompute import check_features
 from lens_jax.training.state import State, create_state
 from lens_jax.training.step import StepConfig, empty_totals, micro_step, train_step, update, validation_loss
-
-# Batches the codec's statistics are fitted on.
-_FIT_BATCHES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +59,15 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     host, hosts = sharding.data_shard(mesh)
 
     # ---- data ----------------------------------------------------------------------------------------------------
-    encoder = SentenceEncoder(config.text)
-    _check_widths(config, encoder)
+    _check_widths(config)
     manifest = load_manifest(config.data.path)
-    for bucket in manifest.buckets:
-        codec.latent_grid(config.codec, bucket.height, bucket.width)
+    check_buckets(config.data, manifest)
     for size in bucket_sizes(config.data, manifest.buckets):
         sharding.check_batch_size(size, mesh)
-    padded = _padded_tokens(config, manifest.buckets) if config.data.pad_areas else None
-    to_text = functools.partial(features.encode_captions, encoder)
-    read = functools.partial(batches, config.data, transform=to_text, host=host, hosts=hosts)
+    if manifest.features:
+        check_features(config, manifest)
+    features = Features(config, manifest.buckets, mesh, cached=manifest.features is not None)
+    read = functools.partial(batches, config.data, transform=features.read, host=host, hosts=hosts)
 
     # ---- state, new or resumed -----------------------------------------------------------------------------------
     with _writing(run):
@@ -82,10 +79,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     store = CheckpointStore(run, config.checkpoint.keep)
     position = Position(next_step=0, fingerprint=fingerprint(manifest))
     if store.latest_step is None:
-        state = sharding.create(create, mesh, codec.fit(config.codec, _pictures(config)))
+        state = sharding.create(create, mesh, fit_codec(config))
         console.print(f"new run in {run}")
     else:
-        state, saved = store.restore(sharding.abstract(create, mesh, codec.abstract_params(config.codec)))
+        state, saved = store.restore(sharding.abstract(create, mesh, checkpoint.abstract_codec(config)))
         if saved.fingerprint != position.fingerprint:
             raise LensError(
                 f"{config.data.path}: not the data set that {run} was trained on (fingerprint {position.fingerprint}, "
@@ -116,8 +113,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     profile = Profile(config.profile, run, log.say)
     first_batch = position.next_step
     reader = read(start_step=first_batch)
-    window = Window(config, hosts)
-    stop = None
+    window = Window(config, features.counts, hosts)
+    stop, prompts = None, None
     try:
         with _StopSignals() as signals:
             pending = None
@@ -130,7 +127,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                         batch = next(reader)
                         waited = time.perf_counter() - waited
                         window.start(batch, waited)
-                        batch = features.encode_pictures(config.codec, state.codec, batch, mesh, padded)
+                        batch = features.encode(state.codec, batch)
                         if totals is not None:
                             totals = micro_fn(state, totals, batch, micro)
                     state, metrics = step_fn(state, batch) if totals is None else update_fn(state, totals)
@@ -159,16 +156,19 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                 if events.save:
                     store.save(state, position, config, manifest.buckets)
                 if events.validate:
-                    held_out = validation_batches(config.data, transform=to_text, host=host, hosts=hosts)
-                    place = functools.partial(features.encode_pictures, config.codec, state.codec, mesh=mesh)
-                    held_out = map(functools.partial(place, padded=padded), held_out)
+                    held_out = validation_batches(config.data, transform=features.read, host=host, hosts=hosts)
+                    held_out = map(functools.partial(features.encode, state.codec), held_out)
                     loss = _validation_loss(config, state, validate_fn, held_out)
                     log.write(step, "validation", {"loss": loss})
                     log.say(f"step {step}: validation loss {loss:.4f}")
                 if events.sample:
-                    ema = sharding.local_copy(state.ema, mesh), sharding.local_copy(state.codec, mesh)
+                    # All hosts take part up to here; the first one draws.
+                    prompts = prompts or features.prompts(config.samples.prompts)
+                    trees = state.ema, features.codec_params(state.codec)
+                    ema, codec_params = (sharding.local_copy(tree, mesh) for tree in trees)
                     if main:
-                        path = _sample_sheet(config, *ema, encoder, manifest, run / "samples", step)
+                        buckets = _sample_sizes(config, manifest)
+                        path = _sample_sheet(config, ema, codec_params, prompts, buckets, run / "samples", step)
                         log.say(f"step {step}: samples in {path}")
                 window.reset_clock()
                 if stop is not None:
@@ -243,14 +243,6 @@ def _report(pending, window: Window, log: MetricsLog, config: TrainConfig) -> No
         )
 
 
-def _padded_tokens(config: TrainConfig, buckets: Sequence[Bucket]) -> dict[int, int]:
-    """Image tokens of each bucket -> the most that a bucket of its area has."""
-    tokens = [math.prod(codec.latent_grid(config.codec, bucket.height, bucket.width)) for bucket in buckets]
-    numbers = areas(buckets, tile=1)
-    most = {number: max(t for t, n in zip(tokens, numbers) if n == number) for number in numbers}
-    return {t: most[number] for t, number in zip(tokens, numbers)}
-
-
 def _validation_loss(config: TrainConfig, state: State, validate_fn, held_out: Iterator[dict]) -> float:
     """Mean loss of the moving average over the held-out split, at the same noise each time."""
     key = jax.random.key(0)
@@ -261,21 +253,25 @@ def _validation_loss(config: TrainConfig, state: State, validate_fn, held_out: I
     return total / count
 
 
+def _sample_sizes(config: TrainConfig, manifest: Manifest) -> Sequence[Bucket]:
+    return tuple(Bucket(*parse_size(size)) for size in config.samples.sizes) or manifest.buckets
+
+
 def _sample_sheet(
     config: TrainConfig,
     ema: dict,
     codec_params: dict,
-    encoder: SentenceEncoder,
-    manifest: Manifest,
+    prompts: TextFeatures,
+    buckets: Sequence[Bucket],
     folder: Path,
     step: int,
 ) -> Path:
     """Draw the fixed prompts with the moving average, a row a prompt and a column a size."""
-    buckets = tuple(Bucket(*parse_size(size)) for size in config.samples.sizes) or manifest.buckets
-    pipe = LensPipeline(config.model, config.codec, encoder, ema, codec_params, default_size=(0, 0))
+    picture_codec = config.codec if isinstance(config.codec, PixelCodecConfig) else config.codec.model
+    pipe = LensPipeline(config.model, picture_codec, None, ema, codec_params, default_size=(0, 0))
     columns = [
         pipe(
-            list(config.samples.prompts),
+            prompt_embeds=prompts,
             height=bucket.height,
             width=bucket.width,
             num_inference_steps=config.samples.num_inference_steps,
@@ -300,22 +296,12 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _pictures(config: TrainConfig) -> Iterator[np.ndarray]:
-    """The pictures of the first batches, for the codec's statistics."""
-    reader = batches(config.data, num_steps=_FIT_BATCHES)
-    try:
-        for batch in reader:
-            yield batch["pixels"]
-    finally:
-        reader.close()
-
-
-def _check_widths(config: TrainConfig, encoder: SentenceEncoder) -> None:
+def _check_widths(config: TrainConfig) -> None:
     """The denoiser must take what the codec and the text encoder give."""
     pairs = {
         "model.latent_channels": (config.model.latent_channels, config.codec.latent_channels, "the codec"),
-        "model.text_layers": (config.model.text_layers, encoder.num_layers, "the text encoder"),
-        "model.text_width": (config.model.text_width, encoder.width, "the text encoder"),
+        "model.text_layers": (config.model.text_layers, config.text.num_layers, "the text encoder"),
+        "model.text_width": (config.model.text_width, config.text.width, "the text encoder"),
     }
     for name, (wanted, given, source) in pairs.items():
         if wanted != given:

@@ -20,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lens_jax import config as run_config
 from lens_jax import flops
 from lens_jax.config import ProfileConfig, TrainConfig
+from lens_jax.data.buckets import Bucket
 from lens_jax.errors import LensError
-from lens_jax.models import codec
+from lens_jax.training.features import Tokens
 from lens_jax.training.step import NOISE_BINS
 
 
@@ -45,26 +46,27 @@ class Work:
 _REMAT_COST = {"none": 1.0, "full": 4 / 3}
 
 
-def work(config: TrainConfig, batch: dict, hosts: int = 1) -> Work:
-    """Exact counts for one of `hosts` equal parts of a batch (`pixels`, `text`, `text_lengths`), scaled to the whole.
+def work(config: TrainConfig, counts: dict[Bucket, Tokens], batch: dict, hosts: int = 1) -> Work:
+    """Exact counts for one of `hosts` equal parts of a batch (`bucket`, `text_lengths`), scaled to the whole.
 
     Captions are dropped on the device, which does not say how many, so the expected number is counted as padding.
     """
-    count, height, width, _ = batch["pixels"].shape
-    image, padded = math.prod(codec.latent_grid(config.codec, height, width)), batch["text"][0].shape[1]
-    lengths = np.asarray(batch["text_lengths"])
+    bucket = Bucket(*batch["bucket"])
+    tokens, lengths = counts[bucket], np.asarray(batch["text_lengths"])
+    count, image = len(lengths), tokens.image
     operations = lambda text, images: flops.train_step(config.model, image, text, images)
     captioned = sum(operations(int(n), int(images)) for n, images in zip(*np.unique(lengths, return_counts=True)))
     dropped = config.flow.caption_dropout
     images = count * hosts
     remat_cost = _REMAT_COST.get(config.model.remat)
     return Work(
-        bucket=f"{height}x{width}",
+        bucket=str(bucket),
         images=images,
         tokens=images / count * (image * count + (1 - dropped) * int(lengths.sum())),
-        computed_tokens=images * (image + padded),
+        computed_tokens=images * (tokens.padded + tokens.text),
         operations=images / count * ((1 - dropped) * captioned + dropped * operations(0, count)),
-        computed_operations=remat_cost and remat_cost * operations(padded, images),
+        computed_operations=remat_cost
+        and remat_cost * flops.train_step(config.model, tokens.padded, tokens.text, images),
     )
 
 
@@ -75,8 +77,8 @@ class Window:
     one has been dispatched too.
     """
 
-    def __init__(self, config: TrainConfig, hosts: int = 1):
-        self._config, self._hosts = config, hosts
+    def __init__(self, config: TrainConfig, counts: dict[Bucket, Tokens], hosts: int = 1):
+        self._config, self._counts, self._hosts = config, counts, hosts
         self._dispatched: collections.deque[Work] = collections.deque()
         self.reset_clock()
         self._clear()
@@ -93,7 +95,7 @@ class Window:
 
     def start(self, batch: dict, waited: float) -> None:
         """Count a batch about to be dispatched, which the loop waited for so many seconds."""
-        self._dispatched.append(work(self._config, batch, self._hosts))
+        self._dispatched.append(work(self._config, self._counts, batch, self._hosts))
         self.waited += waited
 
     def finish(self, metrics: dict) -> None:

@@ -15,10 +15,12 @@ from rich.console import Console
 
 from lens_jax import flops
 from lens_jax.config import LoggingConfig, ProfileConfig, TrainConfig
+from lens_jax.data.buckets import Bucket
 from lens_jax.errors import LensError
 from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.models.denoiser import LENS
 from lens_jax.training import loop, metrics
+from lens_jax.training.features import Features, Tokens
 from lens_jax.training.metrics import read_metrics
 
 # Operations of a forward pass of the released size, as in test_flops: (image tokens, text tokens).
@@ -30,12 +32,13 @@ FORWARD = {
 }
 
 
-def batch_of(side: int, lengths: list[int], padded: int) -> dict:
-    return {
-        "pixels": np.zeros((len(lengths), side, side, 3), np.uint8),
-        "text": (np.zeros((len(lengths), padded, 1), np.float32),),
-        "text_lengths": np.array(lengths, np.int32),
-    }
+def batch_of(side: int, lengths: list[int]) -> dict:
+    return {"bucket": (side, side), "text_lengths": np.array(lengths, np.int32)}
+
+
+def window_of(config: TrainConfig, text: int) -> metrics.Window:
+    """For squares of 128 and 256 pixels, with room for so many text tokens."""
+    return metrics.Window(config, {Bucket(s, s): Tokens((s // 4, s // 4), (s // 4) ** 2, text) for s in (128, 256)})
 
 
 def numbers(loss: float, finite: bool = True) -> dict:
@@ -65,8 +68,8 @@ def lens():
 def test_speed_is_that_of_the_exact_counts(lens, clock, monkeypatch):
     """One step of two pictures of 64 x 64 tokens with 150 and 256 of 256 text tokens, in ten seconds, by hand."""
     monkeypatch.setattr(flops, "peak", lambda kind: 100e12)
-    window = metrics.Window(lens)
-    window.start(batch_of(256, [150, 256], 256), 2.5)
+    window = window_of(lens, 256)
+    window.start(batch_of(256, [150, 256]), 2.5)
     clock.now = 10.0
     window.finish(numbers(1.0))
     values = window.record(numbers(1.0))
@@ -89,8 +92,8 @@ def test_speed_is_that_of_the_exact_counts(lens, clock, monkeypatch):
 
 
 def test_no_share_of_an_unknown_peak(lens, clock):
-    window = metrics.Window(lens)
-    window.start(batch_of(128, [150], 150), 0.0)
+    window = window_of(lens, 150)
+    window.start(batch_of(128, [150]), 0.0)
     clock.now = 1.0
     window.finish(numbers(1.0))
     values = window.record(numbers(1.0))
@@ -102,10 +105,10 @@ def test_no_share_of_an_unknown_peak(lens, clock):
 
 def test_losses_stand_under_the_size_and_step_they_are_of(lens, clock):
     """A step's numbers arrive when the next one, of another size, has been dispatched; a skipped one does not count."""
-    window = metrics.Window(lens)
+    window = window_of(lens, 1)
     steps = [(256, 1.0, True), (128, 2.0, True), (256, 3.0, True), (256, float("nan"), False), (128, 9.0, True)]
     for i, (side, _, _) in enumerate(steps):
-        window.start(batch_of(side, [1, 1], 1), 0.0)
+        window.start(batch_of(side, [1, 1]), 0.0)
         clock.now += 1
         if i:
             window.finish(numbers(*steps[i - 1][1:]))
@@ -122,7 +125,7 @@ def test_losses_stand_under_the_size_and_step_they_are_of(lens, clock):
 
 def test_loop_with_a_slow_loader_says_so_and_is_profiled(tiny_config, tmp_path, clock, monkeypatch):
     """Waiting three seconds for a batch and one for the rest; the trace is written although the run ends inside it."""
-    real_batches, real_encode = loop.batches, loop.features.encode_pictures
+    real_batches, real_encode = loop.batches, Features.encode
 
     class Slow:
         def __init__(self, *args, **kwargs):
@@ -143,7 +146,7 @@ def test_loop_with_a_slow_loader_says_so_and_is_profiled(tiny_config, tmp_path, 
         return real_encode(*args, **kwargs)
 
     monkeypatch.setattr(loop, "batches", Slow)
-    monkeypatch.setattr(loop.features, "encode_pictures", encode)
+    monkeypatch.setattr(Features, "encode", encode)
     said = Console(file=io.StringIO(), soft_wrap=True)
     quiet = dataclasses.replace(tiny_config.samples, every=0)
     profile, out = ProfileConfig(start=3, steps=100), tmp_path / "run"
