@@ -30,6 +30,11 @@ def _describe_data(folder: Path) -> None:
     manifest = load_manifest(folder)
     console = make_console()
     console.print(f"data set {folder}: source {manifest.source}, licence {manifest.licence}")
+    if made := manifest.features:
+        console.print(
+            f"latents of {made['codec']['kind']}; {made['layers']} text layers of {made['text_width']} channels, at most "
+            f"{made['max_tokens']} tokens, of {made['text']['kind']}; {made['dtype']}"
+        )
     console.print(f"fingerprint {fingerprint(manifest)}")
     console.print(
         f"captions in {', '.join(manifest.languages)}; held out: {', '.join(manifest.holdout_languages) or '-'}"
