@@ -127,8 +127,16 @@ def _image_tokens(batch: dict) -> int | jax.Array:
 
 
 def _noise(key: jax.Array, latents: jax.Array) -> jax.Array:
-    """Laid out like the latents, so that no device draws the noise of the others' rows."""
-    return jax.random.normal(key, latents.shape, out_sharding=layout(latents))
+    """Laid out like the latents, so that no device draws the noise of the others' rows.
+
+    Drawn with the tokens first, so that padding comes last and a batch has the same noise with and without it.
+    """
+    rows, tokens, channels = latents.shape
+    place = layout(latents)
+    if place is not None:
+        by_row, by_token, by_channel = (*place.spec, None, None, None)[:3]
+        place = PartitionSpec(by_token, by_row, by_channel)
+    return jax.random.normal(key, (tokens, rows, channels), out_sharding=place).swapaxes(0, 1)
 
 
 def _by_rows(x: jax.Array, latents: jax.Array) -> jax.Array:
