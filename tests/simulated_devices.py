@@ -1,54 +1,105 @@
 """Run by tests in a process of its own: eight simulated devices have to be asked for before JAX starts.
 
-python simulated_devices.py MESH ...   prints, for each mesh "data,fsdp,tensor,sequence", five steps as one JSON line.
+python simulated_devices.py steps MESH ...     five steps on each mesh "data,fsdp,tensor,sequence"
+python simulated_devices.py padding MESH ...   micro-steps of nine ratios, padded, in one program
+python simulated_devices.py splash MESH ...    a micro-step whose attention is the TPU kernel, interpreted
+
+Each prints a JSON line for every mesh, of which "none" is one device without any: how far its numbers are, relative to
+their size, from those of one device, unpadded and with XLA's attention.
 """
 
 import dataclasses
 import functools
 import json
+import os
 import sys
 
 import jax
 
+# Compiling is most of the time here, and a third shorter without LLVM's optimisations.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 
 from lens_jax import sharding  # noqa: E402
+from lens_jax.data.buckets import RATIOS, make_buckets  # noqa: E402
 from lens_jax.diffusion.flow import FlowConfig  # noqa: E402
+from lens_jax.models import attention  # noqa: E402
 from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
 from lens_jax.models.layers import joint_positions  # noqa: E402
 from lens_jax.sharding import MeshConfig  # noqa: E402
 from lens_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from lens_jax.training.state import create_state  # noqa: E402
-from lens_jax.training.step import StepConfig, train_step  # noqa: E402
+from lens_jax.training.step import StepConfig, micro_step, train_step  # noqa: E402
 
 MODEL = DenoiserConfig(
     layers=2, heads=8, head_dim=16, rope_axes=(4, 6, 6), latent_channels=16, text_width=24, text_layers=2,
     mlp_width=336, dtype="float32",
 )  # fmt: skip
 STEP = StepConfig(MODEL, FlowConfig(), ema_decay=0.99, skip_nonfinite=False)
-OPTIMIZER = make_optimizer(OptimizerConfig(warmup_steps=1, learning_rate=1e-3), 100)
+# Its state keeps the last gradients as they came.
+REMEMBER = optax.GradientTransformation(optax.tree.zeros_like, lambda updates, state, params: (updates, updates))
+OPTIMIZER = optax.chain(REMEMBER, make_optimizer(OptimizerConfig(warmup_steps=1, learning_rate=1e-3), 100))
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+TEXT = 8
 
 
-def batch() -> dict:
-    """Eight rows of 4 x 4 latent tokens, eight text tokens, of which a row has one to eight."""
-    rng = np.random.default_rng(0)
-    text = tuple(rng.standard_normal((8, 8, 24), np.float32) for _ in range(2))
-    return {
-        "latents": rng.standard_normal((8, 16, 16), np.float32),
-        "text": text,
+def batch(rows: int = 4, columns: int = 4, padded: int = 0) -> dict:
+    """Eight pictures of rows x columns latent tokens, and eight text tokens, of which a picture has one to eight.
+
+    With `padded`, latents are padded to that many tokens; the values of the others do not depend on it.
+    """
+    rng = np.random.default_rng(rows)
+    tokens = rows * columns
+    latents = rng.standard_normal((8, tokens, 16), np.float32)
+    positions = joint_positions(rows, columns, TEXT)
+    made = {
+        "latents": latents,
+        "text": tuple(rng.standard_normal((8, TEXT, 24), np.float32) for _ in range(2)),
         "text_lengths": np.arange(1, 9, dtype=np.int32),
-        "positions": joint_positions(4, 4, 8),
+        "positions": positions,
     }
+    if padded:
+        room = padded - tokens
+        made["latents"] = np.pad(latents, ((0, 0), (0, room), (0, 0)))
+        made["positions"] = np.insert(positions, [tokens] * room, 0, axis=0)
+        made["n_image"] = np.int32(tokens)
+    return made
 
 
-def five_steps(mesh) -> dict:
-    """Losses, gradient norms, parameters and the collectives of the compiled step."""
+def new_state(mesh, trained: bool = False):
+    """A fresh state; `trained` moves it away from where most gradients are zero."""
+
+    def create(codec):
+        state = create_state(MODEL, OPTIMIZER, codec, seed=0)
+        if not trained:
+            return state
+        leaves, tree = jax.tree.flatten(state.params)
+        keys = jax.random.split(jax.random.key(7), len(leaves))
+        moved = [x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)]
+        return state.replace(params=jax.tree.unflatten(tree, moved))
+
     codec = {"mean": np.zeros(16, np.float32), "std": np.ones(16, np.float32)}
-    state = sharding.create(functools.partial(create_state, MODEL, OPTIMIZER, seed=0), mesh, codec)
+    return sharding.create(create, mesh, codec)
+
+
+def micro_step_on(mesh, config: StepConfig = STEP):
+    """(a function of (state, batch of this process) to (loss, gradients), the compiled function in it)."""
+    compiled = jax.jit(functools.partial(micro_step, config))
+
+    def run(state, made: dict):
+        totals = sharding.on(mesh, compiled)(state, None, sharding.place_batch(made, mesh), 0)
+        return jax.device_get((totals.loss, totals.gradients))
+
+    return run, compiled
+
+
+def steps(mesh, reference: bool = False) -> dict:
+    """Of five steps the losses, gradient norms, last gradients, parameters; the collectives of the compiled step."""
+    state = new_state(mesh)
     inputs = sharding.place_batch(batch(), mesh)
     step = jax.jit(functools.partial(train_step, STEP, OPTIMIZER), donate_argnums=0)
     program = sharding.on(mesh, lambda *args: step.lower(*args).compile())(state, inputs)
@@ -59,29 +110,49 @@ def five_steps(mesh) -> dict:
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["gradient_norm"]))
     return {
-        "losses": losses,
-        "norms": norms,
+        "losses": np.array(losses),
+        "norms": np.array(norms),
+        "gradients": jax.device_get(state.opt_state[0]),
         "params": jax.device_get(state.params),
-        "specs": jax.tree.map(lambda x: str(x.sharding.spec), state.params) if mesh else None,
         "collectives": {name: text.count(f" {name}(") + text.count(f" {name}-start(") for name in COLLECTIVES},
     }
 
 
+def padding(mesh, reference: bool = False) -> dict:
+    """Losses and gradients of nine ratios, padded unless `reference`, and the programs compiled for them."""
+    buckets = make_buckets(7, RATIOS, 1)
+    padded = 0 if reference else max(bucket.tokens(1) for bucket in buckets)
+    run, compiled = micro_step_on(mesh)
+    state = new_state(mesh, trained=True)
+    losses, gradients = zip(*(run(state, batch(bucket.height, bucket.width, padded)) for bucket in buckets))
+    return {"losses": np.array(losses), "gradients": gradients, "programs": compiled._cache_size()}
+
+
+def splash(mesh, reference: bool = False) -> dict:
+    """Loss and gradients of a micro-step; except for the reference, its attention is splash's."""
+    attention._KERNELS["splash"] = functools.partial(attention._splash, interpret=True)
+    kernel = "xla" if reference else "splash"
+    config = dataclasses.replace(STEP, model=dataclasses.replace(MODEL, attention=kernel))
+    loss, gradients = micro_step_on(mesh, config)[0](new_state(mesh, trained=True), batch(padded=18))
+    return {"losses": loss, "gradients": gradients}
+
+
+def difference(actual, expected) -> float:
+    """The largest relative difference of any leaf."""
+    relative = lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b))
+    return max(jax.tree.leaves(jax.tree.map(relative, actual, expected)))
+
+
 def main() -> None:
-    expected = five_steps(None)
-    difference = lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b))
-    for name in sys.argv[1:]:
-        config = MeshConfig(*map(int, name.split(",")))
-        actual = five_steps(sharding.make_mesh(config))
-        pairs = zip(jax.tree.leaves(actual["params"]), jax.tree.leaves(expected["params"]))
-        result = {
-            "mesh": dataclasses.astuple(config),
-            "losses": difference(np.array(actual["losses"]), np.array(expected["losses"])),
-            "norms": difference(np.array(actual["norms"]), np.array(expected["norms"])),
-            "params": max(difference(a, b) for a, b in pairs),
-            "collectives": actual["collectives"],
-        }
-        print(json.dumps(result), flush=True)
+    function = {"steps": steps, "padding": padding, "splash": splash}[sys.argv[1]]
+    expected = function(None, reference=True)
+    for name in sys.argv[2:]:
+        mesh = None if name == "none" else sharding.make_mesh(MeshConfig(*map(int, name.split(","))))
+        result = function(mesh)
+        for key in result:
+            if key not in ("collectives", "programs"):
+                result[key] = difference(result[key], expected[key])
+        print(json.dumps({"mesh": name, **result}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Meshes of simulated devices give what one device gives; bad meshes and parameters without a rule are told."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from lens_jax import sharding
@@ -16,6 +18,10 @@ from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.denoiser import LENS
 from lens_jax.models.gpt_oss import GPT_OSS_20B
 from lens_jax.sharding import AUTOENCODER_RULES, AXES, DENOISER_RULES, GPT_OSS_RULES, MeshConfig
+from lens_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lens_jax.training.state import create_state
+
+GOLDEN = "sharding.json"
 
 # data, fsdp, tensor, sequence -> collectives in the compiled step on a CPU, which has no reduce-scatter. More of them
 # than here means that something is laid out by accident; data parallelism alone must gather nothing.
@@ -28,24 +34,45 @@ MESHES = {
 }
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, dict]:
+def simulate(what: str, *meshes: str) -> dict[str, dict]:
+    """What simulated_devices.py prints, by mesh."""
     script = Path(__file__).with_name("simulated_devices.py")
     environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, str(script), *MESHES], capture_output=True, text=True, check=False, env=environ
-    )
+    command = [sys.executable, str(script), what, *meshes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {",".join(map(str, line["mesh"])): line for line in lines}
+    assert [line["mesh"] for line in lines] == list(meshes)
+    return {line["mesh"]: line for line in lines}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict]:
+    return simulate("steps", *MESHES)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_five_steps_are_those_of_one_device(results, mesh):
-    """Sums in another order: 6e-6 of a parameter after five steps of Adam, which divides by the gradient's size."""
+    """Sums in another order: 3e-6 of a parameter and of its last gradient is seen after five steps of Adam."""
     assert results[mesh]["losses"] <= 1e-6
     assert results[mesh]["norms"] <= 1e-5
+    assert results[mesh]["gradients"] <= 1e-5
     assert results[mesh]["params"] <= 1e-5
+
+
+def test_padded_micro_steps_equal_unpadded_ones():
+    """Of the nine ratios of an area, in one program: 1e-6 of any gradient is seen, without and with a mesh."""
+    for found in simulate("padding", "none", "1,4,2,1", "1,2,2,2").values():
+        assert found["losses"] <= 1e-6
+        assert found["gradients"] <= 1e-5
+        assert found["programs"] == 1
+
+
+def test_splash_on_a_mesh():
+    """The TPU kernel, interpreted, with sharded rows, heads and sequence: 1e-6 of any gradient is seen."""
+    found = simulate("splash", "1,2,2,2")["1,2,2,2"]
+    assert found["losses"] <= 1e-6
+    assert found["gradients"] <= 1e-5
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -59,22 +86,32 @@ def abstract_mesh(**sizes: int):
     return jax.sharding.AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
 
 
-def test_every_parameter_has_a_rule():
-    """Of all three networks at full size, on a mesh that cuts every axis."""
+def every_layout() -> dict[str, str]:
+    """Path -> shape and layout of every array of the three networks and of a training state, cut along every axis."""
     mesh = abstract_mesh(data=2, fsdp=8, tensor=4, sequence=2)
+    codec = {"mean": np.zeros(128, np.float32), "std": np.ones(128, np.float32)}
+    optimizer = make_optimizer(OptimizerConfig(), 1)
     trees = {
         "denoiser": (DENOISER_RULES, denoiser.abstract_params(LENS)),
         "autoencoder": (AUTOENCODER_RULES, autoencoder.abstract_params(AutoencoderConfig())),
         "gpt_oss": (GPT_OSS_RULES, gpt_oss.abstract_params(GPT_OSS_20B)),
     }
-    for rules, tree in trees.values():
-        sharding.tree_specs(rules, tree, mesh)
-    # What is not cut is small: the denoiser's largest whole parameters are biases.
-    specs = sharding.tree_specs(DENOISER_RULES, trees["denoiser"][1], mesh)
-    whole = [
-        leaf.size for leaf, spec in zip(jax.tree.leaves(trees["denoiser"][1]), jax.tree.leaves(specs)) if not any(spec)
-    ]
-    assert max(whole) <= 48 * 9216
+    laid_out = {name: (tree, sharding.tree_specs(rules, tree, mesh)) for name, (rules, tree) in trees.items()}
+    state = jax.eval_shape(functools.partial(create_state, LENS, optimizer, codec, seed=0))
+    laid_out["state"] = state, sharding.state_specs(state, mesh)
+    found = {}
+    for name, (tree, specs) in laid_out.items():
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        for (path, leaf), spec in zip(leaves, jax.tree.leaves(specs)):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            axes = ", ".join(axis or "-" for axis in (*spec, *(None,) * (leaf.ndim - len(spec))))
+            found[f"{name}/{where}"] = f"{list(leaf.shape)} {axes}".rstrip()
+    return found
+
+
+def test_every_array_is_laid_out_as_in_the_golden(goldens):
+    """Written by `python tests/test_sharding.py`: read its difference before you commit it."""
+    assert every_layout() == json.loads((goldens / GOLDEN).read_text())
 
 
 def test_unknown_parameter_is_an_error():
@@ -93,3 +130,8 @@ def test_bad_meshes():
     with pytest.raises(LensError, match=r"mesh.data is 0; it must be at least 1"):
         MeshConfig(data=0)
     assert MeshConfig(tensor=2).sizes(8) == (1, 4, 2, 1)
+
+
+if __name__ == "__main__":
+    text = json.dumps(every_layout(), indent=0) + "\n"
+    (Path(__file__).parent / "goldens" / GOLDEN).write_text(text, encoding="utf-8")
