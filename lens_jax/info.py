@@ -32,8 +32,8 @@ def _describe_data(folder: Path) -> None:
     console.print(f"data set {folder}: source {manifest.source}, licence {manifest.licence}")
     if made := manifest.features:
         console.print(
-            f"latents of {made['codec']['kind']}; {made['layers']} text layers of {made['text_width']} channels, at most "
-            f"{made['max_tokens']} tokens, of {made['text']['kind']}; {made['dtype']}"
+            f"latents of {made['codec']['kind']}; {made['layers']} text layers of {made['text_width']} channels, at "
+            f"most {made['max_tokens']} tokens, of {made['text']['kind']}; {made['dtype']}"
         )
     console.print(f"fingerprint {fingerprint(manifest)}")
     console.print(

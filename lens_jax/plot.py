@@ -135,13 +135,10 @@ def smoothed(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def bucket_groups(buckets: Sequence[str]) -> dict[str, list[str]]:
-    """Label -> the sizes drawn as one line: each for itself, or those of about one area when there are many.
-
-    A size is HEIGHTxWIDTH, or several of them joined by + where an update mixed them.
-    """
+    """Label -> the sizes HEIGHTxWIDTH drawn as one line: each for itself, or those of about one area when many."""
     ordered = sorted(buckets, key=lambda bucket: (_side(bucket), bucket))
     if len(ordered) <= _MOST_BUCKETS:
-        return {bucket.replace("x", " x ").replace("+", " + "): [bucket] for bucket in ordered}
+        return {bucket.replace("x", " x "): [bucket] for bucket in ordered}
     groups: list[list[str]] = []
     for bucket in ordered:
         # The sides of one base size differ by 5 %, those of neighbouring base sizes by 33 % and more.
@@ -154,12 +151,11 @@ def bucket_groups(buckets: Sequence[str]) -> dict[str, list[str]]:
 
 def _side(bucket: str) -> float:
     """Of a square of the same area."""
-    areas = [math.prod(int(side) for side in size.split("x")) for size in bucket.split("+")]
-    return math.sqrt(sum(areas) / len(areas))
+    return math.sqrt(math.prod(int(side) for side in bucket.split("x")))
 
 
 def _is_size(name: str) -> bool:
-    return re.fullmatch(r"\d+x\d+(\+\d+x\d+)*", name) is not None
+    return re.fullmatch(r"\d+x\d+", name) is not None
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------

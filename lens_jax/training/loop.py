@@ -96,7 +96,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     compiled = lambda function, *donated: sharding.on(mesh, jax.jit(function, donate_argnums=donated))
     step_fn = compiled(functools.partial(train_step, step_config, optimizer), 0)
     # With several micro-steps an update: one program an area adds up gradients, one more takes the step.
-    empty_fn = compiled(empty_totals)
+    empty_fn = compiled(functools.partial(empty_totals, micro_steps=config.accumulation))
     micro_fn = compiled(functools.partial(micro_step, step_config), 1)
     update_fn = compiled(functools.partial(update, step_config, optimizer), 0)
     validate_fn = compiled(functools.partial(validation_loss, step_config))

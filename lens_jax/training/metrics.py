@@ -86,7 +86,8 @@ class Window:
     def _clear(self):
         self.done: list[Work] = []
         self.waited, self.busy = 0.0, 0.0
-        self.losses: dict[str, list[float]] = {}
+        self.losses: list[float] = []
+        self.by_bucket: dict[str, list[float]] = collections.defaultdict(list)
         self.bin_loss, self.bin_count = np.zeros(NOISE_BINS), np.zeros(NOISE_BINS)
 
     def reset_clock(self):
@@ -105,21 +106,20 @@ class Window:
         done = [self._dispatched.popleft() for _ in range(self._config.accumulation)]
         self.done += done
         if metrics["finite"]:
-            # Of several batches an update only the mean is known; it is reported under the sizes it is of.
-            size = "+".join(sorted({part.bucket for part in done}))
-            self.losses.setdefault(size, []).append(float(metrics["loss"]))
+            self.losses.append(float(metrics["loss"]))
+            for part, loss in zip(done, np.asarray(metrics["losses"])):
+                self.by_bucket[part.bucket].append(float(loss))
             self.bin_loss += np.asarray(metrics["noise_bin_loss"])
             self.bin_count += np.asarray(metrics["noise_bin_count"])
 
     def record(self, metrics: dict) -> dict:
         """The window as a record; then it starts anew. A noise level nobody drew has no loss (NaN)."""
-        losses = [loss for bucket in self.losses.values() for loss in bucket]
         with np.errstate(invalid="ignore", divide="ignore"):
             by_noise = self.bin_loss / self.bin_count
         values = {
-            "loss": float(np.mean(losses)) if losses else math.nan,
+            "loss": float(np.mean(self.losses)) if self.losses else math.nan,
             "loss_by_noise_level": list(by_noise),
-            "loss_by_bucket": {bucket: float(np.mean(self.losses[bucket])) for bucket in sorted(self.losses)},
+            "loss_by_bucket": {bucket: float(np.mean(self.by_bucket[bucket])) for bucket in sorted(self.by_bucket)},
             **{
                 name: float(metrics[name])
                 for name in ("gradient_norm", "update_norm", "parameter_norm", "learning_rate")

@@ -44,16 +44,19 @@ class Totals(struct.PyTreeNode):
     # Losses times weights.
     loss: jax.Array
     weight: jax.Array
+    # Loss of each micro-step.
+    losses: jax.Array
     # By noise level, [NOISE_BINS] each.
     bin_loss: jax.Array
     bin_count: jax.Array
 
 
-def empty_totals(params: dict) -> Totals:
-    """The sums over no micro-step at all."""
+def empty_totals(params: dict, micro_steps: int) -> Totals:
+    """The sums of an update of so many micro-steps before the first of them."""
     zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
     scalar, bins = jnp.zeros(()), jnp.zeros(NOISE_BINS)
-    return Totals(gradients=zeros, loss=scalar, weight=scalar, bin_loss=bins, bin_count=bins)
+    losses = jnp.zeros(micro_steps)
+    return Totals(gradients=zeros, loss=scalar, weight=scalar, losses=losses, bin_loss=bins, bin_count=bins)
 
 
 def micro_step(config: StepConfig, state: State, totals: Totals | None, batch: dict, micro: int | jax.Array) -> Totals:
@@ -68,14 +71,22 @@ def micro_step(config: StepConfig, state: State, totals: Totals | None, batch: d
     (loss, bins), gradients = loss_and_gradient(state.params, batch, key)
     weight = jnp.float32(len(batch["latents"]) if config.weighting == "image" else 1)
     gradients = jax.tree.map(lambda g: weight * g.astype(jnp.float32), gradients)
-    new = Totals(gradients=gradients, loss=weight * loss, weight=weight, bin_loss=bins[0], bin_count=bins[1])
+    count = 1 if totals is None else len(totals.losses)
+    new = Totals(
+        gradients=gradients,
+        loss=weight * loss,
+        weight=weight,
+        losses=jnp.where(jnp.arange(count) == micro, loss, 0),
+        bin_loss=bins[0],
+        bin_count=bins[1],
+    )
     return new if totals is None else jax.tree.map(jnp.add, totals, new)
 
 
 def update(
     config: StepConfig, optimizer: optax.GradientTransformation, state: State, totals: Totals
 ) -> tuple[State, dict]:
-    """The next state, and float32 scalars (arrays [NOISE_BINS] for the two `noise_bin` entries)."""
+    """The next state, and float32 scalars (`losses` [micro-steps], the two `noise_bin` entries [NOISE_BINS])."""
     loss = totals.loss / totals.weight
     gradients = jax.tree.map(lambda g: g / totals.weight, totals.gradients)
     gradient_norm = optax.tree.norm(gradients)
@@ -91,6 +102,7 @@ def update(
         updated = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
     metrics = {
         "loss": loss,
+        "losses": totals.losses,
         "gradient_norm": gradient_norm,
         "update_norm": optax.tree.norm(updates),
         "parameter_norm": optax.tree.norm(params),

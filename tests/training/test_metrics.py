@@ -44,8 +44,8 @@ def window_of(config: TrainConfig, text: int) -> metrics.Window:
 def numbers(loss: float, finite: bool = True) -> dict:
     """What a step returns, of which two samples fell into noise level 1."""
     norms = {"gradient_norm": 1.0, "update_norm": 2.0, "parameter_norm": 3.0, "learning_rate": 4.0}
-    bins = np.eye(5)[1]
-    return {"loss": loss, "finite": finite, "noise_bin_loss": 2 * loss * bins, "noise_bin_count": 2 * bins, **norms}
+    bins = {"noise_bin_loss": 2 * loss * np.eye(5)[1], "noise_bin_count": 2 * np.eye(5)[1]}
+    return {"loss": loss, "losses": [loss], "finite": finite, **bins, **norms}
 
 
 @pytest.fixture
@@ -121,6 +121,18 @@ def test_losses_stand_under_the_size_and_step_they_are_of(lens, clock):
     clock.now += 1
     window.finish(numbers(9.0))
     assert window.record(numbers(1.0))["loss_by_bucket"] == {"128x128": 9.0}
+
+
+def test_losses_of_an_update_of_two_sizes_stand_apart(lens, clock):
+    window = window_of(dataclasses.replace(lens, accumulation=2), 1)
+    for _ in range(2):
+        window.start(batch_of(256, [1, 1]), 0.0)
+        window.start(batch_of(128, [1, 1]), 0.0)
+        clock.now += 1
+        window.finish({**numbers(3.0), "losses": [2.0, 4.0]})
+    values = window.record(numbers(1.0))
+    assert values["loss"] == 3.0
+    assert values["loss_by_bucket"] == {"128x128": 4.0, "256x256": 2.0}
 
 
 def test_loop_with_a_slow_loader_says_so_and_is_profiled(tiny_config, tmp_path, clock, monkeypatch):
