@@ -12,8 +12,9 @@ from lens_jax import flops
 from lens_jax.bench import measure
 from lens_jax.models.layers import joint_positions
 from lens_jax.training.optimizer import make_optimizer
+from lens_jax.training.programs import step_config
 from lens_jax.training.state import create_state
-from lens_jax.training.step import StepConfig, train_step
+from lens_jax.training.step import train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,7 @@ def bench_train(bench: TrainBench) -> dict:
     model, batch_size = config.model, bench.batch_size or config.data.batch_size
     tokens, text_tokens = bench.grid[0] * bench.grid[1], config.text.max_tokens
     optimizer = make_optimizer(config.optimizer, config.steps)
-    step_config = StepConfig(model, config.flow, config.ema_decay, config.nonfinite == "skip")
-    step = functools.partial(train_step, step_config, optimizer)
+    step = functools.partial(train_step, step_config(config), optimizer)
     codec = {"mean": np.zeros(model.latent_channels, np.float32), "std": np.ones(model.latent_channels, np.float32)}
     state = jax.jit(functools.partial(create_state, model, optimizer, seed=0))(codec)
     rng = np.random.default_rng(0)

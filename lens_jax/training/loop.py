@@ -32,8 +32,8 @@ from lens_jax.training.features import Features, fit_codec
 from lens_jax.training.metrics import MetricsLog, Profile, SilentLog, Window
 from lens_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from lens_jax.training.precompute import check_features
+from lens_jax.training.programs import Programs, make_programs
 from lens_jax.training.state import State, create_state
-from lens_jax.training.step import StepConfig, empty_totals, micro_step, train_step, update, validation_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +92,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
         console.print(f"resuming {run} after step {int(state.step)}")
 
     # ---- compiled functions --------------------------------------------------------------------------------------
-    step_config = StepConfig(config.model, config.flow, config.ema_decay, config.nonfinite == "skip", config.weighting)
-    compiled = lambda function, *donated: sharding.on(mesh, jax.jit(function, donate_argnums=donated))
-    step_fn = compiled(functools.partial(train_step, step_config, optimizer), 0)
-    # With several micro-steps an update: one program an area adds up gradients, one more takes the step.
-    empty_fn = compiled(functools.partial(empty_totals, micro_steps=config.accumulation))
-    micro_fn = compiled(functools.partial(micro_step, step_config), 1)
-    update_fn = compiled(functools.partial(update, step_config, optimizer), 0)
-    validate_fn = compiled(functools.partial(validation_loss, step_config))
+    programs = Programs(*(sharding.on(mesh, program) for program in make_programs(config, optimizer)))
     # Compiled, and fetched with the step's numbers: asked for later it would wait for the step then under way.
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.steps))
 
@@ -120,7 +113,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
             pending = None
             for step in range(start + 1, config.steps + 1):
                 profile.begin(step)
-                totals = empty_fn(state.params) if config.accumulation > 1 else None
+                totals = programs.empty_totals(state.params) if config.accumulation > 1 else None
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     for micro in range(config.accumulation):
                         waited = time.perf_counter()
@@ -129,8 +122,11 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                         window.start(batch, waited)
                         batch = features.encode(state.codec, batch)
                         if totals is not None:
-                            totals = micro_fn(state, totals, batch, micro)
-                    state, metrics = step_fn(state, batch) if totals is None else update_fn(state, totals)
+                            totals = programs.micro_step(state, totals, batch, micro)
+                    if totals is None:
+                        state, metrics = programs.train_step(state, batch)
+                    else:
+                        state, metrics = programs.update(state, totals)
                 # The update of step n is taken at the schedule's value for n - 1.
                 metrics["learning_rate"] = learning_rate(step - 1)
                 if jax.process_count() > 1:
@@ -158,7 +154,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                 if events.validate:
                     held_out = validation_batches(config.data, transform=features.read, host=host, hosts=hosts)
                     held_out = map(functools.partial(features.encode, state.codec), held_out)
-                    loss = _validation_loss(config, state, validate_fn, held_out)
+                    loss = _validation_loss(config, state, programs.validation_loss, held_out)
                     log.write(step, "validation", {"loss": loss})
                     log.say(f"step {step}: validation loss {loss:.4f}")
                 if events.sample:
