@@ -10,20 +10,32 @@ def denoiser_forward(config: DenoiserConfig, image_tokens: int, text_tokens: int
 
     A third of the parameters are modulation, applied once a sample, and each token passes one stream only.
     """
-    width, hidden = config.width, config.hidden
-    tokens = image_tokens + text_tokens
-    linear = 2 * (4 * width**2 + 3 * width * hidden) * tokens
-    attention = 4 * tokens**2 * width
-    modulation = 2 * 2 * 6 * width**2
+    width = config.width
     image_in_out = 2 * 2 * config.latent_channels * width * image_tokens
     text_in = 2 * config.text_layers * config.text_width * width * text_tokens
     time_and_out = 2 * (256 * width + width**2) + 2 * 2 * width**2
-    return config.layers * (linear + attention + modulation) + image_in_out + text_in + time_and_out
+    return config.layers * sum(_block(config, image_tokens + text_tokens)) + image_in_out + text_in + time_and_out
+
+
+def _block(config: DenoiserConfig, tokens: int) -> tuple[int, int]:
+    """(linear layers, attention) of one block and sample; modulation is once a sample and linear."""
+    width = config.width
+    return 2 * (4 * width**2 + 3 * width * config.hidden) * tokens + 2 * 2 * 6 * width**2, 4 * tokens**2 * width
 
 
 def train_step(config: DenoiserConfig, image_tokens: int, text_tokens: int, batch: int) -> int:
     """Model operations of one optimiser step: the backward pass costs twice the forward one; no recomputation."""
     return 3 * batch * denoiser_forward(config, image_tokens, text_tokens)
+
+
+def recomputation(config: DenoiserConfig, image_tokens: int, text_tokens: int, batch: int) -> int:
+    """Operations that the backward pass of one optimiser step repeats under `config.remat`."""
+    linear, attention = _block(config, image_tokens + text_tokens)
+    # A saved output spares XLA's attention the second of its two products; a fused kernel runs again as a whole, for
+    # the softmax's sums.
+    scores = attention // 2 if config.attention == "xla" else attention
+    repeated = {"none": 0, "full": linear + attention, "dots": attention, "attention": linear + scores}
+    return batch * config.layers * repeated[config.remat]
 
 
 def gpt_oss_forward(config: GptOssConfig, tokens: int, past: int = 0) -> int:

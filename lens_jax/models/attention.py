@@ -10,6 +10,14 @@ from jax.sharding import PartitionSpec
 Kernel = Literal["auto", "xla", "cudnn", "splash"]
 
 
+def resolve(kernel: Kernel, dtype, platform: str) -> Kernel:
+    """The kernel to use on a platform ("cpu", "gpu" or "cuda", "tpu"): what `auto` stands for there."""
+    if kernel != "auto":
+        return kernel
+    gpu = "cudnn" if jnp.dtype(dtype).itemsize == 2 else "xla"
+    return {"gpu": gpu, "cuda": gpu, "tpu": "splash"}.get(platform, "xla")
+
+
 def attend(
     image: tuple[jax.Array, jax.Array, jax.Array],
     text: tuple[jax.Array, jax.Array, jax.Array],
@@ -32,10 +40,7 @@ def attend(
     exchanged for sharded heads on the way in and back on the way out (DeepSpeed-Ulysses). The kernel itself always
     runs inside `shard_map`: outside of one, cuDNN's result would be declared replicated (JAX 0.10.2).
     """
-    if kernel == "auto":
-        half = image[0].dtype.itemsize == 2
-        kernel = {"gpu": "cudnn" if half else "xla", "tpu": "splash"}.get(jax.default_backend(), "xla")
-    inner = functools.partial(_attend, kernel=kernel)
+    inner = functools.partial(_attend, kernel=resolve(kernel, image[0].dtype, jax.default_backend()))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return inner(image, text, lengths, n_image)

@@ -22,6 +22,7 @@ from lens_jax import flops
 from lens_jax.config import ProfileConfig, TrainConfig
 from lens_jax.data.buckets import Bucket
 from lens_jax.errors import LensError
+from lens_jax.models import attention
 from lens_jax.training.features import Tokens
 from lens_jax.training.step import NOISE_BINS
 
@@ -38,12 +39,7 @@ class Work:
     computed_tokens: int
     # Model operations on the former, and what the devices are given to do.
     operations: float
-    computed_operations: float | None
-
-
-# What a step costs relative to one without recomputation: a second forward pass makes four of three. How much the other
-# policies recompute depends on the attention kernel, so it is not counted.
-_REMAT_COST = {"none": 1.0, "full": 4 / 3}
+    computed_operations: float
 
 
 def work(config: TrainConfig, counts: dict[Bucket, Tokens], batch: dict, hosts: int = 1) -> Work:
@@ -58,15 +54,16 @@ def work(config: TrainConfig, counts: dict[Bucket, Tokens], batch: dict, hosts: 
     captioned = sum(operations(int(n), int(images)) for n, images in zip(*np.unique(lengths, return_counts=True)))
     dropped = config.flow.caption_dropout
     images = count * hosts
-    remat_cost = _REMAT_COST.get(config.model.remat)
+    kernel = attention.resolve(config.model.attention, config.model.dtype, jax.default_backend())
+    model = dataclasses.replace(config.model, attention=kernel)
+    computed = model, tokens.padded, tokens.text, images
     return Work(
         bucket=str(bucket),
         images=images,
         tokens=images / count * (image * count + (1 - dropped) * int(lengths.sum())),
         computed_tokens=images * (tokens.padded + tokens.text),
         operations=images / count * ((1 - dropped) * captioned + dropped * operations(0, count)),
-        computed_operations=remat_cost
-        and remat_cost * flops.train_step(config.model, tokens.padded, tokens.text, images),
+        computed_operations=flops.train_step(*computed) + flops.recomputation(*computed),
     )
 
 
@@ -149,8 +146,7 @@ def speed(done: list[Work], seconds: float) -> dict[str, float]:
     }
     if peak:
         values["mfu"] = rate / devices / peak
-        if all(step.computed_operations for step in done):
-            values["hfu"] = total("computed_operations") / seconds / devices / peak
+        values["hfu"] = total("computed_operations") / seconds / devices / peak
     return values
 
 
