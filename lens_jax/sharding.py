@@ -201,6 +201,12 @@ def batch_spec(name: str, ndim: int, mesh) -> PartitionSpec:
     return PartitionSpec(rows, *((tokens,) + (None,) * (ndim - 2) if ndim > 1 else ()))
 
 
+def abstract_array(name: str, shape: tuple[int, ...], dtype, mesh) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and, on a mesh, layout of one array of a batch."""
+    place = None if mesh is None else NamedSharding(mesh, batch_spec(name, len(shape), mesh))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
 def data_shard(mesh: Mesh | None) -> tuple[int, int]:
     """(part, parts) of every global batch that this process reads.
 

@@ -80,6 +80,20 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+def abstract_batch(config: TrainConfig, images: int, tokens: Tokens, mesh=None) -> dict:
+    """Shapes, dtypes and, on a mesh, layouts of what `Features.encode` gives for a batch of so many pictures."""
+    array = functools.partial(sharding.abstract_array, mesh=mesh)
+    text_dtype = jnp.float32 if isinstance(config.text, SentenceEncoderConfig) else config.text.model.dtype
+    layer = array("text", (images, tokens.text, config.text.width), text_dtype)
+    batch = {
+        "latents": array("latents", (images, tokens.padded, config.codec.latent_channels), jnp.float32),
+        "text": (layer,) * config.text.num_layers,
+        "text_lengths": array("text_lengths", (images,), jnp.int32),
+        "positions": array("positions", (tokens.padded + tokens.text, 3), jnp.int32),
+    }
+    return {**batch, "n_image": array("n_image", (), jnp.int32)} if config.data.pad_areas else batch
+
+
 class Features:
     """The codec and the text encoder in front of a run, and what is done to a batch before the step."""
 

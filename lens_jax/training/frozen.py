@@ -92,20 +92,25 @@ class FrozenAutoencoder:
         self.params = _place(part, config.model, sharding.AUTOENCODER_RULES, mesh)
 
     def encode(self, params: dict, pixels: jax.Array, key: jax.Array) -> jax.Array:
-        """uint8 [B, H, W, 3] -> latents [B, N, C] in float32, for use inside a program. `params` are our own."""
-        c = self.config.model
-        rows, columns = codec.latent_grid(c, *pixels.shape[1:3])
-        noise = None
-        if self.config.sample:
-            shape = (len(pixels), rows * columns, c.latent_channels)
-            spread = None if self._mesh is None else PartitionSpec(jax.typeof(pixels).sharding.spec[0])
-            noise = jax.random.normal(key, shape, out_sharding=spread)
-        inner = lambda params, pixels, noise: autoencoder.encode(c, params, codec.from_uint8(pixels), noise)
-        if self._mesh is None:
-            return inner(params, pixels, noise)
-        spread = PartitionSpec(jax.typeof(pixels).sharding.spec[0])
-        specs = (PartitionSpec(), spread, None if noise is None else spread)
-        return jax.shard_map(inner, in_specs=specs, out_specs=spread, check_vma=False)(params, pixels, noise)
+        """As `encode_pictures`; `params` are our own."""
+        return encode_pictures(self.config, self._mesh, params, pixels, key)
+
+
+def encode_pictures(config: FluxCodecConfig, mesh, params: dict, pixels: jax.Array, key: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, 3] -> latents [B, N, C] in float32, for use inside a program."""
+    c = config.model
+    rows, columns = codec.latent_grid(c, *pixels.shape[1:3])
+    noise = None
+    if config.sample:
+        shape = (len(pixels), rows * columns, c.latent_channels)
+        spread = None if mesh is None else PartitionSpec(jax.typeof(pixels).sharding.spec[0])
+        noise = jax.random.normal(key, shape, out_sharding=spread)
+    inner = lambda params, pixels, noise: autoencoder.encode(c, params, codec.from_uint8(pixels), noise)
+    if mesh is None:
+        return inner(params, pixels, noise)
+    spread = PartitionSpec(jax.typeof(pixels).sharding.spec[0])
+    specs = (PartitionSpec(), spread, None if noise is None else spread)
+    return jax.shard_map(inner, in_specs=specs, out_specs=spread, check_vma=False)(params, pixels, noise)
 
 
 class FrozenTextEncoder:
@@ -125,14 +130,13 @@ class FrozenTextEncoder:
         params = _place(part, config.model, sharding.GPT_OSS_RULES, mesh, head=False)
         self.config, self._mesh, self.params = config, mesh, params
         self._tokenizer, self._frame = tokenizer, harmony.image_frame(config.date)
-        self._access = gpt_oss.WHOLE if mesh is None else _access(mesh, params)
-        self._specs = None if mesh is None else sharding.tree_specs(sharding.GPT_OSS_RULES, params, mesh)
+        access = gpt_oss.WHOLE if mesh is None else _access(mesh, params)
         prefix = jnp.array(tokenizer.encode_pieces(self._frame.prefix), jnp.int32)
         layers = config.selected[-1] + 1
-        prefill = lambda params, ids: gpt_oss.prefill(config.model, params, ids, layers, self._access)
+        prefill = lambda params, ids: gpt_oss.prefill(config.model, params, ids, layers, access)
         if mesh is not None:
-            everywhere = PartitionSpec()
-            prefill = jax.shard_map(prefill, in_specs=(self._specs, everywhere), out_specs=everywhere, check_vma=False)
+            specs, everywhere = sharding.tree_specs(sharding.GPT_OSS_RULES, params, mesh), PartitionSpec()
+            prefill = jax.shard_map(prefill, in_specs=(specs, everywhere), out_specs=everywhere, check_vma=False)
             prefix = sharding.everywhere(prefix, mesh)
         # Keys and values [layers, 1, 97, kv_heads, head_dim].
         self.past = sharding.on(mesh, jax.jit(prefill))(params, prefix)
@@ -146,24 +150,8 @@ class FrozenTextEncoder:
         return pad(rows, c.max_tokens, self._tokenizer.pad_token)
 
     def encode(self, params: dict, past: tuple, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
-        """Feature layers [B, T, width] of token ids [B, T], for use inside a program; rows stay where they are."""
-        c, access = self.config, self._access
-
-        def inner(params, past, ids, lengths):
-            layers = gpt_oss.hidden_states(c.model, params, ids, lengths, c.selected, past, access)
-            # Padding comes out as numbers without meaning; the same zeros as in a cache cost nothing.
-            valid = jnp.arange(ids.shape[1]) < lengths[:, None]
-            return tuple(jnp.where(valid[..., None], layers, 0))
-
-        if self._mesh is None:
-            return inner(params, past, ids, lengths)
-        # Rows over all axes where they go round: else devices along `tensor` would all compute the same.
-        home = PartitionSpec(jax.typeof(ids).sharding.spec[0])
-        rows = PartitionSpec(sharding.AXES) if ids.shape[0] % self._mesh.size == 0 else home
-        specs = (self._specs, PartitionSpec(), rows, rows)
-        spread = jax.shard_map(inner, in_specs=specs, out_specs=(rows,) * c.num_layers, check_vma=False)
-        layers = spread(params, past, jax.reshard(ids, rows), jax.reshard(lengths, rows))
-        return tuple(jax.reshard(layer, home) for layer in layers)
+        """As `encode_text`; `params` and `past` are our own."""
+        return encode_text(self.config, self._mesh, params, past, ids, lengths)
 
     def features(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of a few prompts on the host, for samples while training. On a mesh all processes must call it."""
@@ -172,6 +160,29 @@ class FrozenTextEncoder:
         layers = sharding.on(self._mesh, jax.jit(self.encode))(self.params, self.past, *arrays)
         layers = sharding.local_copy(layers, self._mesh)
         return TextFeatures(tuple(np.asarray(layer) for layer in layers), lengths)
+
+
+def encode_text(
+    config: GptOssTextConfig, mesh, params: dict, past: tuple, ids: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Feature layers [B, T, width] of token ids [B, T], for use inside a program; rows stay where they are."""
+    access = gpt_oss.WHOLE if mesh is None else _access(mesh, params)
+
+    def inner(params, past, ids, lengths):
+        layers = gpt_oss.hidden_states(config.model, params, ids, lengths, config.selected, past, access)
+        # Padding comes out as numbers without meaning; the same zeros as in a cache cost nothing.
+        valid = jnp.arange(ids.shape[1]) < lengths[:, None]
+        return tuple(jnp.where(valid[..., None], layers, 0))
+
+    if mesh is None:
+        return inner(params, past, ids, lengths)
+    # Rows over all axes where they go round: else devices along `tensor` would all compute the same.
+    home = PartitionSpec(jax.typeof(ids).sharding.spec[0])
+    rows = PartitionSpec(sharding.AXES) if ids.shape[0] % mesh.size == 0 else home
+    specs = (sharding.tree_specs(sharding.GPT_OSS_RULES, params, mesh), PartitionSpec(), rows, rows)
+    spread = jax.shard_map(inner, in_specs=specs, out_specs=(rows,) * config.num_layers, check_vma=False)
+    layers = spread(params, past, jax.reshard(ids, rows), jax.reshard(lengths, rows))
+    return tuple(jax.reshard(layer, home) for layer in layers)
 
 
 def _access(mesh: Mesh, params: dict) -> gpt_oss.Access:
