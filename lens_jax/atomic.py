@@ -1,10 +1,12 @@
-"""A directory that appears whole or not at all."""
+"""Files and directories that appear whole or not at all."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lens_jax.errors import LensError
 
@@ -44,3 +46,14 @@ def new_directory(out: str | os.PathLike, overwrite: bool, marker: str) -> Itera
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def write_json(path: str | os.PathLike, values: Any) -> None:
+    """Plain values as a file; LensError where it cannot be written."""
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise LensError(f"{path}: cannot be written: {error.strerror}") from None

@@ -26,6 +26,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   prepare openmoji|folder   build a data set from pictograms or from a folder of captioned pictures
   precompute CONFIG         store the latents and text features of a data set, to train without the encoders
   train CONFIG              train a run described by a config, or go on with it where it stopped
+  plan CONFIG               what a run needs and costs on devices not paid for yet: memory, time, traffic
   sample PROMPT ...         draw pictures from a run's checkpoint
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
   plot RUN ...              draw the curves of runs: losses, norms, speed, memory
@@ -151,6 +152,31 @@ def precompute(argv: list[str]) -> None:
     module.precompute(options)
 
 
+def plan(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: lens-jax plan CONFIG [--hardware h100] [--devices 8] [OPTIONS]\n"
+            "       lens-jax plan --report [--json FILE]\n\n"
+            "CONFIG is as for lens-jax train, and every field of it is an option here too; nothing is allocated.\n"
+            "--report derives the compute figures of the report.\n\n"
+            "lens-jax plan CONFIG --help lists the options."
+        )
+        return
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts: a plan must not take a device that trains
+    if argv[0] == "--report":
+        from lens_jax.planning import figures
+
+        figures.report(parse(figures.ReportConfig, argv[1:], "lens-jax plan --report"))
+        return
+    if argv[0].startswith("-"):
+        raise LensError(f"the config comes first: lens-jax plan CONFIG {argv[0]} ...")
+    from lens_jax import config as run_config
+    from lens_jax.planning import command
+
+    options = command.PlanConfig(run_config.load(argv[0]))
+    command.plan(parse(command.PlanConfig, argv[1:], f"lens-jax plan {argv[0]}", default=options))
+
+
 def sample(argv: list[str]) -> None:
     from lens_jax.sampling import SampleConfig, sample_to_folder
 
@@ -221,6 +247,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "prepare": prepare,
     "precompute": precompute,
     "train": train,
+    "plan": plan,
     "sample": sample,
     "plot": plot,
     "convert": convert,

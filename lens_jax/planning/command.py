@@ -1,0 +1,276 @@
+"""The `lens-jax plan` command: what a run needs and costs on devices that nobody has paid for yet."""
+
+import dataclasses
+from collections import defaultdict
+from typing import Annotated, Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lens_jax.atomic import write_json
+from lens_jax.config import TrainConfig
+from lens_jax.console import make_console
+from lens_jax.errors import LensError
+from lens_jax.planning import estimate, fit, lowering
+from lens_jax.planning.estimate import DataUse, Padding, TracedProgram, Traffic, Work
+from lens_jax.planning.hardware import HARDWARE, Hardware, Name
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """Memory, operations, traffic, time and cost of a run on so many devices, its step traced and lowered for them."""
+
+    # The run itself; its fields are options as in `lens-jax train`.
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    # What the devices are.
+    hardware: Name = "h100"
+    # How many of them.
+    devices: int = 8
+    # Share of the peak rate that is reached, of 1. Denoiser and frozen encoders are taken to reach the same.
+    mfu: float = 0.4
+    # Price of one device for an hour, in any currency; 0 leaves the cost out.
+    price: float = 0.0
+    # Text tokens a caption has on average (the report's 109 words are about 150 of GPT-OSS).
+    caption_tokens: int = 150
+    # Lower every program too, and not only trace it.
+    lower: bool = True
+    # Also write the plan as JSON here.
+    json: str = ""
+
+    def __post_init__(self):
+        if self.devices < 1:
+            raise LensError(f"--devices is {self.devices}; it must be at least 1")
+        if not 0 < self.mfu <= 1:
+            raise LensError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
+        if self.price < 0 or self.caption_tokens < 0:
+            raise LensError("--price and --caption-tokens must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that was found out."""
+
+    hardware: str
+    devices: int
+    # Devices along each axis; none for one device.
+    mesh: dict[str, int]
+    data: str
+    # Bytes on one device throughout, and those of the fullest program, by kind.
+    resident: dict[str, int]
+    working: dict[str, int]
+    usable: float
+    programs: list[TracedProgram]
+    work: Work
+    # Share of the peak that counts as MFU in a run's own record: encoders take time and count for nothing there.
+    mfu: float
+    hfu: float
+    seconds: float
+    traffic: list[Traffic]
+    buckets: list[Padding]
+    areas: list[Padding]
+    # Of all updates of the run.
+    device_hours: float
+    days: float
+    cost: float | None
+
+    @property
+    def peak(self) -> int:
+        return sum(self.resident.values()) + sum(self.working.values())
+
+    @property
+    def network_seconds(self) -> float:
+        return sum(one.seconds for one in self.traffic)
+
+
+def plan(options: PlanConfig, console: Console | None = None) -> Plan:
+    """Print the plan, write it where `--json` says; LensError with what to change where it cannot run."""
+    console = console or make_console()
+    found = make_plan(options)
+    show(found, options, console)
+    if options.json:
+        write_json(options.json, as_json(found, options))
+    if found.peak > found.usable:
+        raise LensError(_does_not_fit(found, options))
+    return found
+
+
+def make_plan(options: PlanConfig) -> Plan:
+    """Trace everything and add it up."""
+    config, hardware = options.config, HARDWARE[options.hardware]
+    mesh, data, shapes = _lay_out(config, options.devices)
+    programs = estimate.trace_programs(config, mesh, shapes, data.cached, hardware.platform, options.lower)
+    resident = estimate.resident(config, mesh, shapes, data.cached)
+    work = estimate.step_work(config, data, options.caption_tokens)
+    rate = options.devices * hardware.peak
+    seconds = (work.model + work.encoders) / (options.mfu * rate)
+    fullest = max(programs, key=lambda one: one.peak.bytes)
+    hours = config.steps * seconds * options.devices / 3600
+    # What is padded to the same is of one area.
+    areas = defaultdict(list)
+    for use in data.buckets:
+        areas[use.images, use.tokens.padded if config.data.pad_areas else 0].append(use)
+    padding = lambda uses, name: estimate.padding(config, uses, options.caption_tokens, name)
+    return Plan(
+        hardware=options.hardware,
+        devices=options.devices,
+        mesh={} if mesh is None else dict(mesh.shape),
+        data=data.source,
+        resident=resident,
+        working=fullest.peak.kinds,
+        usable=hardware.usable,
+        programs=programs,
+        work=work,
+        mfu=work.model / (seconds * rate),
+        hfu=work.executed / (seconds * rate),
+        seconds=seconds,
+        traffic=estimate.traffic(config, data, programs, mesh, hardware),
+        buckets=[padding([use], str(use.bucket)) for use in data.buckets],
+        areas=[padding(uses, f"{len(uses)} sizes") for uses in areas.values()],
+        device_hours=hours,
+        days=config.steps * seconds / 86400,
+        cost=hours * options.price if options.price else None,
+    )
+
+
+def _lay_out(config: TrainConfig, devices: int) -> tuple[Any, DataUse, list[estimate.BucketUse]]:
+    """(mesh, data, shapes to trace); LensError where the run cannot be split over the devices."""
+    mesh = lowering.abstract_mesh(config.mesh, devices)
+    data = estimate.data_use(config, 1 if mesh is None else mesh.shape["sequence"])
+    estimate.check_shapes(config, data, mesh)
+    return mesh, data, estimate.largest_shapes(data.buckets)
+
+
+def _does_not_fit(found: Plan, options: PlanConfig) -> str:
+    """One line: how much is missing, what takes most, and what would fit."""
+    hardware = HARDWARE[options.hardware]
+    kinds = {**found.resident, **found.working}
+    most = max(kinds, key=kinds.get)
+    fullest = max(found.programs, key=lambda one: one.peak.bytes)
+    problem = (
+        f"{found.peak / 1e9:.1f} GB a device do not fit into the {found.usable / 1e9:.1f} GB of {options.hardware} "
+        f"({fullest.name} of {fullest.use.bucket}; most is {most}, {kinds[most] / 1e9:.1f} GB); "
+    )
+
+    def peak_bytes(config: TrainConfig) -> int:
+        mesh, data, shapes = _lay_out(config, options.devices)
+        resident = estimate.resident(config, mesh, shapes, data.cached)
+        if sum(resident.values()) > found.usable:
+            return sum(resident.values())
+        programs = estimate.trace_programs(config, mesh, shapes, data.cached, hardware.platform, lower=False)
+        return sum(resident.values()) + max(one.peak.bytes for one in programs)
+
+    change = fit.first_that_fits(options.config, options.devices, hardware.domain, peak_bytes, found.usable)
+    return problem + (change or f"nothing less than more devices would: --devices {2 * options.devices}")
+
+
+def show(found: Plan, options: PlanConfig, console: Console) -> None:
+    """The plan as tables."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items() if size > 1) or "one device"
+    console.print(f"{options.config.out} on {found.devices} {found.hardware}: {mesh}; {found.data}")
+    console.print(_memory_table(found))
+    console.print(_program_table(found))
+    console.print(_time_table(found, options))
+    if found.traffic:
+        console.print(_traffic_table(found, HARDWARE[options.hardware]))
+    console.print(_padding_table(found))
+
+
+def _memory_table(found: Plan) -> Table:
+    fullest = max(found.programs, key=lambda one: one.peak.bytes)
+    table = _table(f"Memory of a device, {found.usable / 1e9:.1f} GB usable", "throughout", "GB")
+    for kind, size in found.resident.items():
+        if size:
+            table.add_row(kind, f"{size / 1e9:.2f}")
+    table.add_section()
+    table.add_row(f"at the peak, in the {fullest.name} of {fullest.use.bucket}", "")
+    for kind, size in sorted(found.working.items(), key=lambda pair: -pair[1]):
+        table.add_row(kind, f"{size / 1e9:.2f}")
+    table.add_section()
+    table.add_row("in all", f"{found.peak / 1e9:.2f}")
+    return table
+
+
+def _program_table(found: Plan) -> Table:
+    table = _table("Programs", "program", "pictures", "image", "text", "peak GB", "attention", "lowered")
+    for one in found.programs:
+        kernel, lowered = (one.lowered.kernel or "", f"{one.lowered.seconds:.1f} s") if one.lowered else ("", "no")
+        shape = one.use.images, one.use.tokens.padded, one.use.tokens.text
+        shown = ("", "", "") if one.name == "update" else (f"{number:,}" for number in shape)
+        table.add_row(one.name, *shown, f"{one.peak.bytes / 1e9:.2f}", kernel, lowered)
+    return table
+
+
+def _time_table(found: Plan, options: PlanConfig) -> Table:
+    work, steps = found.work, options.config.steps
+    table = _table("Work and time", "one update", "")
+    table.add_row("pictures", f"{work.images:,.0f}")
+    table.add_row("model operations (3 x forward, real tokens)", f"{work.model:.4g}")
+    table.add_row("executed ones (padding, recomputation)", f"{work.executed:.4g}")
+    table.add_row("operations of frozen encoders", f"{work.encoders:.4g}")
+    table.add_row(f"seconds at {options.mfu:.0%} of the peak", f"{found.seconds:.3f}")
+    table.add_row("MFU as the run will report it, HFU", f"{found.mfu:.1%}, {found.hfu:.1%}")
+    table.add_row("pictures a second", f"{work.images / found.seconds:,.1f}")
+    if found.traffic:
+        table.add_row("seconds of the network, if nothing hid it", f"{found.network_seconds:.3f}")
+    table.add_section()
+    table.add_row(f"{steps:,} updates: days", f"{found.days:,.2f}")
+    table.add_row("device-hours", f"{found.device_hours:,.0f}")
+    if found.cost is not None:
+        table.add_row(f"cost at {options.price:g} a device-hour", f"{found.cost:,.0f}")
+    return table
+
+
+def _traffic_table(found: Plan, hardware: Hardware) -> Table:
+    title = f"Sent by a device in an update, {hardware.fast / 1e9:.0f} GB/s near and {hardware.slow / 1e9:.1f} far"
+    table = _table(title, "what", "collective", "over", "GB", "seconds")
+    for one in found.traffic:
+        if one.bytes > 1e-4 * found.traffic[0].bytes:
+            table.add_row(one.what, one.kind, one.axes, f"{one.bytes / 1e9:.3f}", f"{one.seconds:.4f}")
+    return table
+
+
+def _padding_table(found: Plan) -> Table:
+    table = _table("Padding: tokens, and shares of them that mean nothing", "bucket", "batches", "pictures", "image",
+                   "padded", "text", "of image", "of text", "of both")  # fmt: skip
+    for group in (found.buckets, found.areas if len(found.buckets) > 1 else []):
+        for one in group:
+            tokens = (f"{number:,.0f}" for number in (one.images, one.image_tokens, one.padded_tokens, one.text_slots))
+            wasted = (f"{share:.1%}" for share in (one.image_waste, one.text_waste, one.waste))
+            table.add_row(one.name, f"{one.share:.1%}", *tokens, *wasted)
+        table.add_section()
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    """Numbers to the right, nothing broken over lines: it fits into 80 columns."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def as_json(found: Plan, options: PlanConfig) -> dict[str, Any]:
+    """The plan as plain values, with the options it was made with (the run's config apart)."""
+    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    values["programs"] = [
+        {
+            "name": one.name,
+            "bucket": str(one.use.bucket),
+            "images": one.use.images,
+            "image_tokens": one.use.tokens.padded,
+            "text_slots": one.use.tokens.text,
+            "bytes": one.peak.kinds,
+            "kernel": one.lowered and one.lowered.kernel,
+            "lowering_seconds": one.lowered and round(one.lowered.seconds, 2),
+        }
+        for one in found.programs
+    ]
+    plain = lambda x: dataclasses.asdict(x) if dataclasses.is_dataclass(x) else x
+    values = {
+        name: [plain(x) for x in value] if isinstance(value, list) else plain(value) for name, value in values.items()
+    }
+    chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in ("config", "json")}
+    return {"options": chosen, "peak_bytes": found.peak, "fits": found.peak <= found.usable, **values}

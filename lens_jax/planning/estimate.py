@@ -1,0 +1,259 @@
+"""Memory, work, traffic and time of one optimiser step, from shapes and traced programs alone."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+
+from lens_jax import flops, sharding
+from lens_jax.config import TrainConfig
+from lens_jax.data.buckets import Bucket, parse_buckets
+from lens_jax.data.manifest import NAME, load_manifest
+from lens_jax.data.pipeline import BatchPlan, bucket_sizes, check_buckets
+from lens_jax.errors import LensError
+from lens_jax.planning import communication, lowering, memory, program
+from lens_jax.planning.communication import Collective
+from lens_jax.planning.hardware import Hardware
+from lens_jax.planning.lowering import Lowered
+from lens_jax.text.harmony import PREFIX_TOKENS
+from lens_jax.training import features
+from lens_jax.training.features import Tokens
+from lens_jax.training.frozen import FluxCodecConfig, GptOssTextConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketUse:
+    """What a run does with one bucket."""
+
+    bucket: Bucket
+    # Pictures a batch over all devices, and their tokens.
+    images: int
+    tokens: Tokens
+    # Of all batches.
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DataUse:
+    """What a run reads."""
+
+    buckets: tuple[BucketUse, ...]
+    # Latents and text features come from the data set, so no encoder is on the devices.
+    cached: bool
+    # Where the shares are from.
+    source: str
+
+
+def data_use(config: TrainConfig, sequence: int) -> DataUse:
+    """From the data set where it is there, else from `data.buckets`, all of which then count as equally frequent."""
+    counts, cached = None, False
+    if (Path(config.data.path) / NAME).is_file():
+        manifest = load_manifest(config.data.path)
+        check_buckets(config.data, manifest)
+        buckets, counts, cached = manifest.buckets, manifest.counts("train"), manifest.features is not None
+        source = f"batches as {config.data.path} gives them"
+    else:
+        buckets = parse_buckets(config.data.buckets)
+        source = f"no data set at {config.data.path} yet: all sizes of data.buckets equally often"
+    if not buckets:
+        raise LensError(
+            f"no data set at {config.data.path} and no data.buckets; give its sizes, "
+            "e.g. --data.buckets lens-pretraining or --data.buckets 512x512"
+        )
+    sizes = bucket_sizes(config.data, buckets)
+    batches = BatchPlan(counts, sizes, config.data.seed).batches if counts else (1,) * len(buckets)
+    tokens = features.token_counts(config, buckets, sequence)
+    uses = [BucketUse(b, size, tokens[b], n / sum(batches)) for b, size, n in zip(buckets, sizes, batches) if n]
+    return DataUse(tuple(uses), cached, source)
+
+
+def largest_shapes(uses: Iterable[BucketUse]) -> list[BucketUse]:
+    """For each batch size the bucket with most tokens: with `data.pad_areas` all shapes that are compiled."""
+    most: dict[int, BucketUse] = {}
+    for use in sorted(uses, key=lambda use: use.tokens.padded):
+        most[use.images] = use
+    return sorted(most.values(), key=lambda use: use.tokens.padded)
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedProgram:
+    """One program of a step, as traced."""
+
+    name: str
+    use: BucketUse
+    peak: memory.Peak
+    collectives: list[Collective]
+    lowered: Lowered | None
+
+
+def trace_programs(
+    config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool, platform: lowering.Platform, lower: bool
+) -> list[TracedProgram]:
+    """Every program that a step runs, for every shape of `uses`; the update once."""
+    config = lowering.on_platform(config, platform)
+    state = lowering.abstract_state(config, mesh)
+    found: list[TracedProgram] = []
+    for use in uses:
+        traced = lowering.trace(config, mesh, state, use.images, use.tokens)
+        if not cached:
+            traced |= lowering.trace_encoders(config, mesh, use.images, use.tokens, use.bucket)
+        for name, one in traced.items():
+            if name == "update" and any(other.name == "update" for other in found):
+                continue
+            read = program.read(one.jaxpr)
+            lowered = lowering.lower(name, one, mesh, platform) if lower else None
+            found.append(TracedProgram(name, use, memory.peak(read), communication.collectives(read), lowered))
+    return found
+
+
+def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool) -> dict[str, int]:
+    """Bytes on one device of what is there throughout, by kind, from the layouts that the run gives them."""
+    state = lowering.abstract_state(config, mesh)
+    kinds = {
+        "parameters": bytes_of(state.params),
+        "average": bytes_of(state.ema),
+        "optimiser": bytes_of(state.opt_state),
+        "accumulated gradients": bytes_of(state.params, itemsize=4) if config.accumulation > 1 else 0,
+        "autoencoder": 0,
+        "text encoder": 0,
+    }
+    if not cached:
+        if isinstance(config.codec, FluxCodecConfig):
+            kinds["autoencoder"] = bytes_of(lowering.abstract_autoencoder(config.codec, mesh))
+        if isinstance(config.text, GptOssTextConfig):
+            kinds["text encoder"] = bytes_of(lowering.abstract_text_encoder(config.text, mesh))
+    inputs = []
+    for use in uses:
+        batch = features.abstract_batch(config, use.images, use.tokens, mesh)
+        pixels = 0 if cached else bytes_of(lowering.abstract_pixels(use.images, use.bucket, mesh))
+        inputs.append(bytes_of(batch) + pixels)
+    # One is being worked on while the next is already sent to the devices.
+    kinds["batches"] = 2 * max(inputs)
+    return kinds
+
+
+def bytes_of(tree, itemsize: int | None = None) -> int:
+    """Bytes of abstract arrays on one device; `itemsize` in place of their own dtype's."""
+
+    def one(leaf) -> int:
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * (itemsize or leaf.dtype.itemsize)
+
+    return sum(map(one, jax.tree.leaves(tree)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Operations of one optimiser step over all devices."""
+
+    # Of the trained network on tokens that mean something.
+    model: float
+    # What the devices are given to do for it: padding and recomputation too.
+    executed: float
+    # Of the frozen networks.
+    encoders: float
+    # Pictures.
+    images: float
+
+
+def work(config: TrainConfig, use: BucketUse, caption_tokens: int, cached: bool) -> Work:
+    """Of one batch of a bucket. Captions are dropped with the configured probability, as the run's own MFU counts."""
+    model, images, tokens = config.model, use.images, use.tokens
+    dropped = config.flow.caption_dropout
+    count = lambda text: flops.train_step(model, tokens.image, text, images)
+    executed = flops.train_step(model, tokens.padded, tokens.text, images)
+    executed += flops.recomputation(model, tokens.padded, tokens.text, images)
+    encoders = 0
+    if not cached and isinstance(config.codec, FluxCodecConfig):
+        encoders += images * flops.autoencoder_encode(config.codec.model, *tokens.grid)
+    if not cached and isinstance(config.text, GptOssTextConfig):
+        encoders += images * flops.gpt_oss_forward(config.text.model, caption_tokens, PREFIX_TOKENS)
+    return Work((1 - dropped) * count(caption_tokens) + dropped * count(0), executed, encoders, images)
+
+
+def step_work(config: TrainConfig, data: DataUse, caption_tokens: int) -> Work:
+    """Of one optimiser step on average."""
+    parts = [(config.accumulation * use.share, work(config, use, caption_tokens, data.cached)) for use in data.buckets]
+    total = lambda name: sum(weight * getattr(part, name) for weight, part in parts)
+    return Work(*(total(field.name) for field in dataclasses.fields(Work)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What one device sends in one optimiser step, of one kind."""
+
+    what: str
+    kind: str
+    axes: str
+    bytes: float
+    # At the stated bandwidths, nothing else under way.
+    seconds: float
+
+
+def traffic(config: TrainConfig, data: DataUse, programs: list[TracedProgram], mesh, hardware: Hardware):
+    """Of one optimiser step on average, largest first."""
+    if mesh is None:
+        return []
+    sizes = dict(mesh.shape)
+    # A bucket runs the program of its batch size; smaller buckets send as much but for activations.
+    frequency = defaultdict(float)
+    for use in data.buckets:
+        frequency[use.images] += config.accumulation * use.share
+    totals: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for one in programs:
+        times = 1 if one.name == "update" else frequency[one.use.images]
+        for collective in one.collectives:
+            total = totals[collective.what, collective.kind, " ".join(collective.axes)]
+            total[0] += times * collective.sent(sizes)
+            total[1] += times * collective.seconds(sizes, hardware)
+    found = [Traffic(*key, *values) for key, values in totals.items()]
+    return sorted(found, key=lambda one: -one.bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """What is computed for nothing on batches of one bucket or area."""
+
+    name: str
+    share: float
+    images: int
+    image_tokens: float
+    padded_tokens: int
+    text_slots: int
+    # Shares of the image tokens, of the text slots, and of both together.
+    image_waste: float
+    text_waste: float
+    waste: float
+
+
+def padding(config: TrainConfig, uses: Iterable[BucketUse], caption_tokens: int, name: str) -> Padding:
+    """Over batches of `uses`, which are padded to the same; dropped captions count as waste."""
+    uses = list(uses)
+    share, first = sum(use.share for use in uses), uses[0]
+    image = sum(use.share * use.tokens.image for use in uses) / share
+    text = (1 - config.flow.caption_dropout) * min(caption_tokens, first.tokens.text)
+    padded, slots = first.tokens.padded, first.tokens.text
+    if not config.data.pad_areas:
+        padded = image
+    whole = 1 - (image + text) / (padded + slots)
+    return Padding(name, share, first.images, image, padded, slots, 1 - image / padded, 1 - text / slots, whole)
+
+
+def check_shapes(config: TrainConfig, data: DataUse, mesh) -> None:
+    """LensError where a batch or the heads cannot be split over the mesh."""
+    if mesh is None:
+        return
+    for use in data.buckets:
+        sharding.check_batch_size(use.images, mesh)
+    heads, over = config.model.heads, mesh.shape["tensor"] * mesh.shape["sequence"]
+    if heads % over:
+        axis = "sequence" if mesh.shape["sequence"] > 1 else "tensor"
+        rest = over // mesh.shape[axis]
+        best = math.gcd(heads // math.gcd(heads, rest), mesh.shape[axis])
+        raise LensError(
+            f"mesh.tensor {mesh.shape['tensor']} x mesh.sequence {mesh.shape['sequence']} does not divide the {heads} "
+            f"heads of the model; mesh.{axis} {best} would"
+        )

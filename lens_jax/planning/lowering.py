@@ -1,0 +1,180 @@
+"""The programs of a run, traced and lowered for devices that are not there.
+
+An abstract mesh stands for the devices and shapes for the arrays, so nothing is allocated and 1,024 devices take as
+long as one. What is lowered is what the loop calls: the functions of `training.programs`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from lens_jax import sharding
+from lens_jax.config import TrainConfig
+from lens_jax.data.buckets import Bucket
+from lens_jax.models import attention, autoencoder, gpt_oss
+from lens_jax.sharding import AXES, MeshConfig
+from lens_jax.text.harmony import PREFIX_TOKENS
+from lens_jax.training import checkpoint, features, frozen
+from lens_jax.training.features import Tokens
+from lens_jax.training.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.training.optimizer import make_optimizer
+from lens_jax.training.programs import make_programs
+from lens_jax.training.state import State, create_state
+
+Platform = Literal["cuda", "tpu"]
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh | None:
+    """The mesh of a run on so many devices; None for one, which the loop runs without."""
+    sizes = config.sizes(devices)
+    return None if devices == 1 else AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def abstract_state(config: TrainConfig, mesh: AbstractMesh | None) -> State:
+    """Shapes, dtypes and layouts of all that a run keeps on its devices."""
+    create = functools.partial(create_state, config.model, make_optimizer(config.optimizer, config.steps))
+    return sharding.abstract(functools.partial(create, seed=config.seed), mesh, checkpoint.abstract_codec(config))
+
+
+def on_platform(config: TrainConfig, platform: Platform) -> TrainConfig:
+    """The config with the attention kernel that `auto` would choose there: here it would choose this machine's."""
+    kernel = attention.resolve(config.model.attention, config.model.dtype, platform)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention=kernel))
+
+
+def trace(
+    config: TrainConfig, mesh: AbstractMesh | None, state: State, images: int, tokens: Tokens
+) -> dict[str, jax.stages.Traced]:
+    """The programs of one optimiser step on batches of `images` pictures (over all devices) of one shape, by name.
+
+    `config` is one of `on_platform`. One program without accumulation, else two: the micro-step and the update.
+    """
+    programs = make_programs(config, make_optimizer(config.optimizer, config.steps))
+    batch = features.abstract_batch(config, images, tokens, mesh)
+    # Keys are made before: inside they would have to be placed on devices.
+    with _set(mesh), _cudnn_anywhere(mesh):
+        if config.accumulation == 1:
+            return {"train step": programs.train_step.trace(state, batch)}
+        totals = jax.eval_shape(programs.empty_totals, state.params)
+        return {
+            "micro-step": programs.micro_step.trace(state, totals, batch, 0),
+            "update": programs.update.trace(state, totals),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """What came of lowering one program."""
+
+    name: str
+    # Attention kernel in it, None where it has no attention.
+    kernel: attention.Kernel | None
+    seconds: float
+    # Characters of StableHLO.
+    size: int
+
+
+def lower(name: str, traced: jax.stages.Traced, mesh: AbstractMesh | None, platform: Platform) -> Lowered:
+    """Lower a traced program for a platform, of which this machine need not have one."""
+    started = time.perf_counter()
+    with _set(mesh), _cudnn_anywhere(mesh):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+    calls = {"cudnn": "__cudnn$fmha", "splash": "tpu_custom_call"}
+    kernel = next((kernel for kernel, call in calls.items() if call in text), None)
+    if kernel is None and name != "update":
+        kernel = "xla"
+    return Lowered(name, kernel, time.perf_counter() - started, len(text))
+
+
+def _set(mesh: AbstractMesh | None):
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh)
+
+
+@contextlib.contextmanager
+def _cudnn_anywhere(mesh: AbstractMesh | None) -> Iterator[None]:
+    """Let cuDNN's attention be lowered on a machine without a GPU.
+
+    JAX 0.10.2 asks the installed cuDNN for its version and refuses an abstract mesh for it. Neither matters to us: the
+    version is read for fp8 and one chip alone, and devices are needed where the kernel is partitioned, which inside
+    `shard_map` it is not. Both are put back. Where JAX has these names no more, this does nothing.
+    """
+    try:
+        from jax._src import dispatch
+        from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+        needing = dispatch.prim_requires_devices_during_lowering
+        kernels = {cudnn._dot_product_attention_fwd_p_wrapper, cudnn._dot_product_attention_bwd_p_wrapper}
+        found = cudnn.cuda_versions
+    except (ImportError, AttributeError):
+        yield
+        return
+    removed = kernels & needing if mesh else set()
+    needing -= removed
+    if found is None:
+        cudnn.cuda_versions = _NoCudnn
+    try:
+        yield
+    finally:
+        cudnn.cuda_versions = found
+        needing |= removed
+
+
+class _NoCudnn:
+    """In place of jaxlib's module for CUDA."""
+
+    @staticmethod
+    def cudnn_get_version() -> int:
+        return 0
+
+
+def abstract_autoencoder(config: FluxCodecConfig, mesh: AbstractMesh | None) -> dict:
+    """Shapes and layouts of the frozen autoencoder's parameters."""
+    return _placed(sharding.AUTOENCODER_RULES, autoencoder.abstract_params(config.model), mesh)
+
+
+def abstract_text_encoder(config: GptOssTextConfig, mesh: AbstractMesh | None) -> dict:
+    """Shapes and layouts of the frozen language model's parameters, without the vocabulary."""
+    return _placed(sharding.GPT_OSS_RULES, gpt_oss.abstract_params(config.model, head=False), mesh)
+
+
+def abstract_pixels(images: int, bucket: Bucket, mesh: AbstractMesh | None) -> jax.ShapeDtypeStruct:
+    """A batch of pictures as it comes to the devices."""
+    return sharding.abstract_array("pixels", (images, bucket.height, bucket.width, 3), jnp.uint8, mesh)
+
+
+def trace_encoders(
+    config: TrainConfig, mesh: AbstractMesh | None, images: int, tokens: Tokens, bucket: Bucket
+) -> dict[str, jax.stages.Traced]:
+    """What the frozen networks of a run compute before a step, by name."""
+    found = {}
+    if isinstance(config.codec, FluxCodecConfig):
+        encode = functools.partial(frozen.encode_pictures, config.codec, mesh)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        inputs = abstract_autoencoder(config.codec, mesh), abstract_pixels(images, bucket, mesh), key
+        with _set(mesh):
+            found["autoencoder"] = jax.jit(encode).trace(*inputs)
+    if isinstance(config.text, GptOssTextConfig):
+        model, params = config.text.model, abstract_text_encoder(config.text, mesh)
+        prefill = lambda params, ids: gpt_oss.prefill(model, params, ids, config.text.selected[-1] + 1)
+        prefix = jax.ShapeDtypeStruct((PREFIX_TOKENS,), jnp.int32)
+        past = jax.eval_shape(prefill, gpt_oss.abstract_params(model, head=False), prefix)
+        ids = sharding.abstract_array("ids", (images, config.text.max_tokens), jnp.int32, mesh)
+        lengths = sharding.abstract_array("text_lengths", (images,), jnp.int32, mesh)
+        encode = functools.partial(frozen.encode_text, config.text, mesh)
+        with _set(mesh):
+            found["text encoder"] = jax.jit(encode).trace(params, past, ids, lengths)
+    return found
+
+
+def _placed(rules: dict, tree: dict, mesh: AbstractMesh | None) -> dict:
+    if mesh is None:
+        return tree
+    places = sharding.shardings(mesh, sharding.tree_specs(rules, tree, mesh))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
