@@ -51,6 +51,8 @@ class ToTorch:
     ema: bool = True
     # One file a component, whatever its size.
     single_file: bool = False
+    # Read everything back and compare it, bit for bit, with the source in the dtype that was asked for.
+    verify: bool = False
 
 
 def to_jax(config: ToJax) -> None:
@@ -77,7 +79,12 @@ def to_torch(config: ToTorch) -> None:
         raise LensError(f"{origin}: no such folder; give one in our layout (lens.json), or a run")
     with _progress("converting", None) as advance:
         written = native.to_torch(origin, target, config.dtype, config.ema, config.single_file, advance)
-    make_console().print(f"{', '.join(written)} in {target}")
+    console = make_console()
+    console.print(f"{', '.join(written)} in {target}")
+    if config.verify:
+        with _progress("verifying", None) as advance:
+            compared = native.verify_torch(origin, target, config.dtype, config.ema, advance)
+        console.print(f"{compared:,} tensors compared with {origin}: all equal to the bit")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import jax
 from lens_jax.convert import gpt_oss, source
 from lens_jax.convert.component import COMPONENTS
 from lens_jax.convert.place import place
-from lens_jax.convert.release import VARIANTS
 from lens_jax.convert.source import Part, Source
 from lens_jax.errors import LensError
 from lens_jax.pipeline import LensPipeline
@@ -17,7 +16,12 @@ from lens_jax.text.tokenizer import HarmonyTokenizer
 
 
 def load_pipeline(
-    path: Path, dtype: str | None = None, variant: str | None = None, date: str | None = None, **parts
+    path: Path,
+    dtype: str | None = None,
+    variant: str | None = None,
+    date: str | None = None,
+    original_truncation: bool = False,
+    **parts,
 ) -> LensPipeline:
     """A pipeline from a release folder, its conversion, or weights.
 
@@ -26,6 +30,7 @@ def load_pipeline(
         statistics); by default bfloat16 on accelerators and float32 on a CPU.
       variant: "lens", "turbo" or "base", for the default steps and guidance; by default what the folder says.
       date: what the conversation around a prompt claims to be (see `text.gpt_oss`).
+      original_truncation: cut a long prompt as the original does, with what follows it (see `text.gpt_oss`).
       parts: denoiser, autoencoder, text_encoder, tokenizer: paths, used instead of what `path` holds (`source.find`).
 
     Without a tokenizer a pipeline takes `prompt_embeds` only. Raises LensError for what does not fit or is not there.
@@ -38,13 +43,14 @@ def load_pipeline(
     denoiser = found.parts["denoiser"]
     model, params = _load(denoiser, dtype)
     codec, codec_params = _load(found.parts["autoencoder"], dtype)
-    encoder = _text_encoder(found, tuple(denoiser.values["selected_layer_index"]), dtype, date)
+    chat = {"original_truncation": original_truncation, **({} if date is None else {"date": date})}
+    encoder = _text_encoder(found, dtype, selected=tuple(denoiser.values["selected_layer_index"]), **chat)
     if (model.text_width, model.text_layers) != (encoder.width, encoder.num_layers):
         raise LensError(
             f"{path}: the transformer reads {model.text_layers} layers of width {model.text_width}, the text encoder "
             f"gives {encoder.num_layers} of {encoder.width}"
         )
-    defaults = VARIANTS[source.variant_of(found, variant)]
+    _, defaults = source.variant_of(found, variant)
     return LensPipeline(
         model,
         codec,
@@ -74,7 +80,7 @@ def load_autoencoder(path: str | Path, dtype: str):
 
 def load_text_encoder(path: str | Path, selected: tuple[int, ...], dtype: str, date: str) -> GptOssEncoder:
     """The text encoder that `find_part` finds, for those layers and that date."""
-    return _text_encoder(find_part(path, "text_encoder")[0], selected, dtype, date)
+    return _text_encoder(find_part(path, "text_encoder")[0], dtype, selected=selected, date=date)
 
 
 def _load(part: Part, dtype: str):
@@ -83,13 +89,14 @@ def _load(part: Part, dtype: str):
     return config, place(part.leaves(config), part.component.module.template(config))
 
 
-def _text_encoder(found: Source, selected: tuple[int, ...], dtype: str, date: str | None) -> GptOssEncoder:
+def _text_encoder(found: Source, dtype: str, **options) -> GptOssEncoder:
+    """`options` are fields of `GptOssEncoderConfig`."""
+    encoder = GptOssEncoderConfig(**options)
     part = found.parts["text_encoder"]
     config = part.config(dtype=dtype)
     # Features need neither the final norm nor the vocabulary head, 1.2 GB of it.
     params = place(part.leaves(config, head=False), gpt_oss.template(config, head=False))
-    options = {} if date is None else {"date": date}
-    return GptOssEncoder(GptOssEncoderConfig(selected=selected, **options), config, params, tokenizer_of(found))
+    return GptOssEncoder(encoder, config, params, tokenizer_of(found))
 
 
 def tokenizer_of(found: Source) -> HarmonyTokenizer | None:

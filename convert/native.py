@@ -1,6 +1,6 @@
 """A release in our own layout: the same tensors under the paths of our parameter trees, and back.
 
-    DST/lens.json                      format, variant
+    DST/lens.json                      format, variant, its default steps and guidance
     DST/denoiser/model.safetensors     (or shards with an index) leaves by path; autoencoder/, text_encoder/ alike
     DST/release/                       configs and tokenizer of the release, byte for byte
 
@@ -9,7 +9,7 @@ Safetensors because leaves then load through a memory map, whole or in slices, a
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,11 @@ from flax import traverse_util
 from lens_jax.atomic import new_directory
 from lens_jax.convert import denoiser, folder, source, table, writer
 from lens_jax.convert.component import COMPONENTS, Component
-from lens_jax.convert.release import INDEX, MARK, MODEL_INDEX, SCHEDULER, is_native
+from lens_jax.convert.release import INDEX, MARK, MODEL_INDEX, SCHEDULER, is_native, metadata
 from lens_jax.convert.source import Source
 from lens_jax.convert.table import Tensors
 from lens_jax.errors import LensError
 
-FORMAT = 1
 # Small files of a release that are copied as they are; the tokenizer's is 28 MB.
 _MAX_SMALL = 64_000_000
 _SMALL = (".json", ".jinja", ".txt", ".model")
@@ -42,7 +41,7 @@ def to_jax(
     """
     if origin.converted:
         raise LensError(f"{origin.path}: is in our layout already; give a release folder or weights")
-    variant = source.variant_of(origin, variant)
+    variant, _ = source.variant_of(origin, variant)
     with new_directory(target, False, MARK) as aside:
         release = aside / "release"
         if origin.release:
@@ -58,7 +57,7 @@ def to_jax(
                 _write_json(config, part.values)
             lazy = part.leaves(part.stored_config())
             writer.write_folder(aside / part.component.ours, lazy, stem="model", progress=progress)
-        _write_json(aside / MARK, {"format": FORMAT, "variant": variant})
+        _write_json(aside / MARK, metadata(variant))
     return [part.component for part in origin.parts.values()]
 
 
@@ -75,41 +74,62 @@ def to_torch(
     dtype: of the denoiser's floats, "f32" or "bf16"; by default what it has. ema: of a run, the moving average and not
     the parameters themselves. single_file: never shard. Returns the folders written.
     """
-    numpy_dtype = _DTYPES[dtype] if dtype else None
     limit = {"max_shard_bytes": 1 << 62} if single_file else {}
-    if not is_native(source):
-        with new_directory(target, False, MARK) as aside:
-            _run_to_torch(source, aside, numpy_dtype, ema, limit, progress)
-        return ["transformer"]
-    found = [c for c in COMPONENTS if (source / c.ours).is_dir()]
+    written = []
     with new_directory(target, False, MARK) as aside:
-        _copy_small(source / "release", aside)
-        for component in found:
-            lazy = folder.open_component(source / component.ours)
-            config = component.config(source / "release")
-            rules = component.module.rules(config)
-            _check_leaves(rules, lazy, source / component.ours)
-            cast = numpy_dtype if component.module is denoiser else None
-            tensors = table.to_release(rules, _Views(lazy), cast)
-            writer.write_folder(aside / component.theirs, tensors, stem=component.stem, progress=progress, **limit)
-    return [c.theirs for c in found]
+        if is_native(source):
+            _copy_small(source / "release", aside)
+        for component, tensors, values in _for_release(source, dtype, ema):
+            place = aside / component.theirs
+            writer.write_folder(place, tensors, stem=component.stem, progress=progress, **limit)
+            if values:
+                _write_json(place / "config.json", values)
+            written.append(component.theirs)
+    return written
+
+
+def verify_torch(
+    source: Path, target: Path, dtype: str | None = None, ema: bool = True, progress: Progress | None = None
+) -> int:
+    """Compare every tensor that `to_torch` wrote with what it was made of; returns how many were compared."""
+    compared = 0
+    for component, tensors, _ in _for_release(source, dtype, ema):
+        place = target / component.theirs
+        written = folder.open_component(place)
+        if written.specs != tensors.specs:
+            raise LensError(f"{place}: names, shapes or dtypes are not those of {source}")
+        compared += _compare(tensors, written, place, source, progress)
+    return compared
 
 
 _DTYPES = {"f32": np.dtype(np.float32), "bf16": table.FLOATS[1]}
 
 
-def _run_to_torch(source: Path, target: Path, dtype, ema: bool, limit: dict, progress: Progress | None) -> None:
+def _for_release(source: Path, dtype: str | None, ema: bool) -> Iterator[tuple[Component, Tensors, dict | None]]:
+    """Each network with its tensors by the names of the release, and its config where none lies beside it."""
+    numpy_dtype = _DTYPES[dtype] if dtype else None
+    if not is_native(source):
+        yield _run_for_release(source, numpy_dtype, ema)
+        return
+    for component in COMPONENTS:
+        if (source / component.ours).is_dir():
+            lazy = folder.open_component(source / component.ours)
+            rules = component.module.rules(component.config(source / "release"))
+            _check_leaves(rules, lazy, source / component.ours)
+            cast = numpy_dtype if component.module is denoiser else None
+            yield component, table.to_release(rules, _Views(lazy), cast), None
+
+
+def _run_for_release(source: Path, dtype: np.dtype | None, ema: bool) -> tuple[Component, Tensors, dict]:
     from lens_jax.training import checkpoint
 
     place = checkpoint.find(source)
     config = checkpoint.read_metadata(place)["config"].model
     part = "ema" if ema else "params"
     params = checkpoint.load_parts(place, {part: checkpoint.abstract_params(config, part)})[part]
-    tensors = denoiser.to_release(config, params, dtype)
-    writer.write_folder(target / "transformer", tensors, stem=COMPONENTS[0].stem, progress=progress, **limit)
     # Which layers of which encoder the features came from is not the denoiser's to know; a run counts them from 0.
-    values = json.dumps(denoiser.config_to_release(config, tuple(range(config.text_layers))), indent=2) + "\n"
-    (target / "transformer" / "config.json").write_text(values, encoding="utf-8")
+    values = denoiser.config_to_release(config, tuple(range(config.text_layers)))
+    return COMPONENTS[0], denoiser.to_release(config, params, dtype), values
 
 
 def verify(origin: Source, target: Path, progress: Progress | None = None) -> int:
@@ -122,14 +142,18 @@ def verify(origin: Source, target: Path, progress: Progress | None = None) -> in
         stored = _Views(folder.open_component(target / part.component.ours))
         rules = part.component.module.rules(part.component.config(target / "release"))
         back = table.to_release([rule for rule in rules if rule.path in stored], stored)
-        for name, array in part.tensors.items():
-            one, other = array.astype(back.dtype(name), copy=False), back[name]
-            if one.shape != other.shape or one.tobytes() != other.tobytes():
-                raise LensError(f"{target / part.component.ours}: {name} differs from {part.path}")
-            compared += 1
-            if progress:
-                progress(name, array.nbytes)
+        compared += _compare(part.tensors, back, target / part.component.ours, part.path, progress)
     return compared
+
+
+def _compare(wanted: Tensors, written: Tensors, where: Path, origin: Path, progress: Progress | None) -> int:
+    for name, array in wanted.items():
+        one, other = array.astype(written.dtype(name), copy=False), written[name]
+        if one.shape != other.shape or one.tobytes() != other.tobytes():
+            raise LensError(f"{where}: {name} differs from {origin}")
+        if progress:
+            progress(name, array.nbytes)
+    return len(wanted)
 
 
 def load_params(source: Path, component: str) -> dict:

@@ -5,13 +5,16 @@ the variant is given by the caller or guessed from the folder's name.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
+from lens_jax.convert import folder
 from lens_jax.errors import LensError, nearest
 
 INDEX = "model_index.json"
 # What a folder in our layout has.
 MARK = "lens.json"
+FORMAT = 1
 
 MODEL_INDEX = {
     "_class_name": "LensPipeline",
@@ -62,6 +65,26 @@ def is_release(path: Path) -> bool:
 def is_native(path: Path) -> bool:
     """Whether `path` is a folder in our layout."""
     return (path / MARK).is_file()
+
+
+def metadata(variant: str) -> dict:
+    """What `lens.json` says: the format, the variant, its default steps and guidance."""
+    return {"format": FORMAT, "variant": variant, **dataclasses.asdict(VARIANTS[variant])}
+
+
+def read_metadata(path: Path) -> tuple[str, Variant]:
+    """The variant that a folder in our layout says it is, with the steps and guidance it says; LensError for others."""
+    where = path / MARK
+    values = folder.read_json(where)
+    if values.get("format") != FORMAT:
+        raise LensError(f"{where}: format is {values.get('format')!r:.80}; this version reads format {FORMAT}")
+    variant = values.get("variant")
+    if not isinstance(variant, str) or variant not in VARIANTS:
+        raise LensError(f"{where}: variant is {variant!r:.80}; accepted: {', '.join(VARIANTS)}")
+    guidance = values.get("guidance_scale")
+    if type(guidance) not in (int, float) or not math.isfinite(guidance):
+        raise LensError(f"{where}: guidance_scale is {guidance!r:.80}; accepted: a number")
+    return variant, Variant(folder.read_size(values, "num_inference_steps", str(where)), float(guidance))
 
 
 def variant_of(path: Path, variant: str | None = None) -> str:

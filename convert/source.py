@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lens_jax.convert import folder, release, text_layouts
 from lens_jax.convert.component import COMPONENTS, Component
+from lens_jax.convert.release import Variant
 from lens_jax.convert.table import Tensors
 from lens_jax.errors import LensError, nearest
 
@@ -144,13 +145,17 @@ def find(path: Path, given: Mapping[str, Path | str | None] | None = None) -> So
     return Source(path, parts, home, tokenizer, converted)
 
 
-def variant_of(source: Source, variant: str | None = None) -> str:
-    """The variant asked for, else that the denoiser's file or folder speaks of."""
-    if source.converted and variant is None:
-        variant = folder.read_json(source.path / release.MARK).get("variant")
+def variant_of(source: Source, variant: str | None = None) -> tuple[str, Variant]:
+    """The variant asked for, else that of a converted folder, else the one the denoiser's file or folder speaks of.
+
+    Returns its name, and its default steps and guidance.
+    """
     part = source.parts.get("denoiser")
+    if variant is None and source.converted and (part is None or part.converted):
+        return release.read_metadata(source.path)
     inside = part is None or part.path.parent in (source.release, source.path)
-    return release.variant_of(source.path if inside else part.path, variant)
+    name = release.variant_of(source.path if inside else part.path, variant)
+    return name, release.VARIANTS[name]
 
 
 def tokenizer_file(place: Path) -> Path:

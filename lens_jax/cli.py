@@ -7,16 +7,18 @@ Each command is a typed function or dataclass that tyro turns into flags; a modu
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import io
 import os
 import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lens_jax.errors import LensError, nearest
+from lens_jax.errors import LensError, LensWarning, nearest
 
 USAGE = """\
 usage: lens-jax COMMAND [OPTIONS]
@@ -70,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if argv[0] not in COMMANDS:
             raise LensError(f"no command {argv[0]!r}{nearest(argv[0], COMMANDS)}; accepted: {', '.join(COMMANDS)}")
-        code = COMMANDS[argv[0]](argv[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+            code = COMMANDS[argv[0]](argv[1:])
     except LensError as error:
         print(f"lens-jax: error: {error}", file=sys.stderr)
         code = 2
@@ -82,6 +86,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code or 0)
+
+
+def _show_warning(otherwise: Callable, message, category, *where, **options) -> None:
+    """Ours in one line without the place in the code; those of other packages as they are."""
+    if issubclass(category, LensWarning):
+        print(f"lens-jax: warning: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *where, **options)
 
 
 def prepare(argv: list[str]) -> None:

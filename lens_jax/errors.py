@@ -1,4 +1,4 @@
-"""Errors a user can act on."""
+"""Errors and warnings a user can act on."""
 
 
 class LensError(Exception):
@@ -7,6 +7,10 @@ class LensError(Exception):
     The message is one line that names the offender and what would be accepted. The command line prints it without a
     traceback and exits with code 2.
     """
+
+
+class LensWarning(UserWarning):
+    """Input that is used, but not all of it or not as it may be meant. The command line prints the message alone."""
 
 
 def nearest(name: str, known) -> str:

@@ -8,7 +8,6 @@ from rich.table import Table
 from lens_jax.console import make_console
 from lens_jax.convert import native, release
 from lens_jax.convert.folder import open_component
-from lens_jax.convert.folder import read_json as open_json
 from lens_jax.data.manifest import NAME, fingerprint, load_manifest
 from lens_jax.errors import LensError
 
@@ -50,9 +49,13 @@ def _describe_data(folder: Path) -> None:
 def _describe_release(path: Path) -> None:
     console = make_console()
     converted = native.is_native(path)
-    variant = open_json(path / native.MARK).get("variant") if converted else release.variant_of(path)
+    guessed = release.variant_of(path)
+    name, defaults = release.read_metadata(path) if converted else (guessed, release.VARIANTS[guessed])
     kind = "release in our layout" if converted else "release folder"
-    console.print(f"{kind} {path}: variant {variant}{'' if converted else ' (guessed from its name)'}")
+    console.print(
+        f"{kind} {path}: variant {name}{'' if converted else ' (guessed from its name)'}, "
+        f"{defaults.num_inference_steps} steps at guidance {defaults.guidance_scale:g}"
+    )
     table = Table("part", "arrays", "numbers", "bytes", "dtypes")
     for component in native.COMPONENTS:
         folder = path / (component.ours if converted else component.theirs)

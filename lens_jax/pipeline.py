@@ -13,7 +13,7 @@ from PIL import Image
 
 from lens_jax.data.buckets import LENS_1024, LENS_1440, RATIOS
 from lens_jax.diffusion import sampler
-from lens_jax.errors import LensError
+from lens_jax.errors import LensError, nearest
 from lens_jax.models import autoencoder, codec, denoiser
 from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.codec import PixelCodecConfig
@@ -35,6 +35,8 @@ class PipelineOutput:
 
     # PIL images, float32 arrays [B, H, W, 3] in [0, 1], or latents [B, N, C].
     images: Any
+    # The day the conversation around the prompts claimed to be; None for text encoders that have none.
+    date: str | None = None
 
 
 @dataclasses.dataclass
@@ -64,7 +66,7 @@ class LensPipeline:
         """From a run folder, one of its checkpoints, a release folder, its conversion, or a file of weights.
 
         `options` of a run replace fields of its model, e.g. dtype; those of a release are the keyword arguments of
-        `convert.load.load_pipeline`: dtype, variant, date, and other places for its parts.
+        `convert.load.load_pipeline`: dtype, variant, date, original_truncation, and other places for its parts.
         """
         from lens_jax.convert import load, native, release
 
@@ -77,6 +79,12 @@ class LensPipeline:
         folder = checkpoint.find(Path(path))
         metadata = checkpoint.read_metadata(folder)
         config = metadata["config"]
+        fields = [field.name for field in dataclasses.fields(config.model)]
+        for name in options:
+            if name not in fields:
+                raise LensError(
+                    f"{path}: {name}{nearest(name, fields)} is no option of a run; accepted: {', '.join(fields)}"
+                )
         model = dataclasses.replace(config.model, **options)
         wanted = {"ema": checkpoint.abstract_params(model, "ema"), "codec": checkpoint.abstract_codec(config)}
         parts = checkpoint.load_parts(folder, wanted)
@@ -153,7 +161,8 @@ class LensPipeline:
             if progress:
                 progress(min(count, int(rows[0]) + len(rows)), count)
         images = np.concatenate(chunks)[:count]
-        return PipelineOutput([Image.fromarray(image) for image in images] if output_type == "pil" else images)
+        images = [Image.fromarray(image) for image in images] if output_type == "pil" else images
+        return PipelineOutput(images, text.date)
 
     def _size(self, height, width, base_resolution, aspect_ratio) -> tuple[int, int]:
         if (height is None) != (width is None):
@@ -180,7 +189,7 @@ class LensPipeline:
                 f"prompt_embeds are {[list(shape) for shape in shapes]}; this model needs {wanted[0]} layers of "
                 f"[{batch}, T, {wanted[2]}] with T at least {max(embeds.lengths)}"
             )
-        return TextFeatures(tuple(embeds.layers), np.asarray(embeds.lengths, np.int32))
+        return embeds._replace(layers=tuple(embeds.layers), lengths=np.asarray(embeds.lengths, np.int32))
 
     def _negative_features(self, negative_prompt, embeds: TextFeatures | None, count: int) -> TextFeatures | None:
         """Features of the negative prompts, or None when all are blank: no text at all."""
@@ -298,7 +307,7 @@ def _chunks(count: int, size: int) -> list[np.ndarray]:
 
 
 def _rows(features: TextFeatures, rows: np.ndarray) -> TextFeatures:
-    return TextFeatures(tuple(layer[rows] for layer in features.layers), features.lengths[rows])
+    return features._replace(layers=tuple(layer[rows] for layer in features.layers), lengths=features.lengths[rows])
 
 
 def _repeat(features: TextFeatures, times: int) -> TextFeatures:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -44,6 +45,15 @@ class SampleConfig:
     seed: int = 0
     # Pictures drawn at a time; 0 is what suits the checkpoint.
     batch_size: int = 0
+    # What is computed in; by default what a run was trained in, and of a release bfloat16 on accelerators, float32 on a
+    # CPU.
+    dtype: Literal["float32", "bfloat16"] | None = None
+    # Of a release: which of the three it is, where its folder's name does not say so.
+    variant: Literal["lens", "turbo", "base"] | None = None
+    # Of a release: the day the conversation around a prompt claims to be, YYYY-MM-DD; by default 2026-05-23.
+    date: str | None = None
+    # Of a release: cut a prompt that is too long as the original does, with the tokens that belong behind it.
+    original_truncation: bool = False
 
     def __post_init__(self):
         if not self.prompts:
@@ -56,7 +66,9 @@ class SampleConfig:
 
 def sample_to_folder(args: SampleConfig) -> list[Path]:
     """Draw `args.prompts` and write `NNNN-prompt.png` files and `sheet.png`; returns their paths."""
-    pipe = LensPipeline.from_pretrained(args.checkpoint)
+    options = {name: getattr(args, name) for name in ("dtype", "variant", "date", "original_truncation")}
+    options = {name: value for name, value in options.items() if value}
+    pipe = LensPipeline.from_pretrained(args.checkpoint, **options)
     pipe.batch_size = args.batch_size or pipe.batch_size
     console = make_console()
     settings = {
@@ -66,10 +78,11 @@ def sample_to_folder(args: SampleConfig) -> list[Path]:
         "seed": args.seed,
         "checkpoint": str(args.checkpoint),
         "software": f"lens-jax {__version__}",
+        **options,
     }
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("sampling", total=None)
-        images = pipe(
+        output = pipe(
             list(args.prompts),
             negative_prompt=args.negative_prompt,
             height=args.height,
@@ -81,7 +94,10 @@ def sample_to_folder(args: SampleConfig) -> list[Path]:
             num_images_per_prompt=args.num_images_per_prompt,
             seed=args.seed,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
-        ).images
+        )
+    images = output.images
+    if output.date:
+        settings["date"] = output.date
     prompts = [prompt for prompt in args.prompts for _ in range(args.num_images_per_prompt)]
     out = Path(args.out)
     paths = []

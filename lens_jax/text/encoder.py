@@ -15,6 +15,8 @@ class TextFeatures(NamedTuple):
     layers: tuple[np.ndarray, ...]
     # int32 [B], the valid tokens of each row.
     lengths: np.ndarray
+    # The day the conversation around the prompts claimed to be, where there is one: another day gives other features.
+    date: str | None = None
 
 
 class TextEncoder(Protocol):

@@ -70,8 +70,6 @@ class GptOssEncoder:
         gpt_oss.check_taps(model, config.selected)
         self.config, self.model, self.params, self.tokenizer = config, model, params, tokenizer
         self.width, self.num_layers, self.max_tokens = model.width, len(config.selected), config.length_classes[-1]
-        # Recorded with cached features: other dates give other features.
-        self.date = config.date
         self._past = None
         self._cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -104,7 +102,7 @@ class GptOssEncoder:
         for row, prompt in enumerate(prompts):
             if prompt in features:
                 layers[:, row, : lengths[row]] = features[prompt]
-        return TextFeatures(tuple(layers), lengths)
+        return TextFeatures(tuple(layers), lengths, self.config.date)
 
     def _features(self, prompts: list[str]) -> dict[str, np.ndarray]:
         """[layers, tokens, width] of each prompt, from the cache or computed."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lens_jax.errors import LensError
+from lens_jax.errors import LensError, LensWarning
 from lens_jax.text import harmony
 from lens_jax.text.harmony import Control, Frame
 
@@ -108,6 +108,7 @@ def encode_prompt(
         warnings.warn(
             f"the prompt is {len(ids)} tokens, {len(ids) - budget} more than the model reads; its end is cut: "
             f"...{tokenizer.decode(ids[max(budget, 0) :])[:60]!r}",
+            LensWarning,
             stacklevel=2,
         )
     if original_truncation:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from lens_jax import cli
-from lens_jax.convert import denoiser
+from lens_jax.convert import denoiser, native
 from lens_jax.convert.safetensors import SafetensorsFile
+from lens_jax.errors import LensError
 from lens_jax.training import loop
 
 
@@ -26,10 +27,19 @@ def test_there_and_back(capsys, goldens, tmp_path):
     assert "all equal to the bit" in out
     code, out, _ = run(capsys, "info", str(ours))
     assert code == 0
-    assert "variant turbo" in out
-    code, out, _ = run(capsys, "convert", "to-torch", str(ours), str(back), "--dtype", "bf16")
+    assert "variant turbo, 4 steps at guidance 1" in out
+    code, out, _ = run(capsys, "convert", "to-torch", str(ours), str(back), "--dtype", "bf16", "--verify")
     assert code == 0
     assert "transformer, vae, text_encoder" in out
+    assert "all equal to the bit" in out
+    with pytest.raises(LensError, match="names, shapes or dtypes are not those of"):
+        native.verify_torch(ours, back, "f32")
+    path = back / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LensError, match="differs from"):
+        native.verify_torch(ours, back, "bf16")
     code, out, _ = run(capsys, "info", str(back))
     assert "bfloat16" in out
 
@@ -40,7 +50,7 @@ def test_run_to_torch(capsys, tiny_config, tmp_path):
     state = loop.train(dataclasses.replace(tiny_config, out=str(tmp_path / "run"), steps=1, samples=quiet)).state
     for flags, params in (([], state.ema), (["--no-ema"], state.params)):
         out = tmp_path / f"out{len(flags)}"
-        assert run(capsys, "convert", "to-torch", str(tmp_path / "run"), str(out), *flags)[0] == 0
+        assert run(capsys, "convert", "to-torch", str(tmp_path / "run"), str(out), "--verify", *flags)[0] == 0
         config = denoiser.read_config(out / "transformer" / "config.json", dtype="float32")
         tensors = SafetensorsFile(out / "transformer" / "diffusion_pytorch_model.safetensors")
         back = denoiser.from_release(config, tensors, "exported")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lens_jax.errors import LensError
+from lens_jax.errors import LensError, LensWarning
 from lens_jax.models import gpt_oss
 from lens_jax.models.gpt_oss import GptOssConfig
 from lens_jax.text import gpt_oss as text_gpt_oss
@@ -108,17 +108,17 @@ def test_alone_or_in_company_to_the_last_bit_with_batches_of_one(build):
         np.testing.assert_array_equal(a[1], b[0])
 
 
-def test_date_changes_features_and_is_exposed(build):
-    other = build(date="2025-01-01")
-    assert other.date == "2025-01-01"
-    one, two = (e.encode(["a red fox"]).layers[1] for e in (build(), other))
+def test_date_changes_features_and_goes_with_them(build):
+    features = [build(date=date).encode(["a red fox"]) for date in (CONFIG.date, "2025-01-01")]
+    assert [f.date for f in features] == [CONFIG.date, "2025-01-01"]
+    one, two = (f.layers[1] for f in features)
     assert one.shape == two.shape
     assert relative_error(one, two) > 1e-6
 
 
 def test_long_prompt_warns_and_keeps_its_suffix(build):
     encoder = build(max_tokens=700)
-    with pytest.warns(UserWarning, match="its end is cut"):
+    with pytest.warns(LensWarning, match="its end is cut"):
         features = encoder.encode(["x" * 300])
     assert features.lengths.tolist() == [700 - PREFIX]
     assert encoder._token_ids("fits")[-SUFFIX:] == encoder._token_ids("x" * (700 - PREFIX - SUFFIX))[-SUFFIX:]

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from lens_jax.errors import LensError
+from lens_jax.errors import LensError, LensWarning
 from lens_jax.text import harmony
 from lens_jax.text.tokenizer import HarmonyTokenizer, encode_prompt, pad
 
@@ -67,12 +67,12 @@ def test_long_prompt_keeps_its_suffix(release_tokenizer, oracle):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(encode_prompt(release_tokenizer, FRAME, fits)) == harmony.MAX_TOKENS
-    with pytest.warns(UserWarning, match="400 tokens, 7 more"):
+    with pytest.warns(LensWarning, match="400 tokens, 7 more"):
         ids = encode_prompt(release_tokenizer, FRAME, "a" + " cat" * 399)
     assert len(ids) == harmony.MAX_TOKENS
     assert ids[-22:] == empty[-22:]
     assert ids == encode_prompt(release_tokenizer, FRAME, fits)
-    with pytest.warns(UserWarning, match="its end is cut"):
+    with pytest.warns(LensWarning, match="its end is cut"):
         original = encode_prompt(release_tokenizer, FRAME, "a" + " cat" * 499, original_truncation=True)
     assert len(original) == harmony.MAX_TOKENS
     assert original[-22:] == [9059] * 22
