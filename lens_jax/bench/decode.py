@@ -20,6 +20,8 @@ class DecodeBench:
 
     # lens and toy have the release's (84M parameters).
     size: Size = "lens"
+    # Random weights of --size: the only ones there are, so this only says it.
+    random_weights: bool = False
     # Pixels of the picture.
     height: int = 1024
     width: int = 1024

@@ -23,6 +23,8 @@ class DenoiserBench:
 
     # The released size (4.1B), the report's small one (1.2B), or four narrow blocks.
     size: Size = "tiny"
+    # Random weights of --size: the only ones there are, so this only says it.
+    random_weights: bool = False
     # Blocks; 0 is as many as the size has.
     layers: int = 0
     # Pixels of the picture; a latent token is 16 x 16 of them.

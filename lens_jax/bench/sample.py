@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import time
 from typing import Literal
 
 import jax
 import numpy as np
 
 from lens_jax import flops
-from lens_jax.bench import measure
+from lens_jax.bench import distance, measure
 from lens_jax.bench.sizes import SIZES, Size
 from lens_jax.errors import LensError
 from lens_jax.models import autoencoder, codec, denoiser, gpt_oss
@@ -46,6 +47,9 @@ class SampleBench:
     attention: Kernel = "auto"
     # Timed pictures; the median is reported.
     repeats: int = 5
+    # Draw in float32 too, and say how far from it every stage and the picture are. Needs --checkpoint: random weights
+    # of the denoiser give no velocity.
+    against: Literal["none", "float32"] = "none"
     # Also write the result as JSON here.
     json: str = ""
 
@@ -53,6 +57,8 @@ class SampleBench:
         measure.check_positive(self, "num_inference_steps", "batch_size", "text_tokens", "repeats")
         if self.checkpoint and self.random_weights:
             raise LensError("give either --checkpoint or --random-weights")
+        if self.against == "float32" and not self.checkpoint:
+            raise LensError("--against float32 needs --checkpoint: random weights of the denoiser give no velocity")
 
 
 def bench_sample(bench: SampleBench) -> dict:
@@ -64,7 +70,7 @@ def bench_sample(bench: SampleBench) -> dict:
     grid = codec.latent_grid(pipeline.codec, bench.height, bench.width)
     past = _past(encoder)
     rng = np.random.default_rng(0)
-    lengths = np.full(bench.batch_size, bench.text_tokens, np.int32)
+    draw = lambda: rng.integers(0, encoder.model.vocab, (bench.batch_size, bench.text_tokens))
     options = {
         "height": bench.height,
         "width": bench.width,
@@ -72,11 +78,7 @@ def bench_sample(bench: SampleBench) -> dict:
         "guidance_scale": bench.guidance_scale,
     }
 
-    def encode() -> TextFeatures:
-        ids = rng.integers(0, encoder.model.vocab, (bench.batch_size, bench.text_tokens))
-        layers = encode_tokens(encoder.model, encoder.params, ids, lengths, encoder.config.selected, past)
-        return TextFeatures(tuple(layers), lengths)
-
+    encode = lambda: _encode(encoder, draw(), past)
     known = encode()
     noise = jax.random.normal(jax.random.key(0), (bench.batch_size, grid[0] * grid[1], pipeline.model.latent_channels))
     runs = {
@@ -85,6 +87,9 @@ def bench_sample(bench: SampleBench) -> dict:
         "denoise": lambda: pipeline.denoise(noise, known, None, grid, **_steps(bench)),
         "decode": lambda: pipeline.decode(noise, grid, "pil"),
     }
+    started = time.perf_counter()
+    runs["end_to_end"]()
+    first = time.perf_counter() - started
     seconds = measure.medians(runs, bench.repeats)
     passes = bench.num_inference_steps * flops.denoiser_forward(pipeline.model, grid[0] * grid[1], bench.text_tokens)
     if bench.guidance_scale != 1:
@@ -98,12 +103,31 @@ def bench_sample(bench: SampleBench) -> dict:
         "batch_size": bench.batch_size,
         "dtype": bench.dtype,
         "attention": bench.attention,
+        # With what was not compiled before, the denoising loop and the decoder.
+        "first_picture_seconds": first,
         **{f"{name}_seconds": value for name, value in seconds.items()},
         "images_per_second": bench.batch_size / seconds["end_to_end"],
         **{f"denoise_{name}": value for name, value in rate.items()},
         **measure.peak_memory(),
     }
+    if bench.against == "float32":
+        result |= _distances(bench, pipeline, draw(), noise, grid)
     return measure.report(bench, result)
+
+
+def _encode(encoder: GptOssEncoder, ids: np.ndarray, past) -> TextFeatures:
+    """Features of ids [B, T] behind a shared beginning."""
+    lengths = np.full(len(ids), ids.shape[1], np.int32)
+    layers = encode_tokens(encoder.model, encoder.params, ids, lengths, encoder.config.selected, past)
+    return TextFeatures(tuple(layers), lengths)
+
+
+def _distances(bench: SampleBench, pipeline: LensPipeline, ids: np.ndarray, noise, grid: tuple[int, int]) -> dict:
+    """`distance.distances` from the same checkpoint in float32."""
+    reference = _loaded_pipeline(dataclasses.replace(bench, dtype="float32"))
+    encode = lambda pipe: _encode(pipe.text_encoder, ids, _past(pipe.text_encoder))
+    found = distance.distances(pipeline, reference, encode, noise, grid, **_steps(bench))
+    return {f"{name}_from_float32": value for name, value in found.items()}
 
 
 def _steps(bench: SampleBench) -> dict:

@@ -20,6 +20,8 @@ class TextBench:
 
     # GPT-OSS-20B (12.6 GB of weights), one of eight layers and width 1024, or one for tests.
     size: Size = "tiny"
+    # Random weights of --size: the only ones there are, so this only says it.
+    random_weights: bool = False
     # Layers; 0 is as many as the size has.
     layers: int = 0
     # Tokens of a prompt.
