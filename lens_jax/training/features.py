@@ -24,7 +24,7 @@ from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.models.layers import joint_positions
 from lens_jax.text.encoder import TextFeatures
 from lens_jax.text.sentence import SentenceEncoder, SentenceEncoderConfig
-from lens_jax.training.frozen import FrozenAutoencoder, FrozenTextEncoder
+from lens_jax.training.frozen import FrozenAutoencoder, FrozenTextEncoder, encode_pictures, encode_text
 
 # Batches the pixel codec's statistics are fitted on.
 _FIT_BATCHES = 32
@@ -105,8 +105,6 @@ class Features:
         if not cached:
             # Better now than when the first batch comes.
             self.autoencoder, self.text_encoder  # noqa: B018
-        self._picture_program = sharding.on(mesh, jax.jit(self._encode_pictures, static_argnums=0))
-        self._text_program = sharding.on(mesh, jax.jit(self._encode_text, static_argnums=0))
 
     @functools.cached_property
     def autoencoder(self) -> FrozenAutoencoder | None:
@@ -141,13 +139,17 @@ class Features:
             batch["n_image"] = np.int32(tokens.image)
         batch = sharding.place_batch(batch, self._mesh)
         if "pixels" in batch:
-            pixels = batch.pop("pixels")
-            batch["latents"] = self._picture_program(tokens, self.codec_params(fitted), pixels, step)
+            inputs = self.codec_params(fitted), batch.pop("pixels"), step
+            static = self._config.codec, self._mesh, tokens.padded, self._config.seed
+            batch["latents"] = sharding.on(self._mesh, _picture_program)(*static, *inputs)
         if "ids" in batch:
-            encoder = self.text_encoder
-            inputs = encoder.params, encoder.past, batch.pop("ids"), batch["text_lengths"]
-            batch["text"] = self._text_program(tokens.text, *inputs)
+            batch["text"] = self._encode_text(tokens.text, batch.pop("ids"), batch["text_lengths"])
         return batch
+
+    def _encode_text(self, room: int, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+        encoder = self.text_encoder
+        static = self._config.text, self._mesh, room
+        return sharding.on(self._mesh, _text_program)(*static, encoder.params, encoder.past, ids, lengths)
 
     def codec_params(self, fitted: dict) -> dict:
         """The parameters of the codec, whichever it is: the pixel codec's are `fitted` on the data set."""
@@ -180,8 +182,7 @@ class Features:
         else:
             ids, lengths = self.text_encoder.tokens(captions)
             batch = sharding.place_batch({"ids": ids[:, :room], "text_lengths": lengths}, self._mesh)
-            inputs = self.text_encoder.params, self.text_encoder.past, batch["ids"], batch["text_lengths"]
-            layers = self._text_program(room, *inputs)
+            layers = self._encode_text(room, batch["ids"], batch["text_lengths"])
         return np.stack([np.asarray(layer) for layer in layers]), lengths
 
     def weights(self) -> dict[str, str]:
@@ -189,21 +190,28 @@ class Features:
         networks = {"autoencoder": self.autoencoder, "text_encoder": self.text_encoder}
         return {name: network.digest for name, network in networks.items() if network}
 
-    def _encode_pictures(self, tokens: Tokens, params: dict, pixels: jax.Array, step: jax.Array) -> jax.Array:
-        if self.autoencoder:
-            # Only where the posterior is sampled; a batch taken again after a resume draws the same.
-            key = jax.random.fold_in(jax.random.key(self._config.seed), step)
-            latents = self.autoencoder.encode(params, pixels, key)
-        else:
-            latents = codec.encode(self._config.codec, params, codec.from_uint8(pixels))
-        return self._spread("latents", _pad(latents, tokens.padded))
 
-    def _encode_text(self, room: int, params: dict, past: tuple, ids: jax.Array, lengths: jax.Array):
-        layers = self.text_encoder.encode(params, past, ids, lengths)
-        return tuple(self._spread("text", _pad(layer, room)) for layer in layers)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _picture_program(config, mesh, padded: int, seed: int, params: dict, pixels: jax.Array, step: jax.Array):
+    """uint8 [B, H, W, 3] -> latents [B, padded, C] laid out as a batch's are."""
+    if isinstance(config, PixelCodecConfig):
+        latents = codec.encode(config, params, codec.from_uint8(pixels))
+    else:
+        # Only where the posterior is sampled; a batch taken again after a resume draws the same.
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        latents = encode_pictures(config, mesh, params, pixels, key)
+    return _spread("latents", _pad(latents, padded), mesh)
 
-    def _spread(self, name: str, x: jax.Array) -> jax.Array:
-        return x if self._mesh is None else jax.reshard(x, sharding.batch_spec(name, x.ndim, self._mesh))
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _text_program(config, mesh, room: int, params: dict, past: tuple, ids: jax.Array, lengths: jax.Array):
+    """Token ids [B, T] -> feature layers [B, room, width] laid out as a batch's are."""
+    layers = encode_text(config, mesh, params, past, ids, lengths)
+    return tuple(_spread("text", _pad(layer, room), mesh) for layer in layers)
+
+
+def _spread(name: str, x: jax.Array, mesh) -> jax.Array:
+    return x if mesh is None else jax.reshard(x, sharding.batch_spec(name, x.ndim, mesh))
 
 
 def _pad(x, length: int):

@@ -5,6 +5,7 @@ is cut as `sharding.GPT_OSS_RULES` say and brought together a layer at a time, p
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -83,17 +84,12 @@ class GptOssTextConfig:
 
 
 class FrozenAutoencoder:
-    """Pictures to latents on a mesh, every device its rows."""
+    """Its weights, for `encode_pictures`."""
 
     def __init__(self, config: FluxCodecConfig, mesh: Mesh | None = None):
         _, part = _find(config, "codec", "autoencoder")
-        self.config, self._mesh = config, mesh
         self.digest = part.digest()
         self.params = _place(part, config.model, sharding.AUTOENCODER_RULES, mesh)
-
-    def encode(self, params: dict, pixels: jax.Array, key: jax.Array) -> jax.Array:
-        """As `encode_pictures`; `params` are our own."""
-        return encode_pictures(self.config, self._mesh, params, pixels, key)
 
 
 def encode_pictures(config: FluxCodecConfig, mesh, params: dict, pixels: jax.Array, key: jax.Array) -> jax.Array:
@@ -130,16 +126,9 @@ class FrozenTextEncoder:
         params = _place(part, config.model, sharding.GPT_OSS_RULES, mesh, head=False)
         self.config, self._mesh, self.params = config, mesh, params
         self._tokenizer, self._frame = tokenizer, harmony.image_frame(config.date)
-        access = gpt_oss.WHOLE if mesh is None else _access(mesh, params)
-        prefix = jnp.array(tokenizer.encode_pieces(self._frame.prefix), jnp.int32)
-        layers = config.selected[-1] + 1
-        prefill = lambda params, ids: gpt_oss.prefill(config.model, params, ids, layers, access)
-        if mesh is not None:
-            specs, everywhere = sharding.tree_specs(sharding.GPT_OSS_RULES, params, mesh), PartitionSpec()
-            prefill = jax.shard_map(prefill, in_specs=(specs, everywhere), out_specs=everywhere, check_vma=False)
-            prefix = sharding.everywhere(prefix, mesh)
+        prefix = sharding.everywhere(np.array(tokenizer.encode_pieces(self._frame.prefix), np.int32), mesh)
         # Keys and values [layers, 1, 97, kv_heads, head_dim].
-        self.past = sharding.on(mesh, jax.jit(prefill))(params, prefix)
+        self.past = sharding.on(mesh, _prefill)(config, mesh, params, prefix)
 
     def tokens(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(int32 [B, max_tokens], lengths [B]) behind the shared beginning; a blank caption has length 0."""
@@ -149,17 +138,25 @@ class FrozenTextEncoder:
         rows = [encode(caption) if text else [] for caption, text in zip(captions, check_prompts(captions))]
         return pad(rows, c.max_tokens, self._tokenizer.pad_token)
 
-    def encode(self, params: dict, past: tuple, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
-        """As `encode_text`; `params` and `past` are our own."""
-        return encode_text(self.config, self._mesh, params, past, ids, lengths)
-
     def features(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of a few prompts on the host, for samples while training. On a mesh all processes must call it."""
         ids, lengths = self.tokens(prompts)
         arrays = [sharding.everywhere(x, self._mesh) for x in (ids, lengths)]
-        layers = sharding.on(self._mesh, jax.jit(self.encode))(self.params, self.past, *arrays)
+        encode = jax.jit(encode_text, static_argnums=(0, 1))
+        layers = sharding.on(self._mesh, encode)(self.config, self._mesh, self.params, self.past, *arrays)
         layers = sharding.local_copy(layers, self._mesh)
         return TextFeatures(tuple(np.asarray(layer) for layer in layers), lengths)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prefill(config: GptOssTextConfig, mesh, params: dict, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of the beginning that all conversations share."""
+    access = gpt_oss.WHOLE if mesh is None else _access(mesh, params)
+    prefill = lambda params, ids: gpt_oss.prefill(config.model, params, ids, config.selected[-1] + 1, access)
+    if mesh is None:
+        return prefill(params, ids)
+    specs, everywhere = sharding.tree_specs(sharding.GPT_OSS_RULES, params, mesh), PartitionSpec()
+    return jax.shard_map(prefill, in_specs=(specs, everywhere), out_specs=everywhere, check_vma=False)(params, ids)
 
 
 def encode_text(
