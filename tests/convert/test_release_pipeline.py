@@ -66,11 +66,11 @@ def test_release_draws_the_golden(release, golden):
 
 
 def test_bfloat16_stays_near(release, golden):
-    """The distances that docs/checkpoints.md states, each with a margin of two.
+    """The distances that docs/checkpoints.md states, and half as much again.
 
     bfloat16 keeps 8 bits: 0.2 % a rounding, through three networks, guidance and the steps. Which way a sum rounds is
-    the compiler's choice, hence the margin; the arithmetic of the release would not pass: 8.8 % of its bytes are off
-    by more than 4 levels (tests/oracle/test_bfloat16.py).
+    the compiler's choice: JAX 0.10 and 0.12 differ by 2 % of a distance, by 13 % in the last one. The arithmetic of
+    the release would not pass: its latents are 2.3 % off (tests/oracle/test_bfloat16.py).
     """
     pipe, reference = (LensPipeline.from_pretrained(release, dtype=dtype) for dtype in ("bfloat16", "float32"))
     grid = tuple(int(n) for n in golden["latent_hw"])
@@ -78,11 +78,11 @@ def test_bfloat16_stays_near(release, golden):
     features = lambda p: encode(p.text_encoder, golden)
     found = distances(pipe, reference, features, golden["initial_latents"], grid, *steps)
     for name, measured in {
-        "velocity": 0.0063, "decode": 0.0081, "latents": 0.012, "image": 0.011,
+        "velocity": 0.0062, "decode": 0.0082, "latents": 0.012, "image": 0.011,
         "off_by_more_than_1": 0.32, "off_by_more_than_2": 0.14, "off_by_more_than_4": 0.022,
     }.items():  # fmt: skip
-        assert 0 < found[name] < 2 * measured, name
-    assert all(float(value) < 0.04 for value in found["text_median_token"].split(", "))
+        assert 0 < found[name] < 1.5 * measured, name
+    assert all(float(value) < 0.027 for value in found["text_median_token"].split(", "))
 
 
 def test_converted_there_and_back(release, golden, tmp_path):
