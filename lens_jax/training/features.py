@@ -123,7 +123,8 @@ class Features:
         if self._cached:
             batch["latents"] = _pad(batch["latents"], tokens.padded)
         elif self._sentences:
-            batch["text"], batch["text_lengths"] = self._sentences.encode(batch.pop("captions"))
+            found = self._sentences.encode(batch.pop("captions"))
+            batch["text"], batch["text_lengths"] = found.layers, found.lengths
         else:
             batch["ids"], batch["text_lengths"] = self.text_encoder.tokens(batch.pop("captions"))
         if "text" in batch:
@@ -178,7 +179,7 @@ class Features:
     def text(self, captions: Sequence[str], room: int) -> tuple[np.ndarray, np.ndarray]:
         """(features [layers, B, room, width], lengths [B]) on the host of captions of at most `room` tokens."""
         if self._sentences:
-            layers, lengths = self._sentences.encode(captions)
+            layers, lengths, _ = self._sentences.encode(captions)
         else:
             ids, lengths = self.text_encoder.tokens(captions)
             batch = sharding.place_batch({"ids": ids[:, :room], "text_lengths": lengths}, self._mesh)

@@ -145,7 +145,7 @@ class FrozenTextEncoder:
         encode = jax.jit(encode_text, static_argnums=(0, 1))
         layers = sharding.on(self._mesh, encode)(self.config, self._mesh, self.params, self.past, *arrays)
         layers = sharding.local_copy(layers, self._mesh)
-        return TextFeatures(tuple(np.asarray(layer) for layer in layers), lengths)
+        return TextFeatures(tuple(np.asarray(layer) for layer in layers), lengths, self.config.date)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
