@@ -152,7 +152,13 @@ def create(make, mesh: Mesh | None, *args) -> Any:
     automatic = Mesh(mesh.devices, mesh.axis_names)
     specs = state_specs(jax.eval_shape(make, *args), mesh)
     made = jax.jit(make, out_shardings=shardings(automatic, specs))(*args)
-    return jax.device_put(made, shardings(mesh, specs))
+
+    def relabel(array: jax.Array, place: NamedSharding) -> jax.Array:
+        # The same parts where they are. device_put refuses a key whose devices are not all of this process.
+        parts = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, place, parts)
+
+    return jax.tree.map(relabel, made, shardings(mesh, specs))
 
 
 def abstract(make, mesh: Mesh | None, *args) -> Any:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from lens_jax import sharding
 from lens_jax.config import TrainConfig
@@ -196,7 +197,12 @@ class Features:
 def _picture_program(config, mesh, padded: int, seed: int, params: dict, pixels: jax.Array, step: jax.Array):
     """uint8 [B, H, W, 3] -> latents [B, padded, C] laid out as a batch's are."""
     if isinstance(config, PixelCodecConfig):
-        latents = codec.encode(config, params, codec.from_uint8(pixels))
+        encode = lambda params, pixels: codec.encode(config, params, codec.from_uint8(pixels))
+        if mesh is not None:
+            # Each device its rows: a reshape of rows that are spread has no rule of its own.
+            rows = PartitionSpec(jax.typeof(pixels).sharding.spec[0])
+            encode = jax.shard_map(encode, in_specs=(PartitionSpec(), rows), out_specs=rows)
+        latents = encode(params, pixels)
     else:
         # Only where the posterior is sampled; a batch taken again after a resume draws the same.
         key = jax.random.fold_in(jax.random.key(seed), step)
