@@ -130,10 +130,11 @@ def train(argv: list[str]) -> int:
     config = parse(run_config.TrainConfig, argv[1:], f"lens-jax train {argv[0]}", default=base)
     from lens_jax import distributed
 
-    distributed.initialize()
+    distributed.initialize(heartbeat=config.heartbeat_seconds)
     from lens_jax.training.loop import train as run
 
-    stopped_by = run(config).stopped_by
+    with distributed.ending_alone():
+        stopped_by = run(config).stopped_by
     # As a shell reports it: an orchestrator must not take a run that was stopped for one that is complete.
     return 0 if stopped_by is None else 128 + stopped_by
 

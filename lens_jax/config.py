@@ -31,8 +31,14 @@ class CheckpointConfig:
 
     # Save after every so many optimiser steps, and always at the end and when told to stop.
     every: int = 1000
-    # Checkpoints kept; older ones are deleted.
+    # Newest checkpoints kept; older ones are deleted.
     keep: int = 3
+    # Also keep, for good, the checkpoint of every step that is a multiple of this, which should be one of `every`; 0
+    # keeps none.
+    keep_every: int = 0
+    # Folder of the checkpoints, which all processes must see: a path, gs://BUCKET/... or s3://BUCKET/... (pip install
+    # "lens-jax[gcs]" or "lens-jax[s3]"). Empty is OUT/checkpoints. All else a run writes stays in OUT.
+    path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +109,15 @@ class TrainConfig:
     ema_decay: float = 0.9999
     # Root of all randomness.
     seed: int = 0
+    # What a new run starts from, instead of random parameters: a run or one of its checkpoints, a release folder or its
+    # conversion, or a file of weights. A run that is there already goes on from its own checkpoint.
+    init_from: str = ""
+    # Of a run: its moving average, or the parameters themselves.
+    init_part: Literal["ema", "params"] = "ema"
+    # Take what fits and leave the rest random, instead of refusing what does not fit in every array.
+    init_partial: bool = False
+    # Of several processes: seconds without a sign of life after which one counts as dead, and the others end.
+    heartbeat_seconds: int = 100
     # A loss that is not finite ends the run before it is saved, or its step is skipped.
     nonfinite: Literal["stop", "skip"] = "stop"
     model: DenoiserConfig = DenoiserConfig()
@@ -119,7 +134,7 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        for name in ("steps", "accumulation"):
+        for name in ("steps", "accumulation", "heartbeat_seconds"):
             if getattr(self, name) < 1:
                 raise LensError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name, value in (
@@ -130,8 +145,12 @@ class TrainConfig:
         ):
             if value < 1:
                 raise LensError(f"{name} is {value}; it must be at least 1")
-        if self.profile.steps < 0:
-            raise LensError(f"profile.steps is {self.profile.steps}; it must be 0 or more")
+        for name, value in (
+            ("profile.steps", self.profile.steps),
+            ("checkpoint.keep_every", self.checkpoint.keep_every),
+        ):
+            if value < 0:
+                raise LensError(f"{name} is {value}; it must be 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise LensError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 

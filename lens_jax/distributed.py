@@ -4,20 +4,24 @@ The environment says it: Slurm, Open MPI, a TPU slice, or three variables that a
 none of this and is left alone.
 """
 
+import contextlib
+import ctypes
 import os
 import re
+import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lens_jax.console import make_console
 from lens_jax.errors import LensError
 
-# Images are pulled and nodes boot at their own pace; then a process that is silent for long is dead.
+# Images are pulled and nodes boot at their own pace.
 INITIALIZATION_SECONDS = 600
-HEARTBEAT_SECONDS = 100
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # What each of the three takes.
@@ -73,8 +77,13 @@ def detect(environ: Mapping[str, str]) -> Cluster | None:
     return None
 
 
-def initialize(environ: Mapping[str, str] = os.environ, timeout: int = INITIALIZATION_SECONDS) -> None:
-    """Join the other processes, before any JAX operation. Does nothing in a single process, or when called again."""
+def initialize(
+    environ: Mapping[str, str] = os.environ, timeout: int = INITIALIZATION_SECONDS, heartbeat: int = 100
+) -> None:
+    """Join the other processes, before any JAX operation. Does nothing in a single process, or when called again.
+
+    A process that is silent for `heartbeat` seconds is dead to the others.
+    """
     cluster = detect(environ)
     if cluster is None:
         return
@@ -101,7 +110,7 @@ def initialize(environ: Mapping[str, str] = os.environ, timeout: int = INITIALIZ
             # Where we know everything: left to itself, JAX gives a process under Slurm one device only.
             cluster_detection_method=None if cluster.coordinator is None else "deactivate",
             initialization_timeout=timeout,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=heartbeat,
         )
     except ValueError as error:
         raise LensError(
@@ -110,12 +119,76 @@ def initialize(environ: Mapping[str, str] = os.environ, timeout: int = INITIALIZ
         ) from None
     finally:
         waiting.cancel()
+    _explain_abort()
     # All processes ask, since the devices are exchanged between them; one says it.
     local, everywhere = jax.local_device_count(), jax.device_count()
     if jax.process_index() == 0:
         make_console().print(
             f"process 0 of {jax.process_count()} ({cluster.source}), {local} local devices, {everywhere} in all"
         )
+
+
+@contextlib.contextmanager
+def ending_alone() -> Iterator[None]:
+    """Of several processes, ends one at once when the block fails, with one line.
+
+    Python would first wait until all others have ended too, and those wait for this one.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        yield
+        return
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    try:
+        yield
+    except LensError as error:
+        code, line = 2, f"lens-jax: error: {who}: {error}"
+    except KeyboardInterrupt:
+        code, line = 130, f"lens-jax: interrupted: {who}"
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())
+        if not _LOST.search(reason):
+            traceback.print_exc()
+        code, line = 2, f"lens-jax: error: {who}: {_gone(reason[:200])}"
+    except BaseException:
+        code, line = 1, traceback.format_exc().rstrip()
+    else:
+        return
+    print(line, file=sys.stderr, flush=True)
+    if jax.process_index() == 0:
+        # The others lose their meeting point with it. Where all fail alike, each shall say so first.
+        time.sleep(1)
+    os._exit(code)
+
+
+# What collectives and JAX's service say when another process is gone, over Gloo, NCCL and gRPC.
+_LOST = re.compile(r"gloo|nccl|connection|unavailable|deadline|heartbeat|aborted", re.IGNORECASE)
+
+
+def _gone(reason: str) -> str:
+    return (
+        f"another process is gone, its own log says why ({reason}); start all again to go on from the last checkpoint"
+    )
+
+
+def _explain_abort() -> None:
+    """A last line before JAX ends this process, which it does in C++ where no Python handler is called.
+
+    It does so when process 0 is gone, which the others notice at once, or any other has been silent for too long.
+    """
+    import jax
+
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    line = f"lens-jax: error: {who}: {_gone('JAX ended this one, see above')}\n".encode()
+    libc = ctypes.CDLL(None)
+
+    def explain(number):
+        os.write(2, line)
+        libc.signal(number, None)  # the default: when this returns, abort() goes on to end the process
+
+    _explain_abort.keep = handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
+    libc.signal(int(signal.SIGABRT), handler)
 
 
 def _explicit(environ: Mapping[str, str]) -> Cluster:

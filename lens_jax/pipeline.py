@@ -70,13 +70,13 @@ class LensPipeline:
         """
         from lens_jax.convert import load, native, release
 
-        path = Path(path)
-        if release.is_release(path) or native.is_native(path) or path.is_file():
-            return load.load_pipeline(path, **options)
+        local = None if "://" in str(path) else Path(path)
+        if local and (release.is_release(local) or native.is_native(local) or local.is_file()):
+            return load.load_pipeline(local, **options)
         from lens_jax.text.sentence import SentenceEncoder, SentenceEncoderConfig
         from lens_jax.training import checkpoint
 
-        folder = checkpoint.find(Path(path))
+        folder = checkpoint.find(path)
         metadata = checkpoint.read_metadata(folder)
         config = metadata["config"]
         fields = [field.name for field in dataclasses.fields(config.model)]

@@ -146,19 +146,25 @@ def create(make, mesh: Mesh | None, *args) -> Any:
     """`make(*args)`, a state, computed where it will live: no device ever holds all of it.
 
     Compiled with automatic axes, since random draws follow their results' layout there; values do not depend on it.
+    All but the first of `args` become part of the state and are used up.
     """
+    used_up = tuple(range(1, len(args)))
     if mesh is None:
-        return jax.jit(make)(*args)
+        return jax.jit(make, donate_argnums=used_up)(*args)
     automatic = Mesh(mesh.devices, mesh.axis_names)
     specs = state_specs(jax.eval_shape(make, *args), mesh)
-    made = jax.jit(make, out_shardings=shardings(automatic, specs))(*args)
-
-    def relabel(array: jax.Array, place: NamedSharding) -> jax.Array:
-        # The same parts where they are. device_put refuses a key whose devices are not all of this process.
-        parts = [shard.data for shard in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(array.shape, place, parts)
-
+    is_placed = lambda x: isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding)
+    place = lambda x: relabel(x, NamedSharding(automatic, x.sharding.spec)) if is_placed(x) else x
+    made = jax.jit(make, out_shardings=shardings(automatic, specs), donate_argnums=used_up)(*jax.tree.map(place, args))
     return jax.tree.map(relabel, made, shardings(mesh, specs))
+
+
+def relabel(array: jax.Array, place: NamedSharding) -> jax.Array:
+    """The same parts of an array on the same devices, under another name for where they are.
+
+    What device_put would do too, but for a key whose devices are not all of this process.
+    """
+    return jax.make_array_from_single_device_arrays(array.shape, place, [x.data for x in array.addressable_shards])
 
 
 def abstract(make, mesh: Mesh | None, *args) -> Any:
@@ -168,6 +174,14 @@ def abstract(make, mesh: Mesh | None, *args) -> Any:
         return shapes
     places = shardings(mesh, state_specs(shapes, mesh))
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+
+
+def abstract_params(tree: Any, rules: dict, mesh: Mesh | None) -> Any:
+    """Shapes, dtypes and, on a mesh, layouts of the parameters of one network."""
+    if mesh is None:
+        return tree
+    places = shardings(mesh, tree_specs(rules, tree, mesh))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
 
 
 def on(mesh: Mesh | None, function):
@@ -314,6 +328,13 @@ def largest(number: int, mesh: Mesh) -> jax.Array:
     every = NamedSharding(mesh, PartitionSpec(AXES))
     numbers = jax.make_array_from_process_local_data(every, np.full(len(mesh.local_devices), number, np.int32))
     return _max(mesh)(numbers)
+
+
+def of_first_process(tree: Any) -> Any:
+    """What process 0 has of a tree of numpy arrays: sums may differ in a bit between kinds of processors."""
+    from jax.experimental import multihost_utils
+
+    return jax.device_get(multihost_utils.broadcast_one_to_all(tree)) if jax.process_count() > 1 else tree
 
 
 @functools.cache

@@ -1,9 +1,10 @@
-"""Checkpoints: asynchronous, atomic, keep-N; state, data position and resolved config in one folder a step.
+"""Checkpoints: asynchronous, atomic, kept by number and by interval; a folder a step, on a disk or in an object store.
 
-    RUN/checkpoints/<step>/params, ema, opt_state, codec, progress    arrays (orbax)
-    RUN/checkpoints/<step>/_CHECKPOINT_METADATA                       format, config, data position (JSON)
+    RUN/checkpoints/<step>/params, ema, opt_state, codec, progress    arrays (orbax), each process its parts
+    RUN/checkpoints/<step>/_CHECKPOINT_METADATA                       format, config, data position, checksums (JSON)
 
-Orbax writes aside and renames, so a folder named by a step is whole or not there.
+Orbax writes aside and renames, or in an object store writes a marker last, so a folder named by a step is whole or not
+there; checksums tell when that has changed since.
 """
 
 import contextlib
@@ -11,26 +12,36 @@ import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+import zlib
+from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from lens_jax import config as run_config
-from lens_jax.config import TrainConfig
+from lens_jax import sharding
+from lens_jax.config import CheckpointConfig, TrainConfig
 from lens_jax.data.buckets import Bucket
 from lens_jax.errors import LensError
 from lens_jax.models import codec, denoiser
 from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.training.integrity import checksums, leaves_by_path
 from lens_jax.training.state import State
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "checkpoints"
+METADATA = "_CHECKPOINT_METADATA"
 _MAX_METADATA_BYTES = 16_000_000
+
+
+class DamagedError(LensError):
+    """A checkpoint that is not what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +54,27 @@ class Position:
     fingerprint: str
 
 
-class CheckpointStore:
-    """The checkpoints of one run."""
+def folder_of(config: TrainConfig) -> epath.Path:
+    """The folder of a run's checkpoints."""
+    return epath.Path(config.checkpoint.path) if config.checkpoint.path else epath.Path(config.out).absolute() / FOLDER
 
-    def __init__(self, run: Path, keep: int):
-        self.folder = run.absolute() / FOLDER
+
+class CheckpointStore:
+    """Writes the checkpoints of one run. On a mesh all processes do all of it together."""
+
+    def __init__(self, folder: epath.Path, config: CheckpointConfig, mesh: Mesh | None = None):
+        self.folder, self._mesh = folder, mesh
         policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(config.keep)]
+        if config.keep_every:
+            kept.append(policies.EveryNSteps(config.keep_every))
         _quieten()
         try:
             self._checkpointer = ocp.training.Checkpointer(
-                self.folder, preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True
+                folder, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
             )
         except OSError as error:
-            raise LensError(f"{self.folder}: checkpoints cannot be written: {error.strerror}") from None
+            raise LensError(f"{folder}: checkpoints cannot be written: {error.strerror or error}") from None
         self._pending = None
         self._closed = False
 
@@ -67,18 +86,21 @@ class CheckpointStore:
     def save(self, state: State, position: Position, config: TrainConfig, sizes: Sequence[Bucket]) -> None:
         """Start saving; returns when the arrays are copied. The previous save is waited for, and its failure raised."""
         self.wait()
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        parts = _parts(state)
         metadata = {
             "format": FORMAT,
             "config": run_config.to_dict(config),
             "position": dataclasses.asdict(position),
             "sizes": [[size.height, size.width] for size in sizes],
+            "checksums": checksums(parts, self._mesh),
         }
-        step = int(state.step)
-        if step == self.latest_step:
-            return
+        metadata["checksum"] = _checksum(metadata)
         with self._failures(step):
             save = self._checkpointer.save_checkpointables_async
-            self._pending = step, save(step, _parts(state), force=True, custom_metadata=metadata)
+            self._pending = step, save(step, parts, force=True, custom_metadata=metadata)
 
     def wait(self) -> None:
         """Wait until what was last saved is on disk."""
@@ -88,23 +110,16 @@ class CheckpointStore:
                 if response is not None:
                     response.result()
 
-    def restore(self, abstract: State) -> tuple[State, Position]:
-        """The newest state, as described by `abstract`, and where in the data it stands."""
-        step = self.latest_step
-        folder = self.folder / str(step)
-        metadata = read_metadata(folder)
-        wanted = _parts(abstract)
-        check_shapes(wanted, saved_shapes(folder), folder)
-        parts = self._checkpointer.load_checkpointables(step, wanted)
-        progress = parts.pop("progress")
-        return State(**{"codec": {}, **parts}, **progress), metadata["position"]
-
     def close(self) -> None:
         """Wait for what is being saved, then let go of the folder. Closing twice is fine."""
         self.wait()
         if not self._closed:
             self._closed = True
             self._checkpointer.close()
+
+    def abandon(self) -> None:
+        """Let go of the folder without waiting: the others are gone, or somebody is in a hurry."""
+        self._pending, self._closed = None, True
 
     @contextlib.contextmanager
     def _failures(self, step: int):
@@ -118,11 +133,70 @@ class CheckpointStore:
             self._closed = True
             with contextlib.suppress(Exception):
                 self._checkpointer.close()
-            reason = " ".join(str(error).split())[:300]
             raise LensError(
-                f"{self.folder / str(step)}: the checkpoint could not be saved ({reason}); "
+                f"{self.folder / str(step)}: the checkpoint could not be saved ({_one_line(error, 300)}); "
                 "earlier checkpoints are whole"
             ) from None
+
+
+def restore_newest(
+    folder: epath.Path, abstract: State, mesh: Mesh | None = None, say: Callable[[str], None] = print
+) -> tuple[State, Position] | None:
+    """The newest whole checkpoint, as described by `abstract`, and where in the data it stands; None without any.
+
+    One that is damaged is told by `say`, set aside as STEP.damaged, and the one before it is taken: all processes take
+    the same one, whoever sees the damage. LensError when none is whole, or where one is of another model.
+    """
+    damaged, step = {}, None
+    while (step := _newest(folder, step, mesh)) is not None:
+        problem, wanted, place = None, _parts(abstract), folder / str(step)
+        try:
+            metadata, saved = read_metadata(place), saved_shapes(place)
+            check_shapes(wanted, saved, place)
+            parts = _load(place, wanted)
+        except DamagedError as error:
+            problem = str(error)
+        # Nobody goes on to what takes all of them before everybody has read its own.
+        if not _anybody(problem is not None, mesh):
+            problem = _differences(parts, saved, metadata["checksums"], place, mesh)
+        elif problem is None:
+            problem = f"{place}: another process could not read its parts"
+        if problem is None:
+            _set_aside(folder, damaged, mesh, lambda line: say(f"{line}; step {step} is used instead"))
+            progress = parts.pop("progress")
+            return State(**{"codec": {}, **parts}, **progress), metadata["position"]
+        damaged[step] = problem
+    if damaged:
+        raise LensError(f"no whole checkpoint is left: {'; '.join(damaged.values())}")
+    return None
+
+
+def _newest(folder: epath.Path, before: int | None, mesh: Mesh | None) -> int | None:
+    """The newest step, older than `before`: what process 0 sees."""
+    steps = _steps(folder) if jax.process_index() == 0 else []
+    newest = max((step for step in steps if before is None or step < before), default=-1)
+    newest = newest if mesh is None else int(sharding.largest(newest, mesh))
+    return None if newest < 0 else newest
+
+
+def _anybody(yes: bool, mesh: Mesh | None) -> bool:
+    return yes if mesh is None else bool(int(sharding.largest(int(yes), mesh)))
+
+
+def _set_aside(folder: epath.Path, damaged: dict[int, str], mesh: Mesh | None, say: Callable[[str], None]) -> None:
+    """Rename damaged checkpoints, so that nothing takes them for the newest."""
+    for step, problem in damaged.items():
+        aside = folder / f"{step}.damaged"
+        if jax.process_index() == 0:
+            try:
+                if aside.exists():
+                    aside.rmtree()
+                (folder / str(step)).rename(aside)
+            except OSError as error:
+                raise LensError(f"{problem}; it cannot be renamed ({error.strerror or error})") from None
+        say(f"{problem}; set aside as {aside.name}")
+    # The others must not list the folder before that.
+    _anybody(False, mesh)
 
 
 def _parts(state: State) -> dict[str, Any]:
@@ -137,62 +211,93 @@ def _parts(state: State) -> dict[str, Any]:
     }
 
 
-def find(path: Path) -> Path:
+def as_path(path: str | PathLike) -> epath.Path:
+    """A path, or an address in an object store."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.absolute()
+
+
+def find(path: str | PathLike) -> epath.Path:
     """The checkpoint folder meant by a checkpoint, a run or its checkpoints folder; the newest if there are several."""
-    path = path.absolute()
+    path = as_path(path)
     if not path.is_dir():
         raise LensError(f"{path}: no such checkpoint; give a run folder, or RUN/{FOLDER}/STEP")
-    if (path / "_CHECKPOINT_METADATA").is_file():
+    if (path / METADATA).is_file():
         return path
     for parent in (path / FOLDER, path):
-        steps = [p for p in parent.glob("*") if p.name.isdigit() and (p / "_CHECKPOINT_METADATA").is_file()]
-        if steps:
-            return max(steps, key=lambda p: int(p.name))
+        if steps := _steps(parent):
+            return parent / str(max(steps))
     raise LensError(f"{path}: holds no checkpoint; a run keeps them in RUN/{FOLDER}/STEP")
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """`config` (TrainConfig), `position` (Position) and `sizes` ((height, width) it was trained on), checked."""
-    path = folder / "_CHECKPOINT_METADATA"
+def is_run(path: epath.Path) -> bool:
+    """Whether `find` would find a checkpoint."""
+    return (path / METADATA).is_file() or bool(_steps(path / FOLDER) or _steps(path))
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """The steps a folder has checkpoints of, whole or damaged."""
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+
+
+def read_metadata(folder: epath.Path) -> dict[str, Any]:
+    """`config` (TrainConfig), `position` (Position), `sizes` ((height, width) it was trained on) and `checksums`."""
+    path = epath.Path(folder) / METADATA
     try:
-        if path.stat().st_size > _MAX_METADATA_BYTES:
-            raise LensError(f"{path}: too large for checkpoint metadata")
-        custom = json.loads(path.read_text(encoding="utf-8"))["custom_metadata"]
+        if path.stat().length > _MAX_METADATA_BYTES:
+            raise DamagedError(f"{path}: too large for checkpoint metadata")
+        custom = json.loads(path.read_text())["custom_metadata"]
         if custom["format"] != FORMAT:
             raise LensError(f"{path}: checkpoint format {custom['format']!r}; this version reads format {FORMAT}")
-        config, position = custom["config"], custom["position"]
+        if custom["checksum"] != _checksum(custom):
+            raise ValueError("checksum")
+        config, position, saved = custom["config"], custom["position"], dict(custom["checksums"])
         sizes = [(int(height), int(width)) for height, width in custom["sizes"]]
         if not sizes or any(min(size) < 1 for size in sizes):
             raise ValueError(sizes)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise LensError(f"{path}: not the metadata of a lens-jax checkpoint") from None
+        raise DamagedError(f"{path}: damaged, or not the metadata of a lens-jax checkpoint") from None
     return {
         "config": run_config.from_dict(TrainConfig, config, str(path)),
         "position": run_config.from_dict(Position, position, str(path), "position."),
         "sizes": sizes,
+        "checksums": saved,
     }
 
 
-def saved_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def _checksum(metadata: dict[str, Any]) -> int:
+    """Of all of our metadata but the checksum itself."""
+    rest = {name: value for name, value in metadata.items() if name != "checksum"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def saved_shapes(folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Path -> (shape, dtype) of every array of a checkpoint, from its metadata alone."""
+    _quieten()
     try:
         parts = ocp.checkpointables_metadata(folder).metadata
-    except (OSError, ValueError, KeyError) as error:
-        raise LensError(f"{folder}: its array metadata cannot be read ({' '.join(str(error).split())[:200]})") from None
-    return {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in _leaves(parts)}
+    except Exception as error:  # orbax raises many kinds; all mean the files are damaged
+        raise DamagedError(f"{folder}: damaged, its array metadata cannot be read ({_one_line(error)})") from None
+    return {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves_by_path(parts)}
 
 
-def check_shapes(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...], str]], folder: Path) -> None:
+def check_shapes(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...], str]], folder: epath.Path) -> None:
     """One error that lists every array that is missing or of another shape."""
-    problems = []
-    for path, leaf in _leaves(wanted):
-        if path not in saved:
-            problems.append(f"{path} is missing")
-        elif not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) and saved[path][0] != tuple(leaf.shape):
-            problems.append(f"{path} is {list(saved[path][0])}, this model has {list(leaf.shape)}")
+    problems = list(differences(wanted, saved).values())
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise LensError(f"{folder}: a checkpoint of another model, {len(problems)} arrays differ: {shown}")
+
+
+def differences(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, str]:
+    """Path -> what is wrong with it, of every wanted array that is missing or of another shape."""
+    problems = {}
+    for path, leaf in leaves_by_path(wanted):
+        if path not in saved:
+            problems[path] = f"{path} is missing"
+        elif not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) and saved[path][0] != tuple(leaf.shape):
+            problems[path] = f"{path} is {list(saved[path][0])}, this model has {list(leaf.shape)}"
+    return problems
 
 
 def abstract_params(config: DenoiserConfig, part: str) -> dict:
@@ -207,24 +312,52 @@ def abstract_codec(config: TrainConfig) -> dict:
     return codec.abstract_params(config.codec) if isinstance(config.codec, PixelCodecConfig) else {}
 
 
-def load_parts(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Some parts of a checkpoint, e.g. `{"ema": abstract tree}`, checked before they are read."""
+def load_parts(
+    folder: epath.Path, wanted: dict[str, Any], mesh: Mesh | None = None, partial: bool = False
+) -> dict[str, Any]:
+    """Some parts of a checkpoint, e.g. `{"ema": abstract tree}`, checked before and after they are read.
+
+    partial: of each part only the arrays in `wanted`, and not all it has.
+    """
     empty = {name: {} for name, tree in wanted.items() if not tree}
     wanted = {name: tree for name, tree in wanted.items() if tree}
-    check_shapes(wanted, saved_shapes(folder), folder)
+    saved = saved_shapes(folder)
+    check_shapes(wanted, saved, folder)
+    parts = _load(folder, wanted, partial)
+    if problem := _differences(parts, saved, read_metadata(folder)["checksums"], folder, mesh):
+        raise DamagedError(problem)
+    return parts | empty
+
+
+def _load(folder: epath.Path, wanted: dict[str, Any], partial: bool = False) -> dict[str, Any]:
+    """The wanted parts, without waiting for other processes: they would wait in vain for one that finds damage."""
     _quieten()
+    me, options = jax.process_index(), ocp.options
+    alone = options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}_")
+    tree = options.PyTreeOptions(loading=options.PyTreeOptions.Loading(partial_load=partial))
     try:
-        return {**ocp.load_checkpointables(folder, wanted), **empty}
+        with ocp.Context(multiprocessing_options=alone, pytree_options=tree):
+            return ocp.load_checkpointables(folder, wanted)
     except Exception as error:  # orbax raises many kinds; all mean the files are damaged
-        raise LensError(f"{folder}: damaged ({' '.join(str(error).split())[:200]})") from None
+        raise DamagedError(f"{folder}: damaged ({_one_line(error)})") from None
 
 
-def _leaves(tree) -> list[tuple[str, Any]]:
-    """Leaves by path, the same for namedtuples and for the lists and dicts that metadata holds in their place."""
-    return [
-        ("/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", "")))) for k in path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+def _differences(parts, saved, sums: dict[str, int], folder: epath.Path, mesh: Mesh | None) -> str | None:
+    """What to say of arrays whose checksum is not that they were saved with; None when there are none.
+
+    Those read in another dtype than they were saved in have no checksum to be compared with.
+    """
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    same = {path: leaf for path, leaf in leaves_by_path(parts) if is_key(leaf) or saved[path][1] == str(leaf.dtype)}
+    wrong = [path for path, value in checksums(same, mesh).items() if sums.get(path) != value]
+    if not wrong:
+        return None
+    more = f" and {len(wrong) - 1} more arrays" if len(wrong) > 1 else ""
+    return f"{folder}: damaged, {wrong[0]}{more} differ from what was saved"
+
+
+def _one_line(error: Exception, limit: int = 200) -> str:
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def _quieten() -> None:

@@ -26,7 +26,7 @@ from lens_jax.models.codec import PixelCodecConfig
 from lens_jax.pictures import contact_sheet
 from lens_jax.pipeline import LensPipeline
 from lens_jax.text.encoder import TextFeatures
-from lens_jax.training import checkpoint
+from lens_jax.training import checkpoint, warm_start
 from lens_jax.training.checkpoint import CheckpointStore, Position
 from lens_jax.training.features import Features, fit_codec
 from lens_jax.training.metrics import MetricsLog, Profile, SilentLog, Window
@@ -73,16 +73,24 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     with _writing(run):
         run.mkdir(parents=True, exist_ok=True)
         if main:
-            (run / "config.json").write_text(json.dumps(run_config.to_dict(config), indent=2) + "\n", encoding="utf-8")
+            partial = run / "config.json.partial"
+            partial.write_text(json.dumps(run_config.to_dict(config), indent=2) + "\n", encoding="utf-8")
+            partial.replace(run / "config.json")
     optimizer = make_optimizer(config.optimizer, config.steps)
     create = functools.partial(create_state, config.model, optimizer, seed=config.seed)
-    store = CheckpointStore(run, config.checkpoint.keep)
     position = Position(next_step=0, fingerprint=fingerprint(manifest))
-    if store.latest_step is None:
-        state = sharding.create(create, mesh, fit_codec(config))
-        console.print(f"new run in {run}")
+    checkpoints = checkpoint.folder_of(config)
+    abstract = sharding.abstract(create, mesh, checkpoint.abstract_codec(config))
+    # A ladder, as big_vision has it: (1) a checkpoint of this run, (2) what init_from names, (3) random parameters.
+    resumed = checkpoint.restore_newest(checkpoints, abstract, mesh, console.print)
+    if resumed is None:
+        params, codec_params = warm_start.load(config, mesh, console.print) if config.init_from else ({}, None)
+        if codec_params is None:
+            codec_params = sharding.of_first_process(fit_codec(config))
+        state = sharding.create(create, mesh, codec_params, params)
+        console.print(f"new run in {run}" + (f", from {config.init_from}" if config.init_from else ""))
     else:
-        state, saved = store.restore(sharding.abstract(create, mesh, checkpoint.abstract_codec(config)))
+        state, saved = resumed
         if saved.fingerprint != position.fingerprint:
             raise LensError(
                 f"{config.data.path}: not the data set that {run} was trained on (fingerprint {position.fingerprint}, "
@@ -90,6 +98,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
             )
         position = saved
         console.print(f"resuming {run} after step {int(state.step)}")
+    store = CheckpointStore(checkpoints, config.checkpoint, mesh)
 
     # ---- compiled functions --------------------------------------------------------------------------------------
     programs = Programs(*(sharding.on(mesh, program) for program in make_programs(config, optimizer)))
@@ -170,6 +179,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                 if stop is not None:
                     break
         store.close()
+    except (jax.errors.JaxRuntimeError, KeyboardInterrupt):
+        # Another process is gone, and with it what would complete a save; or the user will not wait.
+        store.abandon()
+        raise
     finally:
         reader.close()
         profile.close()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import DenoiserConfig
@@ -25,10 +26,21 @@ class State(struct.PyTreeNode):
     key: jax.Array
 
 
-def create_state(config: DenoiserConfig, optimizer: optax.GradientTransformation, codec: dict, seed: int) -> State:
-    """A fresh state. Pure, so `jax.eval_shape` of it describes a checkpoint."""
+def create_state(
+    config: DenoiserConfig,
+    optimizer: optax.GradientTransformation,
+    codec: dict,
+    params: dict[str, jax.Array] | None = None,
+    *,
+    seed: int,
+) -> State:
+    """A state at step 0. Pure, so `jax.eval_shape` of it describes a checkpoint.
+
+    params: by path, those that are not drawn at random.
+    """
     key = jax.random.key(seed)
-    params = denoiser.init(config, jax.random.fold_in(key, 0))
+    drawn = flatten_dict(denoiser.init(config, jax.random.fold_in(key, 0)), sep="/")
+    params = unflatten_dict(drawn | (params or {}), sep="/")
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
