@@ -278,7 +278,11 @@ def saved_shapes(folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
         parts = ocp.checkpointables_metadata(folder).metadata
     except Exception as error:  # orbax raises many kinds; all mean the files are damaged
         raise DamagedError(f"{folder}: damaged, its array metadata cannot be read ({_one_line(error)})") from None
-    return {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves_by_path(parts)}
+    shapes = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves_by_path(parts)}
+    # A part whose index is gone is no part to orbax.
+    if gone := read_metadata(folder)["checksums"].keys() - shapes.keys():
+        raise DamagedError(f"{folder}: damaged, {len(gone)} of its arrays are gone, among them {min(gone)}")
+    return shapes
 
 
 def check_shapes(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...], str]], folder: epath.Path) -> None:
@@ -356,13 +360,17 @@ def _differences(parts, saved, sums: dict[str, int], folder: epath.Path, mesh: M
     return f"{folder}: damaged, {wrong[0]}{more} differ from what was saved"
 
 
-def _one_line(error: Exception, limit: int = 200) -> str:
+def _one_line(error: BaseException, limit: int = 200) -> str:
+    """The first cause, which orbax wraps in what it tried."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def _quieten() -> None:
     """Orbax logs each step of each save, and a failure as pages of tracebacks; ours says it in one line."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL + 1)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", message="Sharding info not provided when restoring")
     # Saves in parallel; when one fails, what the others were about to write is dropped, and asyncio says so.
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")

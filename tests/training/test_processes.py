@@ -1,4 +1,4 @@
-"""Two real processes of four devices each: they train, are killed, resume, and another mesh goes on from what they saved.
+"""Two real processes of four devices each train, are killed and resume; other meshes go on from what they saved.
 
 The default suite kills three times; `pytest -m slow tests/training/test_processes.py` twenty times.
 """
@@ -20,6 +20,9 @@ import numpy as np
 import pytest
 
 from lens_jax import config as run_config
+from lens_jax import sharding
+from lens_jax.data.manifest import load_manifest
+from lens_jax.data.pipeline import batches
 from lens_jax.training import checkpoint
 from lens_jax.training.metrics import read_metrics
 
@@ -37,7 +40,7 @@ def config(tiny_config, tmp_path_factory):
         steps=STEPS,
         accumulation=1,
         model=dataclasses.replace(tiny_config.model, layers=1),
-        data=dataclasses.replace(tiny_config.data, batch_size=8, pad_areas=True),
+        data=dataclasses.replace(tiny_config.data, batch_size=8, pad_areas=True, languages=("en",)),
         checkpoint=run_config.CheckpointConfig(every=SAVE_EVERY, keep=2, keep_every=6),
         samples=run_config.SampleConfig(every=0),
         validation=run_config.ValidationConfig(every=0),
@@ -177,6 +180,106 @@ def test_killed_three_times(config, whole, cache, tmp_path):
     steps = [record["step"] for record in read_metrics(run / "metrics.jsonl", "train")]
     assert steps == list(range(1, STEPS + 1))
     assert not [p.name for p in (run / "checkpoints").iterdir() if not p.name.isdigit()]
+
+
+def test_one_is_told_to_stop_and_one_finds_damage(config, whole, cache, tmp_path):
+    """A signal to process 1 alone stops both after the same step; then what only process 1 reads is damaged."""
+    run = tmp_path / "run"
+    lives = Processes(config, run, cache)
+    while not (run / "metrics.jsonl").is_file() or '"step": 3' not in (run / "metrics.jsonl").read_text():
+        assert lives.running()
+        time.sleep(0.01)
+    lives.all[1].send_signal(signal.SIGTERM)
+    assert lives.end() == [128 + signal.SIGTERM] * 2, lives.text(0)[-3000:]
+    newest = max(steps_of(run))
+    assert newest > 2
+    assert f"stopped by SIGTERM after step {newest}, saved" in lives.text(0)
+    files = [p for p in (run / "checkpoints" / str(newest)).glob("*/ocdbt.process_1/d/*") if p.stat().st_size]
+    assert files
+    for path in files:
+        os.truncate(path, path.stat().st_size // 2)
+    again = Processes(config, run, cache)
+    again.succeed()
+    told = " ".join(again.text(0).split())
+    assert re.search(rf"checkpoints/{newest}: .*set aside as {newest}.damaged; step \d+ is used instead", told), told
+    assert saved(run) == saved(whole)
+
+
+def test_other_meshes_restore_the_same_bits(whole):
+    """What two processes of four devices saved, on one device, 8, 2, and cut over `tensor`."""
+    script = Path(__file__).with_name("restore_on_meshes.py")
+    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, str(script), str(whole)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=HANGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    digests = json.loads(done.stdout)
+    assert set(digests) == {"1,1,1,1", "1,8,1,1", "1,2,1,1", "8,1,1,1", "1,4,2,1", "2,2,2,1"}
+    assert len(set(digests.values())) == 1, digests
+
+
+def test_data_goes_on_in_order_on_any_number_of_hosts(whole, config):
+    """What two hosts have not read yet, one or four read: the same batches, and in an epoch each picture once."""
+    position = checkpoint.read_metadata(checkpoint.find(whole))["position"]
+    assert position.next_step == STEPS
+
+    def read(start, stop, hosts):
+        readers = [
+            batches(config.data, start_step=start, num_steps=stop - start, host=h, hosts=hosts) for h in range(hosts)
+        ]
+        try:
+            for _ in range(start, stop):
+                parts = [next(reader) for reader in readers]
+                assert len({part["bucket"] for part in parts}) == 1
+                yield (
+                    parts[0]["bucket"],
+                    np.concatenate([part["pixels"] for part in parts]),
+                    [caption for part in parts for caption in part["captions"]],
+                )
+        finally:
+            for reader in readers:
+                reader.close()
+
+    manifest = load_manifest(config.data.path)
+    counts = dict(zip(manifest.buckets, manifest.counts("train")))
+    # Two epochs of every bucket and more: a batch is eight pictures.
+    end = 3 * sum(-(-count // 8) for count in counts.values())
+    before = list(read(0, STEPS, hosts=2))
+    expected = list(read(STEPS, end, hosts=2))
+    for hosts in (1, 4):
+        for (size, pixels, captions), (size2, pixels2, captions2) in zip(
+            read(STEPS, end, hosts), expected, strict=True
+        ):
+            assert (size, captions) == (size2, captions2)
+            np.testing.assert_array_equal(pixels, pixels2)
+    for bucket, count in counts.items():
+        after = [
+            row
+            for hosts in (1,)
+            for size, pixels, _ in read(STEPS, end, hosts)
+            if size == bucket.shape
+            for row in pixels
+        ]
+        seen = [row.tobytes() for size, pixels, _ in before if size == bucket.shape for row in pixels]
+        seen += [row.tobytes() for row in after]
+        assert len(seen) >= 2 * count
+        assert sorted(seen[:count]) == sorted(seen[count : 2 * count])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "mesh"), [(8, {}), (2, {}), (8, {"fsdp": 4, "tensor": 2})])
+def test_other_meshes_go_on(config, whole, cache, tmp_path, devices, mesh):
+    """One process trains on from step 6 of two: the losses of the same batches, but for the order of sums."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for step in steps_of(run)[1:]:
+        shutil.rmtree(run / "checkpoints" / str(step))
+    other = dataclasses.replace(config, mesh=sharding.MeshConfig(**mesh))
+    lives = Processes(other, run, cache, processes=1, devices=devices)
+    lives.succeed()
+    assert "after step 6" in lives.text(0)
+    losses, expected = ([r["loss"] for r in read_metrics(path / "metrics.jsonl", "train")] for path in (run, whole))
+    # Metrics are written with six digits.
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
