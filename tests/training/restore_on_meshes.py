@@ -3,6 +3,7 @@
 python restore_on_meshes.py RUN   restores the newest checkpoint on several meshes and prints digests of all bits.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -14,11 +15,12 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 import numpy as np  # noqa: E402
+from flax.traverse_util import unflatten_dict  # noqa: E402
 
 from lens_jax import sharding  # noqa: E402
 from lens_jax.models import codec  # noqa: E402
 from lens_jax.sharding import MeshConfig  # noqa: E402
-from lens_jax.training import checkpoint  # noqa: E402
+from lens_jax.training import checkpoint, warm_start  # noqa: E402
 from lens_jax.training.optimizer import make_optimizer  # noqa: E402
 from lens_jax.training.state import create_state  # noqa: E402
 
@@ -33,9 +35,12 @@ def main(run: str) -> None:
         mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[:count]) if count > 1 else None
         abstract = sharding.abstract(create, mesh, codec.abstract_params(config.codec))
         state, _ = checkpoint.restore_newest(checkpoint.folder_of(config), abstract, mesh)
+        params, _ = warm_start.load(dataclasses.replace(config, init_from=run, init_part="params"), mesh)
+        for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(unflatten_dict(params, sep="/"))):
+            assert one.sharding == other.sharding
         assert mesh is None or any(not x.is_fully_replicated for x in jax.tree.leaves(state.params)) or sizes[0] == 8
         digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(state):
+        for leaf in jax.tree.leaves([state, unflatten_dict(params, sep="/")]):
             is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
         digests[",".join(map(str, sizes))] = digest.hexdigest()
