@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from lens_jax import sharding
 from lens_jax.config import TrainConfig
 from lens_jax.errors import LensError
-from lens_jax.models import codec, denoiser
+from lens_jax.models import denoiser
 from lens_jax.training import checkpoint
 
 
@@ -45,8 +45,8 @@ def _from_run(folder: epath.Path, config: TrainConfig, wanted: dict, mesh: Mesh 
     chosen = _choose(f"init_from {folder} ({config.init_part})", config, wanted, found, say)
     parts = {config.init_part: unflatten_dict(chosen, sep="/")}
     # Latents normalised with other statistics would be something else than what these parameters know.
-    statistics = codec.abstract_params(config.codec)
-    if not checkpoint.differences({"codec": statistics}, shapes):
+    statistics = checkpoint.abstract_codec(config)
+    if statistics and not checkpoint.differences({"codec": statistics}, shapes):
         parts["codec"] = sharding.abstract_params(statistics, sharding.AUTOENCODER_RULES, mesh)
     loaded = checkpoint.load_parts(folder, parts, mesh, partial=True)
     return flatten_dict(loaded[config.init_part], sep="/"), loaded.get("codec")

@@ -18,7 +18,6 @@ import numpy as np  # noqa: E402
 from flax.traverse_util import unflatten_dict  # noqa: E402
 
 from lens_jax import sharding  # noqa: E402
-from lens_jax.models import codec  # noqa: E402
 from lens_jax.sharding import MeshConfig  # noqa: E402
 from lens_jax.training import checkpoint, warm_start  # noqa: E402
 from lens_jax.training.optimizer import make_optimizer  # noqa: E402
@@ -33,7 +32,7 @@ def main(run: str) -> None:
     for sizes in ((1, 1, 1, 1), (1, 8, 1, 1), (1, 2, 1, 1), (8, 1, 1, 1), (1, 4, 2, 1), (2, 2, 2, 1)):
         count = int(np.prod(sizes))
         mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[:count]) if count > 1 else None
-        abstract = sharding.abstract(create, mesh, codec.abstract_params(config.codec))
+        abstract = sharding.abstract(create, mesh, checkpoint.abstract_codec(config))
         state, _ = checkpoint.restore_newest(checkpoint.folder_of(config), abstract, mesh)
         params, _ = warm_start.load(dataclasses.replace(config, init_from=run, init_part="params"), mesh)
         for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(unflatten_dict(params, sep="/"))):
