@@ -50,7 +50,12 @@ class MeshConfig:
         left, over = divmod(devices, known)
         if over or (-1 not in sizes and left != 1):
             shape = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes))
-            raise LensError(f"mesh ({shape}) does not fit {devices} devices; their product must, or set one to -1")
+            largest = max(range(len(AXES)), key=sizes.__getitem__)
+            rest = known // sizes[largest]
+            # With an axis that takes what is left any divisor would do, without one only what is left itself.
+            best = math.gcd(sizes[largest], devices // rest) if -1 in sizes else devices // rest
+            change = "their product must" if devices % rest else f"mesh.{AXES[largest]} {best} would"
+            raise LensError(f"mesh ({shape}) does not fit {devices} devices; {change}, or set one axis to -1")
         return tuple(left if size == -1 else size for size in sizes)
 
 
@@ -109,7 +114,10 @@ def spec_of(rules: dict, path: str, shape: tuple[int, ...], mesh) -> PartitionSp
         raise LensError(f"the sharding rule of {path} is {axes}, for {len(axes)} dimensions; it has {list(shape)}")
     for axis, size in zip(axes, shape):
         if axis and size % mesh.shape[axis]:
-            raise LensError(f"mesh.{axis} is {mesh.shape[axis]}, which does not divide {size} of {path} {list(shape)}")
+            best = math.gcd(size, mesh.shape[axis])
+            raise LensError(
+                f"mesh.{axis} is {mesh.shape[axis]}, which does not divide {size} of {path} {list(shape)}; {best} does"
+            )
     # An axis of one device cuts nothing; named all the same, it would ask for collectives of one.
     return PartitionSpec(*(axis if axis and mesh.shape[axis] > 1 else None for axis in axes))
 

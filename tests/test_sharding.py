@@ -23,14 +23,14 @@ from lens_jax.training.state import create_state
 
 GOLDEN = "sharding.json"
 
-# data, fsdp, tensor, sequence -> collectives in the compiled step on a CPU, which has no reduce-scatter. More of them
-# than here means that something is laid out by accident; data parallelism alone must gather nothing.
+# data, fsdp, tensor, sequence -> collectives in the compiled step on a CPU. More of them than here means that something
+# is laid out by accident; data parallelism alone must gather nothing.
 MESHES = {
-    "8,1,1,1": {"all-gather": 0, "all-reduce": 3, "all-to-all": 0},
-    "1,8,1,1": {"all-gather": 16, "all-reduce": 10, "all-to-all": 0},
-    "2,2,2,1": {"all-gather": 16, "all-reduce": 18, "all-to-all": 0},
-    "1,4,2,1": {"all-gather": 16, "all-reduce": 19, "all-to-all": 0},
-    "1,2,2,2": {"all-gather": 16, "all-reduce": 21, "all-to-all": 16},
+    "8,1,1,1": {"all-gather": 0, "reduce-scatter": 0, "all-reduce": 3, "all-to-all": 0},
+    "1,8,1,1": {"all-gather": 16, "reduce-scatter": 16, "all-reduce": 4, "all-to-all": 0},
+    "2,2,2,1": {"all-gather": 16, "reduce-scatter": 16, "all-reduce": 20, "all-to-all": 0},
+    "1,4,2,1": {"all-gather": 16, "reduce-scatter": 16, "all-reduce": 13, "all-to-all": 0},
+    "1,2,2,2": {"all-gather": 16, "reduce-scatter": 0, "all-reduce": 21, "all-to-all": 16},
 }
 
 

@@ -107,10 +107,9 @@ def make_plan(options: PlanConfig) -> Plan:
     seconds = (work.model + work.encoders) / (options.mfu * rate)
     fullest = max(programs, key=lambda one: one.peak.bytes)
     hours = config.steps * seconds * options.devices / 3600
-    # What is padded to the same is of one area.
     areas = defaultdict(list)
     for use in data.buckets:
-        areas[use.images, use.tokens.padded if config.data.pad_areas else 0].append(use)
+        areas[use.area].append(use)
     padding = lambda uses, name: estimate.padding(config, uses, options.caption_tokens, name)
     return Plan(
         hardware=options.hardware,

@@ -10,8 +10,16 @@ from lens_jax.planning.program import Operation, Program, Value
 from lens_jax.sharding import AXES
 
 Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
-# Between a sum over devices and the cut of its result, which together are a reduce-scatter.
-_TRANSPARENT = ("convert_element_type", "transpose", "reshape", "squeeze", "expand_dims", "neg", "copy")
+# Those that the model asks for by name; others follow from the layouts.
+_EXPLICIT: dict[str, Kind] = {
+    "all_gather": "all-gather",
+    "all_to_all": "all-to-all",
+    "psum": "all-reduce",
+    "psum_invariant": "all-reduce",
+    "unreduced_psum": "all-reduce",
+    "reduce_scatter": "reduce-scatter",
+    "unreduced_reduce_scatter": "reduce-scatter",
+}
 
 
 @dataclasses.dataclass
@@ -56,76 +64,51 @@ class Collective:
 def collectives(program: Program) -> list[Collective]:
     """Everything that one run of a program sends."""
     found: list[Collective] = []
-    # Sums whose result nothing has read yet.
-    sums: dict[Value, Collective] = {}
     for operation in program.operations:
-        first = operation.inputs[0] if operation.inputs else None
-        pending = sums.get(first)
-        if operation.name == "reshard" and pending:
-            found += _scattered(pending, operation, program.mesh)
-        if operation.name in _TRANSPARENT and pending:
-            sums[operation.outputs[0]] = pending
-            continue
-        new = list(moved(operation))
-        found += new
-        if len(new) == 1 and new[0].kind == "all-reduce":
-            sums[operation.outputs[0]] = new[0]
+        found += moved(operation)
         for body in operation.bodies:
             found += [dataclasses.replace(part, times=part.times * operation.length) for part in collectives(body)]
     return [part for part in found if part.bytes and math.prod(program.mesh[axis] for axis in part.axes) > 1]
 
 
 def moved(operation: Operation) -> Iterator[Collective]:
-    """What one operation sends by itself, the body of a loop not counted."""
+    """What one operation sends by itself, the bodies of loops not counted."""
+    first, result = (
+        operation.inputs[0] if operation.inputs else None,
+        operation.outputs[0] if operation.outputs else None,
+    )
+    if first is None or result is None:
+        return
     if operation.name == "reshard":
-        yield from _reshard(operation)
-        return
-    if operation.name in ("all_gather", "all_to_all"):
-        # Inside `shard_map`: the frozen text encoder brings its layers together there.
-        axes = operation.params["axis_name"]
-        axes = axes if isinstance(axes, tuple) else (axes,)
-        if operation.name == "all_gather":
-            yield Collective("all-gather", axes, operation.outputs[0].bytes, "encoder")
-        else:
-            yield Collective("all-to-all", axes, operation.inputs[0].bytes, "encoder")
-        return
-    if operation.name == "psum":
-        summed = operation.params["axes"]
-    elif operation.name == "dot_general":
-        contracted = operation.params["dimension_numbers"][0][0]
-        summed = [axis for i in contracted for axis in operation.inputs[0].axes[i]]
-    elif operation.name.startswith("reduce_") and operation.inputs[0] is not None:
-        summed = [axis for i in operation.params.get("axes", ()) for axis in operation.inputs[0].axes[i]]
-    else:
-        return
-    if summed:
-        # Over rows only gradients are summed (and losses, which are numbers); over others activations.
-        what = "gradients" if set(summed) & {"data", "fsdp"} else "activations"
-        yield Collective("all-reduce", tuple(summed), operation.outputs[0].bytes, what)
+        yield from _reshard(first, result)
+    elif operation.name in _EXPLICIT:
+        kind = _EXPLICIT[operation.name]
+        axes = operation.params.get("axis_name", operation.params.get("axes"))
+        # Inside `shard_map`: gradients on their way home, and the frozen text encoder's layers.
+        what = "gradients" if kind in ("reduce-scatter", "all-reduce") else "encoder"
+        yield Collective(kind, _names(axes), (result if kind == "all-gather" else first).bytes, what)
+    elif operation.name == "dot_general" or operation.name.startswith("reduce_"):
+        dot = operation.name == "dot_general"
+        over = operation.params["dimension_numbers"][0][0] if dot else operation.params.get("axes", ())
+        summed = tuple(axis for i in over for axis in first.axes[i] if axis not in result.unsummed)
+        if summed:
+            # Over rows only gradients are summed (and losses, which are numbers); over others activations.
+            what = "gradients" if {"data", "fsdp"} & set(summed) else "activations"
+            yield Collective("all-reduce", summed, result.bytes, what)
 
 
-def _reshard(operation: Operation) -> Iterator[Collective]:
-    source, target = operation.inputs[0], operation.outputs[0]
-    if source is None or source.automatic or target.automatic:
+def _names(axes) -> tuple[str, ...]:
+    return axes if isinstance(axes, tuple) else (axes,)
+
+
+def _reshard(source: Value, target: Value) -> Iterator[Collective]:
+    if source.automatic or target.automatic:
         return
     where = lambda value: {axis: i for i, axes in enumerate(value.axes) for axis in axes}
     before, after = where(source), where(target)
     gathered = tuple(axis for axis in before if axis not in after)
     exchanged = tuple(axis for axis in before if axis in after and before[axis] != after[axis])
     if gathered:
-        what = "weights" if gathered == ("fsdp",) else "activations"
-        yield Collective("all-gather", gathered, target.bytes, what)
+        yield Collective("all-gather", gathered, target.bytes, "weights" if gathered == ("fsdp",) else "activations")
     if exchanged:
         yield Collective("all-to-all", exchanged, source.bytes, "activations")
-
-
-def _scattered(total: Collective, cut: Operation, mesh: dict[str, int]) -> list[Collective]:
-    """A sum of which each device keeps a part: changes it to what is left, and gives the reduce-scatter before it."""
-    before, after = ({axis for axes in value.axes for axis in axes} for value in (cut.inputs[0], cut.outputs[0]))
-    over = tuple(axis for axis in total.axes if axis in after - before)
-    if not over:
-        return []
-    scatter = dataclasses.replace(total, kind="reduce-scatter", axes=over)
-    total.axes = tuple(axis for axis in total.axes if axis not in over)
-    total.bytes //= math.prod(mesh[axis] for axis in over)
-    return [scatter]

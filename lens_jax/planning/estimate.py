@@ -10,7 +10,7 @@ import jax
 
 from lens_jax import flops, sharding
 from lens_jax.config import TrainConfig
-from lens_jax.data.buckets import Bucket, parse_buckets
+from lens_jax.data.buckets import Bucket, areas, parse_buckets
 from lens_jax.data.manifest import NAME, load_manifest
 from lens_jax.data.pipeline import BatchPlan, bucket_sizes, check_buckets
 from lens_jax.errors import LensError
@@ -29,6 +29,8 @@ class BucketUse:
     """What a run does with one bucket."""
 
     bucket: Bucket
+    # The area it is of, from the smallest.
+    area: int
     # Pictures a batch over all devices, and their tokens.
     images: int
     tokens: Tokens
@@ -66,16 +68,21 @@ def data_use(config: TrainConfig, sequence: int) -> DataUse:
     sizes = bucket_sizes(config.data, buckets)
     batches = BatchPlan(counts, sizes, config.data.seed).batches if counts else (1,) * len(buckets)
     tokens = features.token_counts(config, buckets, sequence)
-    uses = [BucketUse(b, size, tokens[b], n / sum(batches)) for b, size, n in zip(buckets, sizes, batches) if n]
+    of_area = areas(buckets, tile=1)
+    uses = [
+        BucketUse(bucket, area, size, tokens[bucket], count / sum(batches))
+        for bucket, area, size, count in zip(buckets, of_area, sizes, batches)
+        if count
+    ]
     return DataUse(tuple(uses), cached, source)
 
 
 def largest_shapes(uses: Iterable[BucketUse]) -> list[BucketUse]:
-    """For each batch size the bucket with most tokens: with `data.pad_areas` all shapes that are compiled."""
+    """Of each area the bucket with most tokens: with `data.pad_areas` all shapes that are compiled."""
     most: dict[int, BucketUse] = {}
-    for use in sorted(uses, key=lambda use: use.tokens.padded):
-        most[use.images] = use
-    return sorted(most.values(), key=lambda use: use.tokens.padded)
+    for use in sorted(uses, key=lambda use: use.tokens.image):
+        most[use.area] = use
+    return list(most.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +112,9 @@ def trace_programs(
                 continue
             read = program.read(one.jaxpr)
             lowered = lowering.lower(name, one, mesh, platform) if lower else None
-            found.append(TracedProgram(name, use, memory.peak(read), communication.collectives(read), lowered))
+            found.append(
+                TracedProgram(name, use, memory.peak(read, platform), communication.collectives(read), lowered)
+            )
     return found
 
 
@@ -198,13 +207,14 @@ def traffic(config: TrainConfig, data: DataUse, programs: list[TracedProgram], m
     if mesh is None:
         return []
     sizes = dict(mesh.shape)
-    # A bucket runs the program of its batch size; smaller buckets send as much but for activations.
+    # A bucket is taken to run the program of its area's largest; without `data.pad_areas` smaller ones send a little
+    # less where activations are sent.
     frequency = defaultdict(float)
     for use in data.buckets:
-        frequency[use.images] += config.accumulation * use.share
+        frequency[use.area] += config.accumulation * use.share
     totals: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for one in programs:
-        times = 1 if one.name == "update" else frequency[one.use.images]
+        times = 1 if one.name == "update" else frequency[one.use.area]
         for collective in one.collectives:
             total = totals[collective.what, collective.kind, " ".join(collective.axes)]
             total[0] += times * collective.sent(sizes)

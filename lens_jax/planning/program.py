@@ -23,6 +23,8 @@ class Value:
     itemsize: int
     # Mesh axes of each dimension.
     axes: tuple[tuple[str, ...], ...]
+    # Mesh axes whose devices each hold one summand of it.
+    unsummed: frozenset[str] = frozenset()
     # Laid out by the compiler alone (inside `auto_axes`): its shape here is that of the whole.
     automatic: bool = False
 
@@ -58,6 +60,8 @@ class Program:
     mesh: dict[str, int]
 
 
+# No primitive: one value as it is seen from inside or outside `shard_map`.
+ALIAS = "alias"
 _LOOPS = ("scan", "while", "cond")
 # Their bodies run on their own terms.
 _NO_CALLS = (*_LOOPS, "pallas_call")
@@ -85,12 +89,19 @@ def _append(jaxpr, values, mesh, scope, operations) -> None:
         inputs = [look_up(var) for var in equation.invars]
         if len(inner) == 1 and name not in _NO_CALLS and len(inner[0].invars) == len(inputs):
             body = inner[0]
-            bound = {var: value or _value(var.aval, mesh) for var, value in zip(body.invars, inputs)}
+            # Inside `shard_map` a value is a local one, of the same bytes but without a layout.
+            local = name == "shard_map"
+            bound = {}
+            for var, value in zip(body.invars, inputs):
+                seen = _alias(value, var, mesh, operations) if local and value else value
+                bound[var] = seen or _value(var.aval, mesh)
             bound |= {var: _value(var.aval, mesh) for var in body.constvars}
             _append(body, bound, mesh, here, operations)
             for var, result in zip(equation.outvars, body.outvars):
-                constant = isinstance(result, core.Literal)
-                values[var] = _value(var.aval, mesh) if constant else bound[result]
+                if isinstance(result, core.Literal):
+                    values[var] = _value(var.aval, mesh)
+                else:
+                    values[var] = _alias(bound[result], var, mesh, operations) if local else bound[result]
             continue
         for var in equation.outvars:
             values[var] = _value(var.aval, mesh)
@@ -100,6 +111,13 @@ def _append(jaxpr, values, mesh, scope, operations) -> None:
             operation.bodies = tuple(_read(body, mesh, here) for body in inner)
             operation.length = equation.params.get("length", 1)
         operations.append(operation)
+
+
+def _alias(value: Value, var: core.Var, mesh: dict[str, int], operations: list[Operation]) -> Value:
+    """The same memory seen as another type."""
+    seen = _value(var.aval, mesh)
+    operations.append(Operation(ALIAS, [value], [seen], {}, ""))
+    return seen
 
 
 def _bodies(value: Any) -> list[core.Jaxpr]:
@@ -118,11 +136,12 @@ def _value(aval: Any, mesh: dict[str, int]) -> Value:
     if sharding is None or sharding.mesh.empty:
         return Value(shape, itemsize, ((),) * len(shape))
     mesh.update(sharding.mesh.shape)
-    spec = (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
+    spec = sharding.spec.partitions
+    spec = (*spec, *(None,) * (len(shape) - len(spec)))
     axes = tuple(() if names is None else names if isinstance(names, tuple) else (names,) for names in spec)
     local = tuple(-(-size // math.prod(mesh[axis] for axis in names)) for size, names in zip(shape, axes))
     automatic = any(kind == AxisType.Auto for kind in sharding.mesh.axis_types)
-    return Value(local, itemsize, axes, automatic)
+    return Value(local, itemsize, axes, frozenset(sharding.spec.unreduced), automatic)
 
 
 def products(program: Program) -> int:

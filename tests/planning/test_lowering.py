@@ -1,0 +1,75 @@
+"""Every config that comes with the package lowers for GPUs and TPUs on 1 to 1,024 devices, without memory."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from lens_jax import config as run_config
+from lens_jax import sharding
+from lens_jax.planning import estimate, lowering
+from lens_jax.sharding import MeshConfig
+from lens_jax.training import features
+from lens_jax.training.features import Features
+
+DEVICES = (1, 8, 64, 256, 1024)
+
+
+def on_devices(name: str, devices: int) -> run_config.TrainConfig:
+    """A config with a mesh and batches for so many devices, and the quickstart's sizes, which its data set has."""
+    config = run_config.load(name)
+    if config.mesh.fsdp == -1 or devices % config.mesh.fsdp:
+        config = dataclasses.replace(config, mesh=MeshConfig(data=-1, fsdp=min(devices, 8)))
+    data, fsdp, *_ = config.mesh.sizes(devices)
+    fit = lambda size: -(-size // (data * fsdp)) * data * fsdp
+    batches = {"batch_size": fit(config.data.batch_size), "batch_sizes": tuple(map(fit, config.data.batch_sizes))}
+    buckets = config.data.buckets or ("24x24", "28x20", "20x28")
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, path="nowhere", buckets=buckets, **batches)
+    )
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("name", run_config.available())
+def test_step_lowers(name, devices):
+    """The step that the loop compiles, one area for each number of devices in turn; with the platform's kernel."""
+    config = on_devices(name, devices)
+    mesh = lowering.abstract_mesh(config.mesh, devices)
+    data = estimate.data_use(config, 1)
+    estimate.check_shapes(config, data, mesh)
+    shapes = estimate.largest_shapes(data.buckets)
+    use = shapes[DEVICES.index(devices) % len(shapes)]
+    state = lowering.abstract_state(config, mesh)
+    half = config.model.dtype == "bfloat16"
+    for platform, kernel in (("cuda", "cudnn" if half else "xla"), ("tpu", "splash")):
+        traced = lowering.trace(lowering.on_platform(config, platform), mesh, state, use.images, use.tokens)
+        step = "train step" if config.accumulation == 1 else "micro-step"
+        assert lowering.lower(step, traced[step], mesh, platform).kernel == kernel
+        assert ("update" in traced) == (config.accumulation > 1)
+
+
+def test_nothing_is_left_behind():
+    """cuDNN is unknown again to a machine without a GPU, and AbstractMesh is unset."""
+    x = jax.numpy.zeros((1, 128, 2, 64), "bfloat16")
+    with pytest.raises(RuntimeError, match="cuDNN is not detected"):
+        jax.nn.dot_product_attention(x, x, x, implementation="cudnn")
+    assert jax.sharding.get_abstract_mesh().empty
+
+
+@pytest.mark.parametrize("pad_areas", [False, True])
+def test_batch_without_a_batch(tiny_config, pad_areas):
+    """Shapes and dtypes are those that a run's features give."""
+    config = dataclasses.replace(tiny_config, data=dataclasses.replace(tiny_config.data, pad_areas=pad_areas))
+    buckets = estimate.data_use(config, 1).buckets
+    run = Features(config, [use.bucket for use in buckets])
+    use = buckets[0]
+    pixels = np.zeros((use.images, use.bucket.height, use.bucket.width, 3), np.uint8)
+    captions = ["red apple"] * use.images
+    size = use.bucket.height, use.bucket.width
+    batch = run.read({"pixels": pixels, "captions": captions, "bucket": size, "step": 3})
+    found = run.encode({"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)}, batch)
+    kind = lambda x: (np.shape(x), np.asarray(x).dtype)
+    expected = features.abstract_batch(config, use.images, use.tokens)
+    assert jax.tree.map(kind, found) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+    assert sharding.abstract_array("text_lengths", (4,), "int32", None).sharding is None

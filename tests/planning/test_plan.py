@@ -1,0 +1,77 @@
+"""The command: what it prints and writes, and what it says where a run does not fit."""
+
+import json
+
+import pytest
+
+from lens_jax import cli
+
+
+def plan(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", *arguments])
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+SMALL = ("quickstart", "--data.path", "nowhere", "--data.buckets", "24x24", "28x20", "--data.batch-size", "32")
+
+
+def test_plan(capsys, tmp_path):
+    """The quickstart on 16 A100s, its numbers against each other."""
+    path = tmp_path / "plan.json"
+    code, out, err = plan(
+        capsys, *SMALL, "--hardware", "a100-40", "--devices", "16", "--mesh.data", "2", "--mesh.fsdp", "8",
+        "--price", "2", "--mfu", "0.5", "--caption-tokens", "3", "--json", str(path),
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "16 a100-40: data 2 x fsdp 8; no data set at nowhere yet" in out
+    found = json.loads(path.read_text())
+    assert found["fits"]
+    assert found["options"]["price"] == 2
+    assert found["peak_bytes"] == sum(found["resident"].values()) + sum(found["working"].values())
+    assert [one["kernel"] for one in found["programs"]] == ["xla"]
+    seconds = found["work"]["model"] / (0.5 * 16 * 312e12)
+    assert found["seconds"] == pytest.approx(seconds, rel=1e-9)
+    assert found["device_hours"] == pytest.approx(2200 * seconds * 16 / 3600, rel=1e-9)
+    assert found["cost"] == pytest.approx(2 * found["device_hours"], rel=1e-9)
+    assert found["mfu"] == pytest.approx(0.5)
+    # Of 35 or 36 image tokens none is padding; of four text slots 3 are used, less the tenth that is dropped.
+    assert [one["image_waste"] for one in found["buckets"]] == [0, 0]
+    assert found["areas"][0]["text_waste"] == pytest.approx(1 - 0.9 * 3 / 4)
+    kinds = {(one["what"], one["kind"], one["axes"]) for one in found["traffic"]}
+    assert {("weights", "all-gather", "fsdp"), ("gradients", "reduce-scatter", "fsdp")} <= kinds
+
+
+# More blocks than a small memory holds, on 8 devices that each have a copy of them.
+LARGE = (
+    "pretrain_512", "--hardware", "a100-40", "--devices", "8", "--data.batch-size", "64", "--no-lower",
+    "--data.path", "nowhere",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*LARGE, "--mesh.data", "8", "--mesh.fsdp", "1"), r"most is optimiser, 32\.8 GB\); mesh\.fsdp 1 -> 4, "
+         r"mesh\.data 8 -> 2, would \(\d+\.\d GB\)"),
+        ((*LARGE, "--model.remat", "none"), r"do not fit into the 39\.5 GB of a100-40 \(train step of 512x512; most is "
+         r"saved activations, \d+\.\d GB\); model\.remat none -> dots would \(\d+\.\d GB\)"),
+        ((*SMALL, "--devices", "3"), "a batch of 32 pictures cannot be split .*; give a multiple of 3"),
+        ((*SMALL, "--devices", "6", "--mesh.fsdp", "4"), r"mesh .* does not fit 6 devices; mesh\.fsdp 2 would"),
+        ((*SMALL, "--devices", "2", "--mesh.tensor", "2", "--mesh.fsdp", "1"), r"does not divide the 3 heads of the "
+         r"model; mesh\.tensor 1 would"),
+        (("quickstart", "--data.path", "nowhere"), r"no data set at nowhere and no data\.buckets"),
+        ((*SMALL, "--hardware", "h10"), "invalid choice|h100"),
+        ((*SMALL, "--mfu", "40"), r"--mfu is 40\.0; it must be above 0 and at most 1"),
+        (("--devices", "8"), "the config comes first"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit(capsys, arguments, message):
+    import re
+
+    code, _, err = plan(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("lens-jax: error: ")
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
