@@ -44,17 +44,18 @@ Every command answers --help. A first run, about ten minutes on two cores:
 """
 
 BENCH_USAGE = """\
-usage: lens-jax bench train|sample|denoiser|text|decode|convert [OPTIONS]
+usage: lens-jax bench train|data|sample|denoiser|text|decode|convert [OPTIONS]
 
-  train      one training step of a config, beside a plain matrix product
+  train      one training step, beside a plain matrix product
+  data       batches of pictures: read, decoded, resized, cropped
   sample     token ids to a picture, end to end and by its parts
   denoiser   one forward pass of the denoiser
   text       the features of a prompt by GPT-OSS
   decode     latents to a picture by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
 
-All but train and convert take --size lens|toy|tiny, with random weights. denoiser, text and decode take
---against torch: the same sizes in eager PyTorch, transformers and diffusers, in turn. Each answers --help.
+All but data and convert take --size lens|toy|tiny, with random weights. train, data, denoiser, text and decode take
+--against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each answers --help.
 """
 
 
@@ -226,7 +227,7 @@ def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(BENCH_USAGE, end="")
         return
-    kinds = ("train", "sample", "denoiser", "text", "decode", "convert")
+    kinds = ("train", "data", "sample", "denoiser", "text", "decode", "convert")
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
     module = importlib.import_module(f"lens_jax.bench.{argv[0]}")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from lens_jax.config import TrainConfig
 from lens_jax.errors import LensError
 from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
@@ -30,6 +31,17 @@ def denoiser(config: DenoiserConfig, latents, text, t, grid: tuple[int, int]) ->
     model = _ready(TorchDenoiser(config), config.dtype)
     arguments = _tensor(latents), [_tensor(layer) for layer in text], _tensor(t)
     return _run(lambda: model(*arguments, grid), torch)
+
+
+def train(config: TrainConfig, batch: dict, grid: tuple[int, int]) -> Callable:
+    """A training step of `reference.torch_denoiser`: forward, backward, clip, AdamW, moving average."""
+    torch = _import("torch")
+    from lens_jax.reference.torch_train import TorchTrainer
+
+    trainer = TorchTrainer(config, grid, _device(torch))
+    latents, layers = _tensor(batch["latents"]), [_tensor(layer) for layer in batch["text"]]
+    lengths = _tensor(batch["text_lengths"])
+    return _run(lambda: trainer.step(latents, layers, lengths), torch, inference=False)
 
 
 def text(config: GptOssConfig, ids) -> Callable:
@@ -79,6 +91,20 @@ def autoencoder(config: AutoencoderConfig, batch: int, grid: tuple[int, int], en
     return _run(lambda: (model.encode if encode else model.decode)(inputs), torch)
 
 
+def loader(batches: list, workers: int) -> Callable:
+    """A pass of `reference.torch_loader` over these batches of picture files."""
+    _import("torch")
+    from lens_jax.reference import torch_loader
+
+    passes = torch_loader.loader(batches, workers)
+
+    def run() -> None:
+        for _ in passes:
+            pass
+
+    return run
+
+
 def _import(name: str):
     try:
         return importlib.import_module(name)
@@ -106,10 +132,10 @@ def _tensor(array: jax.Array):
     return torch.from_numpy(array).to(device=_device(torch), dtype=getattr(torch, name))
 
 
-def _run(forward: Callable, torch) -> Callable:
+def _run(function: Callable, torch, inference: bool = True) -> Callable:
     def run() -> None:
-        with torch.inference_mode():
-            forward()
+        with torch.inference_mode(inference):
+            function()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 

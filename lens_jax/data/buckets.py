@@ -151,19 +151,19 @@ def assign(height: int, width: int, buckets: Sequence[Bucket], max_upscale: floa
     return max((b for b in open_to if misshape(b) <= limit), key=lambda b: (b.height * b.width, -misshape(b)))
 
 
-def fit_image(image: np.ndarray, bucket: Bucket) -> np.ndarray:
-    """Resize uint8 [H, W, 3] to cover the bucket and crop its centre: uint8 [bucket.height, bucket.width, 3].
+def fit_image(picture, bucket: Bucket) -> np.ndarray:
+    """Resize a PIL picture to cover the bucket and crop its centre: uint8 [bucket.height, bucket.width, 3].
 
     Lanczos when shrinking (PIL widens the kernel, so it is antialiased), bicubic when enlarging (Lanczos rings there).
     """
     from PIL import Image
 
-    height, width = image.shape[:2]
+    width, height = picture.size
     if (height, width) == (bucket.height, bucket.width):
-        return image
+        return np.asarray(picture)
     scale = max(bucket.height / height, bucket.width / width)
     crop_height, crop_width = min(height, bucket.height / scale), min(width, bucket.width / scale)
     top, left = (height - crop_height) / 2, (width - crop_width) / 2
     kernel = Image.Resampling.LANCZOS if scale <= 1 else Image.Resampling.BICUBIC
     box = (left, top, left + crop_width, top + crop_height)
-    return np.asarray(Image.fromarray(image).resize((bucket.width, bucket.height), kernel, box=box))
+    return np.asarray(picture.resize((bucket.width, bucket.height), kernel, box=box))

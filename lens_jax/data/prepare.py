@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +213,7 @@ def prepare_folder(config: FolderConfig, progress: bool = True) -> Path:
     by_bucket: dict[str, Counter[str]] = defaultdict(Counter)
     failed: list[dict[str, str]] = []
     with new_directory(config.out, config.overwrite, NAME) as directory, ShardSet(directory) as shards:
-        results = _parallel(lambda item: _fit(item, buckets, config), found, config.threads)
+        results = in_threads(lambda item: _fit(item, buckets, config), found, config.threads)
         for result in _progress(results, len(found), "fitting", progress):
             if isinstance(result, _Fitted):
                 shards.write(result.split, result.bucket, result.entry, result.languages)
@@ -271,12 +270,12 @@ def _fit(
             detail = f"over {images.MAX_ENCODED_BYTES} bytes"
             return _Rejected(folder.Problem(item.name, "does not decode", detail))
         data = item.path.read_bytes()
-        pixels = images.decode_image(data, item.name)
+        picture = images.open_image(data, item.name)
     except LensError as error:
         return _Rejected(folder.Problem(item.name, "does not decode", str(error).removeprefix(f"{item.name}: ")))
     except OSError as error:
         return _Rejected(folder.Problem(item.name, "cannot be read", str(error.strerror)))
-    height, width = pixels.shape[:2]
+    width, height = picture.size
     bucket = None if min(height, width) < config.min_side else assign(height, width, buckets, config.max_upscale)
     if bucket is None:
         detail = f"{height}x{width}; min_side {config.min_side}, max_upscale {config.max_upscale:g}"
@@ -284,7 +283,7 @@ def _fit(
         closest = min(buckets, key=lambda b: (abs(np.log(width * b.height / (height * b.width))), b.height * b.width))
         return _Rejected(folder.Problem(item.name, "too small", detail), closest)
     record = Record(
-        image=images.encode_image(fit_image(pixels, bucket), config.encoding),
+        image=images.encode_image(fit_image(picture, bucket), config.encoding),
         captions=item.captions,
         height=bucket.height,
         width=bucket.width,
@@ -301,12 +300,19 @@ def _fit(
     return _Fitted("validation" if held_out else "train", bucket, entry, tuple(item.captions))
 
 
-def _parallel(function, items: Sequence, threads: int) -> Iterator:
+def in_threads(function, items: Iterable, threads: int) -> Iterator:
     """Results in the order of items; no more than 16 a thread are held."""
     with ThreadPoolExecutor(threads) as pool:
-        remaining = iter(items)
-        while chunk := list(islice(remaining, 16 * threads)):
-            yield from pool.map(function, chunk)
+        held = deque()
+        try:
+            for item in items:
+                if len(held) == 16 * threads:
+                    yield held.popleft().result()
+                held.append(pool.submit(function, item))
+            while held:
+                yield held.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _plain(config) -> dict:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lens_jax.data import buckets
 from lens_jax.data.buckets import (
@@ -61,10 +62,11 @@ def test_assign_takes_the_nearest_shape_and_never_upscales_beyond_the_rule():
 def test_fit_image_covers_and_crops_the_centre():
     image = np.zeros((40, 100, 3), np.uint8)
     image[:, 30:70] = 255  # exactly the part that a square keeps
+    image = Image.fromarray(image)
     assert (fit_image(image, Bucket(40, 40)) == 255).all()
     assert fit_image(image, Bucket(20, 30)).shape == (20, 30, 3)
     # Stripes one pixel wide must average out, not alias.
-    stripes = np.tile(np.array([0, 255], np.uint8)[None, :, None], (64, 32, 3))
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8)[None, :, None], (64, 32, 3)))
     assert np.ptp(fit_image(stripes, Bucket(16, 16))[4:-4, 4:-4].astype(int)) < 30
 
 
