@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -35,7 +33,7 @@ def load(
     wanted = flatten_dict(wanted, sep="/")
     if checkpoint.is_run(path):
         return _from_run(checkpoint.find(path), config, wanted, mesh, say)
-    return _from_weights(Path(path), config, wanted, say), None
+    return _from_weights(Path(path), config, wanted, mesh, say), None
 
 
 def _from_run(folder: epath.Path, config: TrainConfig, wanted: dict, mesh: Mesh | None, say):
@@ -52,8 +50,9 @@ def _from_run(folder: epath.Path, config: TrainConfig, wanted: dict, mesh: Mesh 
     return flatten_dict(loaded[config.init_part], sep="/"), loaded.get("codec")
 
 
-def _from_weights(path: Path, config: TrainConfig, wanted: dict, say) -> dict[str, jax.Array]:
+def _from_weights(path: Path, config: TrainConfig, wanted: dict, mesh: Mesh | None, say) -> dict[str, jax.Array]:
     from lens_jax.convert import source
+    from lens_jax.convert.place import place
 
     part = source.find(path).parts.get("denoiser")
     if part is None:
@@ -61,14 +60,8 @@ def _from_weights(path: Path, config: TrainConfig, wanted: dict, say) -> dict[st
     leaves = part.leaves(part.stored_config())
     found = {name: tuple(leaves.shape(name)) for name in leaves}
     chosen = _choose(f"init_from {path}", config, wanted, found, say)
-    return {name: _place(leaves[name], like) for name, like in chosen.items()}
-
-
-def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    if like.sharding is None:
-        return jnp.asarray(array, like.dtype)
-    part = lambda index: np.asarray(array[index], like.dtype)
-    return jax.make_array_from_callback(like.shape, like.sharding, part)
+    places = None if mesh is None else {name: like.sharding for name, like in chosen.items()}
+    return flatten_dict(place(leaves, chosen, places), sep="/")
 
 
 def _choose(where: str, config: TrainConfig, wanted: dict, found: dict[str, tuple[int, ...]], say) -> dict:
