@@ -21,7 +21,7 @@ from lens_jax.data.buckets import Bucket
 from lens_jax.models import attention, autoencoder, gpt_oss
 from lens_jax.sharding import AXES, MeshConfig
 from lens_jax.text.harmony import PREFIX_TOKENS
-from lens_jax.training import checkpoint, features, frozen
+from lens_jax.training import checkpoint, features
 from lens_jax.training.features import Tokens
 from lens_jax.training.frozen import FluxCodecConfig, GptOssTextConfig
 from lens_jax.training.optimizer import make_optimizer
@@ -29,6 +29,8 @@ from lens_jax.training.programs import make_programs
 from lens_jax.training.state import State, create_state
 
 Platform = Literal["cuda", "tpu"]
+# The programs with the denoiser in them.
+STEPS = ("train step", "micro-step")
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh | None:
@@ -88,7 +90,7 @@ def lower(name: str, traced: jax.stages.Traced, mesh: AbstractMesh | None, platf
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     calls = {"cudnn": "__cudnn$fmha", "splash": "tpu_custom_call"}
     kernel = next((kernel for kernel, call in calls.items() if call in text), None)
-    if kernel is None and name != "update":
+    if kernel is None and name in STEPS:
         kernel = "xla"
     return Lowered(name, kernel, time.perf_counter() - started, len(text))
 
@@ -152,14 +154,15 @@ def abstract_pixels(images: int, bucket: Bucket, mesh: AbstractMesh | None) -> j
 def trace_encoders(
     config: TrainConfig, mesh: AbstractMesh | None, images: int, tokens: Tokens, bucket: Bucket
 ) -> dict[str, jax.stages.Traced]:
-    """What the frozen networks of a run compute before a step, by name."""
-    found = {}
+    """What is computed before a step, pictures to latents and captions to features, by name."""
     if isinstance(config.codec, FluxCodecConfig):
-        encode = functools.partial(frozen.encode_pictures, config.codec, mesh)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        inputs = abstract_autoencoder(config.codec, mesh), abstract_pixels(images, bucket, mesh), key
-        with _set(mesh):
-            found["autoencoder"] = jax.jit(encode).trace(*inputs)
+        name, params = "autoencoder", abstract_autoencoder(config.codec, mesh)
+    else:
+        name, params = "codec", abstract_state(config, mesh).codec
+    pixels, step = abstract_pixels(images, bucket, mesh), jax.ShapeDtypeStruct((), jnp.int32)
+    static = config.codec, mesh, tokens.padded, config.seed
+    with _set(mesh):
+        found = {name: features.picture_program.trace(*static, params, pixels, step)}
     if isinstance(config.text, GptOssTextConfig):
         model, params = config.text.model, abstract_text_encoder(config.text, mesh)
         prefill = lambda params, ids: gpt_oss.prefill(model, params, ids, config.text.selected[-1] + 1)
@@ -167,9 +170,10 @@ def trace_encoders(
         past = jax.eval_shape(prefill, gpt_oss.abstract_params(model, head=False), prefix)
         ids = sharding.abstract_array("ids", (images, config.text.max_tokens), jnp.int32, mesh)
         lengths = sharding.abstract_array("text_lengths", (images,), jnp.int32, mesh)
-        encode = functools.partial(frozen.encode_text, config.text, mesh)
         with _set(mesh):
-            found["text encoder"] = jax.jit(encode).trace(params, past, ids, lengths)
+            found["text encoder"] = features.text_program.trace(
+                config.text, mesh, tokens.text, params, past, ids, lengths
+            )
     return found
 
 

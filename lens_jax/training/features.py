@@ -143,7 +143,7 @@ class Features:
         if "pixels" in batch:
             inputs = self.codec_params(fitted), batch.pop("pixels"), step
             static = self._config.codec, self._mesh, tokens.padded, self._config.seed
-            batch["latents"] = sharding.on(self._mesh, _picture_program)(*static, *inputs)
+            batch["latents"] = sharding.on(self._mesh, picture_program)(*static, *inputs)
         if "ids" in batch:
             batch["text"] = self._encode_text(tokens.text, batch.pop("ids"), batch["text_lengths"])
         return batch
@@ -151,7 +151,7 @@ class Features:
     def _encode_text(self, room: int, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
         encoder = self.text_encoder
         static = self._config.text, self._mesh, room
-        return sharding.on(self._mesh, _text_program)(*static, encoder.params, encoder.past, ids, lengths)
+        return sharding.on(self._mesh, text_program)(*static, encoder.params, encoder.past, ids, lengths)
 
     def codec_params(self, fitted: dict) -> dict:
         """The parameters of the codec, whichever it is: the pixel codec's are `fitted` on the data set."""
@@ -194,7 +194,7 @@ class Features:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _picture_program(config, mesh, padded: int, seed: int, params: dict, pixels: jax.Array, step: jax.Array):
+def picture_program(config, mesh, padded: int, seed: int, params: dict, pixels: jax.Array, step: jax.Array):
     """uint8 [B, H, W, 3] -> latents [B, padded, C] laid out as a batch's are."""
     if isinstance(config, PixelCodecConfig):
         encode = lambda params, pixels: codec.encode(config, params, codec.from_uint8(pixels))
@@ -211,7 +211,7 @@ def _picture_program(config, mesh, padded: int, seed: int, params: dict, pixels:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _text_program(config, mesh, room: int, params: dict, past: tuple, ids: jax.Array, lengths: jax.Array):
+def text_program(config, mesh, room: int, params: dict, past: tuple, ids: jax.Array, lengths: jax.Array):
     """Token ids [B, T] -> feature layers [B, room, width] laid out as a batch's are."""
     layers = encode_text(config, mesh, params, past, ids, lengths)
     return tuple(_spread("text", _pad(layer, room), mesh) for layer in layers)

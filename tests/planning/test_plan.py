@@ -30,7 +30,7 @@ def test_plan(capsys, tmp_path):
     assert found["fits"]
     assert found["options"]["price"] == 2
     assert found["peak_bytes"] == sum(found["resident"].values()) + sum(found["working"].values())
-    assert [one["kernel"] for one in found["programs"]] == ["xla"]
+    assert [(one["name"], one["kernel"]) for one in found["programs"]] == [("train step", "xla"), ("codec", None)]
     seconds = found["work"]["model"] / (0.5 * 16 * 312e12)
     assert found["seconds"] == pytest.approx(seconds, rel=1e-9)
     assert found["device_hours"] == pytest.approx(2200 * seconds * 16 / 3600, rel=1e-9)
@@ -58,7 +58,7 @@ LARGE = (
         ((*LARGE, "--model.remat", "none"), r"do not fit into the 39\.5 GB of a100-40 \(train step of 512x512; most is "
          r"saved activations, \d+\.\d GB\); model\.remat none -> dots would \(\d+\.\d GB\)"),
         ((*SMALL, "--devices", "3"), "a batch of 32 pictures cannot be split .*; give a multiple of 3"),
-        ((*SMALL, "--devices", "6", "--mesh.fsdp", "4"), r"mesh .* does not fit 6 devices; mesh\.fsdp 2 would"),
+        ((*SMALL, "--devices", "6", "--mesh.fsdp", "4"), r"mesh .* does not fit 6 devices; mesh\.fsdp 6 would"),
         ((*SMALL, "--devices", "2", "--mesh.tensor", "2", "--mesh.fsdp", "1"), r"does not divide the 3 heads of the "
          r"model; mesh\.tensor 1 would"),
         (("quickstart", "--data.path", "nowhere"), r"no data set at nowhere and no data\.buckets"),
