@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import zlib
 
 import pytest
 from PIL import Image
@@ -120,7 +121,15 @@ def test_damaged_checkpoint(capsys, trained, tmp_path):
     shutil.copytree(trained, copy)
     metadata = copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
     values = json.loads(metadata.read_text())
-    values["custom_metadata"]["config"]["modle"] = 1
+    ours = values["custom_metadata"]
+    ours["config"]["modle"] = 1
+    metadata.write_text(json.dumps(values))
+    code, _, err = run(capsys, "info", str(copy))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "damaged, or not the metadata of a lens-jax checkpoint" in err
+    # Whole, but of another version of the config.
+    rest = {name: value for name, value in ours.items() if name != "checksum"}
+    ours["checksum"] = zlib.crc32(json.dumps(rest, sort_keys=True).encode())
     metadata.write_text(json.dumps(values))
     code, _, err = run(capsys, "info", str(copy))
     assert (code, err.count("\n")) == (2, 1)

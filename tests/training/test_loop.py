@@ -18,7 +18,7 @@ from PIL import Image
 from lens_jax import config as run_config
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser
-from lens_jax.training import checkpoint, loop
+from lens_jax.training import checkpoint, loop, step
 from lens_jax.training.metrics import read_metrics
 
 
@@ -163,14 +163,14 @@ def test_finished_run_is_left_alone(uninterrupted, tiny_config):
 
 def poison(monkeypatch, at_step: int) -> None:
     """One micro-step's gradients become NaN in the update that ends step `at_step`."""
-    original = loop.micro_step
+    original = step.micro_step
 
     def poisoned(config, state, totals, batch, micro):
         totals = original(config, state, totals, batch, micro)
         bad = jax.numpy.where((state.step == at_step - 1) & (micro == 1), np.nan, 1.0)
         return jax.tree.map(lambda x: x * bad, totals)
 
-    monkeypatch.setattr(loop, "micro_step", poisoned)
+    monkeypatch.setattr(step, "micro_step", poisoned)
 
 
 def test_nonfinite_loss_stops_and_is_not_saved(tiny_config, tmp_path, monkeypatch):

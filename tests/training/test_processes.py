@@ -256,10 +256,10 @@ def test_data_goes_on_in_order_on_any_number_of_hosts(whole, config):
             row
             for hosts in (1,)
             for size, pixels, _ in read(STEPS, end, hosts)
-            if size == bucket.shape
+            if size == (bucket.height, bucket.width)
             for row in pixels
         ]
-        seen = [row.tobytes() for size, pixels, _ in before if size == bucket.shape for row in pixels]
+        seen = [row.tobytes() for size, pixels, _ in before if size == (bucket.height, bucket.width) for row in pixels]
         seen += [row.tobytes() for row in after]
         assert len(seen) >= 2 * count
         assert sorted(seen[:count]) == sorted(seen[count : 2 * count])
