@@ -293,3 +293,7 @@ def test_killed_twenty_times(config, cache, tmp_path):
     assert [r["step"] for r in read_metrics(run / "metrics.jsonl", "train")] == list(range(1, steps + 1))
     same = [r["loss"] for r in read_metrics(run / "metrics.jsonl", "train")]
     assert same == [r["loss"] for r in read_metrics(whole / "metrics.jsonl", "train")]
+
+
+# Minutes on two busy cores.
+pytestmark = pytest.mark.slow
