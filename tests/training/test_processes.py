@@ -1,6 +1,6 @@
 """Two real processes of four devices each train, are killed and resume; other meshes go on from what they saved.
 
-The default suite kills three times; `pytest -m slow tests/training/test_processes.py` twenty times.
+Minutes long, so not in the default suite: `pytest -m slow tests/training/test_processes.py`.
 """
 
 import dataclasses
