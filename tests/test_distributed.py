@@ -1,6 +1,7 @@
 """Several processes: who the environment says we are, one line where it is wrong, and two processes that meet."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -128,28 +129,77 @@ print("total", total.addressable_data(0))
 """
 
 
-def test_two_processes_meet():
+def run_two(script: str) -> tuple[list[int], list[tuple[str, str]]]:
+    """Exit codes, and what went to stdout and stderr, of two processes."""
     address = f"127.0.0.1:{_free_port()}"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "XLA_"))}
     environ |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO],
+            [sys.executable, "-c", script],
             env=environ | {"JAX_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for index in range(2)
     ]  # fmt: skip
     try:
-        ended = [process.communicate(timeout=120) for process in processes]
+        ended = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], ended
+    return [process.returncode for process in processes], ended
+
+
+def test_two_processes_meet():
+    codes, ended = run_two(TWO)
+    assert codes == [0, 0], ended
     # Gloo, the collectives of the CPU, has its own word to say.
     first, second = ([line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in ended)
     assert first == ["process 0 of 2 (environment), 1 local devices, 2 in all", "total [3.]"]
     assert second == ["total [3.]"]
+
+
+# Nothing that fails: each waits for its own disk, say, and only the heartbeat can tell that the other is gone.
+ONE_DIES = """
+import os, signal, time
+from lens_jax import distributed
+distributed.initialize(heartbeat=5)
+import jax
+if jax.process_index() == %d:
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_heartbeat_ends_who_is_left_with_a_line(dies):
+    codes, ended = run_two(ONE_DIES % dies)
+    assert codes[dies] == -signal.SIGKILL
+    assert codes[1 - dies] == -signal.SIGABRT
+    line = f"lens-jax: error: process {1 - dies} of 2: another process is gone, its own log says why"
+    assert ended[1 - dies][1].splitlines()[-1].startswith(line)
+
+
+FAILS = """
+from lens_jax import distributed
+from lens_jax.errors import LensError
+distributed.initialize()
+import jax, time
+with distributed.ending_alone():
+    if jax.process_index() == 1:
+        raise LensError("shard 7 is gone")
+    time.sleep(300)
+"""
+
+
+def test_one_that_fails_does_not_wait_for_the_others():
+    """Its own line and exit code; the other, not in a collective here, is told by the heartbeat's channel or killed."""
+    script = FAILS.replace("initialize()", "initialize(heartbeat=5)")
+    codes, ended = run_two(script)
+    assert codes[1] == 2
+    assert ended[1][1].splitlines()[-1] == "lens-jax: error: process 1 of 2: shard 7 is gone"
+    assert codes[0] == -signal.SIGABRT
 
 
 def _free_port() -> int:

@@ -1,6 +1,7 @@
 """The run as a whole: what it writes, and that stopping and going on changes nothing."""
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -96,6 +97,36 @@ def test_stop_and_resume_is_bit_identical(uninterrupted, tiny_config, tmp_path, 
         runs = (tmp_path / "run", uninterrupted[1])
         resumed_steps, whole_steps = ([r["step"] for r in read_metrics(run / "metrics.jsonl", kind)] for run in runs)
         assert resumed_steps == whole_steps
+
+
+def test_told_twice_leaves_without_saving(uninterrupted, tiny_config, tmp_path, monkeypatch):
+    """The user does not want to wait; nothing half-written is in the way of the next start."""
+    window_start = loop.Window.start
+
+    def start_and_signal(window, batch, waited):
+        window_start(window, batch, waited)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Window, "start", start_and_signal)
+    config = with_out(tiny_config, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    assert newest_step(tmp_path / "run") == 0
+    monkeypatch.undo()
+    assert_same_bits(loop.train(config).state, uninterrupted[0])
+
+
+def test_a_clock_that_jumps_changes_nothing(uninterrupted, tiny_config, tmp_path, monkeypatch):
+    """Days to and fro, at every look at it: the same bits, the same checkpoints, and rates as they are."""
+    jumps, now = itertools.cycle((0, 1e7, -2e7, 86400)), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    run = tmp_path / "run"
+    assert_same_bits(loop.train(with_out(tiny_config, run)).state, uninterrupted[0])
+    assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [4, 8]
+    records = read_metrics(run / "metrics.jsonl", "train")
+    assert [record["step"] for record in records] == [2, 4, 6, 8]
+    assert all(record["images_per_second"] > 0 and 0 <= record["data_wait_share"] <= 1 for record in records)
 
 
 def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):

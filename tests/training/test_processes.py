@@ -1,6 +1,6 @@
 """Two real processes of four devices each train, are killed and resume; other meshes go on from what they saved.
 
-Minutes long, so not in the default suite: `pytest -m slow tests/training/test_processes.py`.
+The default suite kills three times; `pytest -m slow tests/training/test_processes.py` twenty times.
 """
 
 import dataclasses
@@ -252,15 +252,8 @@ def test_data_goes_on_in_order_on_any_number_of_hosts(whole, config):
             assert (size, captions) == (size2, captions2)
             np.testing.assert_array_equal(pixels, pixels2)
     for bucket, count in counts.items():
-        after = [
-            row
-            for hosts in (1,)
-            for size, pixels, _ in read(STEPS, end, hosts)
-            if size == (bucket.height, bucket.width)
-            for row in pixels
-        ]
-        seen = [row.tobytes() for size, pixels, _ in before if size == (bucket.height, bucket.width) for row in pixels]
-        seen += [row.tobytes() for row in after]
+        of_bucket = (pixels for size, pixels, _ in before + expected if size == (bucket.height, bucket.width))
+        seen = [picture.tobytes() for pixels in of_bucket for picture in pixels]
         assert len(seen) >= 2 * count
         assert sorted(seen[:count]) == sorted(seen[count : 2 * count])
 
@@ -293,7 +286,3 @@ def test_killed_twenty_times(config, cache, tmp_path):
     assert [r["step"] for r in read_metrics(run / "metrics.jsonl", "train")] == list(range(1, steps + 1))
     same = [r["loss"] for r in read_metrics(run / "metrics.jsonl", "train")]
     assert same == [r["loss"] for r in read_metrics(whole / "metrics.jsonl", "train")]
-
-
-# Minutes on two busy cores.
-pytestmark = pytest.mark.slow
