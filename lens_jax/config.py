@@ -36,9 +36,15 @@ class CheckpointConfig:
     # Also keep, for good, the checkpoint of every step that is a multiple of this, which should be one of `every`; 0
     # keeps none.
     keep_every: int = 0
-    # Folder of the checkpoints, which all processes must see: a path, gs://BUCKET/... or s3://BUCKET/... (pip install
-    # "lens-jax[gcs]" or "lens-jax[s3]"). Empty is OUT/checkpoints. All else a run writes stays in OUT.
+    # Folder of the checkpoints, which all processes must see: a path, or gs://BUCKET/... (pip install "lens-jax[gcs]").
+    # Empty is OUT/checkpoints. All else a run writes stays in OUT.
     path: str = ""
+
+    def __post_init__(self):
+        scheme, address, _ = self.path.partition("://")
+        if address and scheme != "gs":
+            # Orbax takes every other address for a relative path.
+            raise LensError(f"checkpoint.path is {self.path!r}; accepted: a folder (a mounted bucket too), or gs://...")
 
 
 @dataclasses.dataclass(frozen=True)

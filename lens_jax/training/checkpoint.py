@@ -9,6 +9,7 @@ there; checksums tell when that has changed since.
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import logging
 import warnings
@@ -56,7 +57,7 @@ class Position:
 
 def folder_of(config: TrainConfig) -> epath.Path:
     """The folder of a run's checkpoints."""
-    return epath.Path(config.checkpoint.path) if config.checkpoint.path else epath.Path(config.out).absolute() / FOLDER
+    return as_path(config.checkpoint.path) if config.checkpoint.path else as_path(config.out) / FOLDER
 
 
 class CheckpointStore:
@@ -214,7 +215,11 @@ def _parts(state: State) -> dict[str, Any]:
 def as_path(path: str | PathLike) -> epath.Path:
     """A path, or an address in an object store."""
     path = epath.Path(path)
-    return path if "://" in str(path) else path.absolute()
+    if "://" not in str(path):
+        return path.absolute()
+    if importlib.util.find_spec("gcsfs") is None:
+        raise LensError(f'{path} needs one more package: pip install "lens-jax[gcs]"')
+    return path
 
 
 def find(path: str | PathLike) -> epath.Path:

