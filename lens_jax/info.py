@@ -14,6 +14,9 @@ from lens_jax.errors import LensError
 
 def describe(path: str) -> None:
     """Print what is at `path`: a run, one of its checkpoints, a release folder or a prepared data set."""
+    if "://" in path:
+        _describe_checkpoint(path)
+        return
     folder = Path(path)
     if not folder.exists():
         raise LensError(f"{path}: no such file or folder; give a run, a checkpoint or a data set")
@@ -68,7 +71,7 @@ def _describe_release(path: Path) -> None:
     console.print(table)
 
 
-def _describe_checkpoint(path: Path) -> None:
+def _describe_checkpoint(path: str | Path) -> None:
     from lens_jax.training import checkpoint
 
     folder = checkpoint.find(path)

@@ -229,7 +229,7 @@ def find(path: str | PathLike) -> epath.Path:
         raise LensError(f"{path}: no such checkpoint; give a run folder, or RUN/{FOLDER}/STEP")
     if (path / METADATA).is_file():
         return path
-    for parent in (path / FOLDER, path):
+    for parent in _places(path):
         if steps := _steps(parent):
             return parent / str(max(steps))
     raise LensError(f"{path}: holds no checkpoint; a run keeps them in RUN/{FOLDER}/STEP")
@@ -237,7 +237,18 @@ def find(path: str | PathLike) -> epath.Path:
 
 def is_run(path: epath.Path) -> bool:
     """Whether `find` would find a checkpoint."""
-    return (path / METADATA).is_file() or bool(_steps(path / FOLDER) or _steps(path))
+    return (path / METADATA).is_file() or any(_steps(place) for place in _places(path))
+
+
+def _places(path: epath.Path) -> list[epath.Path]:
+    """Where checkpoints may be of a run, or of its checkpoints folder, at `path`."""
+    places = [path / FOLDER, path]
+    try:
+        if elsewhere := json.loads((path / "config.json").read_text())["checkpoint"]["path"]:
+            places.insert(0, as_path(elsewhere))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not the folder of a run
+    return places
 
 
 def _steps(folder: epath.Path) -> list[int]:

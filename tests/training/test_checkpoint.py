@@ -179,6 +179,16 @@ def test_newest_and_every_so_many_are_kept(state, tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["3", "6", "7", "8"]
 
 
+def test_checkpoints_elsewhere_are_found(two_steps, tmp_path):
+    """By the folder of the run, whose config says where they are."""
+    assert checkpoint.find(two_steps) == checkpoint.find(two_steps.parent) == two_steps / "5"
+    (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"path": str(two_steps)}}))
+    assert str(checkpoint.find(tmp_path)) == str(two_steps / "5")
+    (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"path": ""}}))
+    with pytest.raises(LensError, match="holds no checkpoint"):
+        checkpoint.find(tmp_path)
+
+
 def test_checksum_sees_every_change():
     """Of a bit, of the order, of the shape's rows and columns; and is the same however a dtype is stored."""
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
