@@ -355,6 +355,10 @@ def _load(folder: epath.Path, wanted: dict[str, Any], partial: bool = False) -> 
     me, options = jax.process_index(), ocp.options
     alone = options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}_")
     tree = options.PyTreeOptions(loading=options.PyTreeOptions.Loading(partial_load=partial))
+    # Without a mesh: what several devices saved orbax would else want on as many again.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda x: x if x.sharding else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    wanted = jax.tree.map(place, wanted)
     try:
         with ocp.Context(multiprocessing_options=alone, pytree_options=tree):
             return ocp.load_checkpointables(folder, wanted)
@@ -387,6 +391,12 @@ def _quieten() -> None:
     """Orbax logs each step of each save, and a failure as pages of tracebacks; ours says it in one line."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    logging.getLogger().addFilter(_is_worth_telling)
     warnings.filterwarnings("ignore", message="Sharding info not provided when restoring")
     # Saves in parallel; when one fails, what the others were about to write is dropped, and asyncio says so.
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """For every array of a checkpoint of another mesh orbax logs an error, though it is told the new one."""
+    return "available devices are different" not in record.getMessage()
