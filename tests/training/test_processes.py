@@ -39,7 +39,7 @@ def config(tiny_config, tmp_path_factory):
         tiny_config,
         steps=STEPS,
         accumulation=1,
-        model=dataclasses.replace(tiny_config.model, layers=1),
+        model=dataclasses.replace(tiny_config.model, layers=1, mlp_width=80),
         data=dataclasses.replace(tiny_config.data, batch_size=8, pad_areas=True, languages=("en",)),
         checkpoint=run_config.CheckpointConfig(every=SAVE_EVERY, keep=2, keep_every=6),
         samples=run_config.SampleConfig(every=0),
