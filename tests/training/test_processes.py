@@ -1,6 +1,6 @@
 """Two real processes of four devices each train, are killed and resume; other meshes go on from what they saved.
 
-The default suite kills three times; `pytest -m slow tests/training/test_processes.py` twenty times.
+Four minutes on two cores and more, so not in the default suite: `pytest -m slow tests/training/test_processes.py`.
 """
 
 import dataclasses
@@ -30,6 +30,9 @@ STEPS, SAVE_EVERY = 12, 2
 HEARTBEAT = 10
 # Nothing here is timed: a process that has not ended after this long hangs.
 HANGS = 1200
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +261,6 @@ def test_data_goes_on_in_order_on_any_number_of_hosts(whole, config):
         assert sorted(seen[:count]) == sorted(seen[count : 2 * count])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "mesh"), [(8, {}), (2, {}), (8, {"fsdp": 4, "tensor": 2})])
 def test_other_meshes_go_on(config, whole, cache, tmp_path, devices, mesh):
     """One process trains on from step 6 of two: the losses of the same batches, but for the order of sums."""
@@ -275,7 +277,6 @@ def test_other_meshes_go_on(config, whole, cache, tmp_path, devices, mesh):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_killed_twenty_times(config, cache, tmp_path):
     steps = 120
     config = dataclasses.replace(config, steps=steps)
