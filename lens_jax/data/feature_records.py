@@ -15,7 +15,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from lens_jax.data.records import MAX_CAPTIONS, MAX_LANGUAGES, MAX_SIDE, MAX_TEXT
+from lens_jax.data.records import MAX_CAPTIONS, MAX_LANGUAGES, MAX_SIDE, MAX_TEXT, unpack
 from lens_jax.errors import LensError
 
 VERSION = 1
@@ -65,20 +65,13 @@ def encode(record: FeatureRecord) -> bytes:
 
 def decode(data: bytes, where: str) -> FeatureRecord:
     """The record in `data`, its arrays views of it. LensError names `where` for anything that is not one."""
-    if len(data) > MAX_RECORD_BYTES:
-        raise LensError(f"{where}: record of {len(data)} bytes; at most {MAX_RECORD_BYTES} are accepted")
-    try:
-        fields = msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # msgpack raises ValueError, UnicodeDecodeError, StackError, ... by the kind of damage
-        raise LensError(f"{where}: not a msgpack map ({type(error).__name__})") from error
+    fields = unpack(data, where, MAX_RECORD_BYTES)
 
     def need(condition: bool, message: str) -> None:
         if not condition:
             raise LensError(f"{where}: {message}")
 
-    need(isinstance(fields, dict) and fields.get("v") == VERSION, f"no feature record of version {VERSION}")
+    need(fields.get("v") == VERSION, f"no feature record of version {VERSION}")
     sizes = [fields.get(name) for name in ("tokens", "channels", "layers", "text_width", "height", "width")]
     need(all(type(size) is int and 0 < size <= MAX_SIZES for size in sizes), "its sizes must be positive integers")
     tokens, channels, layers, text_width, height, width = sizes

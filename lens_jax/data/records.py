@@ -65,16 +65,7 @@ def encode(record: Record) -> bytes:
 
 def decode(data: bytes, where: str) -> Record:
     """The record in `data`. Raises LensError naming `where` for anything that is not a version-1 record."""
-    if len(data) > MAX_RECORD_BYTES:
-        raise LensError(f"{where}: record of {len(data)} bytes; at most {MAX_RECORD_BYTES} are accepted")
-    try:
-        fields = msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # msgpack raises ValueError, UnicodeDecodeError, StackError, ... by the kind of damage
-        raise LensError(f"{where}: not a msgpack map ({type(error).__name__})") from error
-    if not isinstance(fields, dict):
-        raise LensError(f"{where}: expected a msgpack map, got {type(fields).__name__}")
+    fields = unpack(data, where, MAX_RECORD_BYTES)
     _check(fields, where)
     return Record(
         image=fields["image"],
@@ -85,6 +76,21 @@ def decode(data: bytes, where: str) -> Record:
         licence=fields["licence"],
         meta=fields.get("meta", {}),
     )
+
+
+def unpack(data: bytes, where: str, most: int) -> dict:
+    """The msgpack map in `data`, of at most `most` bytes; LensError names `where`."""
+    if len(data) > most:
+        raise LensError(f"{where}: record of {len(data)} bytes; at most {most} are accepted")
+    try:
+        fields = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # msgpack raises ValueError, UnicodeDecodeError, StackError, ... by the kind of damage
+        raise LensError(f"{where}: not a msgpack map ({type(error).__name__})") from error
+    if not isinstance(fields, dict):
+        raise LensError(f"{where}: expected a msgpack map, got {type(fields).__name__}")
+    return fields
 
 
 def decode_image(record: Record, where: str = "") -> np.ndarray:
