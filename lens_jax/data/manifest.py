@@ -131,14 +131,7 @@ def load_manifest(path: str | os.PathLike) -> Manifest:
     if not file.is_file():
         hint = "make one with `lens-jax prepare openmoji` or `lens-jax prepare folder`"
         raise LensError(f"no data set at {directory} (no {NAME}): {hint}")
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise LensError(f"{file}: over {MAX_BYTES} bytes")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise LensError(f"{file}: cannot be read as JSON ({type(error).__name__})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise LensError(f'{file}: not a data set ("format" is not {FORMAT!r})')
+    content = _read(file)
     if content.get("version") != VERSION:
         found = content.get("version")
         raise LensError(f"{file}: format version {found!r:.40}; this program reads {VERSION}: prepare it again")
@@ -149,6 +142,23 @@ def load_manifest(path: str | os.PathLike) -> Manifest:
     for shard in manifest.shards:
         _check_shard(directory / shard.name, shard)
     return manifest
+
+
+def read_source(path: str | os.PathLike) -> str:
+    """`source` of the data set at `path`, whatever the state of its shards."""
+    return str(_read(Path(path) / NAME).get("source"))
+
+
+def _read(file: Path) -> dict:
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise LensError(f"{file}: over {MAX_BYTES} bytes")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise LensError(f"{file}: cannot be read as JSON ({type(error).__name__})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise LensError(f'{file}: not a data set ("format" is not {FORMAT!r})')
+    return content
 
 
 def _from_json(directory: Path, content: dict) -> Manifest:

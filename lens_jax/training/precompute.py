@@ -36,7 +36,16 @@ from lens_jax.config import TrainConfig
 from lens_jax.console import make_console
 from lens_jax.data import feature_records
 from lens_jax.data.feature_records import FeatureRecord
-from lens_jax.data.manifest import FEATURES, NAME, Manifest, Shard, fingerprint, load_manifest, write_manifest
+from lens_jax.data.manifest import (
+    FEATURES,
+    NAME,
+    Manifest,
+    Shard,
+    fingerprint,
+    load_manifest,
+    read_source,
+    write_manifest,
+)
 from lens_jax.data.pipeline import DataConfig, check_buckets
 from lens_jax.data.records import Record, decode_image
 from lens_jax.data.shards import ShardReader, ShardWriter
@@ -103,6 +112,7 @@ def precompute(options: Precompute) -> Path | None:
     keys = [_key(made, shard) for shard in source.shards]
 
     out = Path(options.out)
+    _check_target(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Until all is there again nobody may take it for a data set.
@@ -129,6 +139,21 @@ def precompute(options: Precompute) -> Path | None:
     size = sum(shard.bytes for shard in shards)
     console.print(f"{sum(s.records for s in shards):,} records, {size / 1e9:.2f} GB in {out}")
     return out
+
+
+def _check_target(out: Path) -> None:
+    """LensError for a folder of something else: shards here have the names that those of the pictures have."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise LensError(f"--out {out}: exists and is no folder")
+    names = {path.name for path in out.iterdir()}
+    if NAME in names and read_source(out) != FEATURES:
+        raise LensError(f"--out {out}: is a data set of pictures; give another folder")
+    ours = (".array_record", ".array_record.json", ".partial")
+    others = sorted(name for name in names - {NAME} if not name.endswith(ours))
+    if others:
+        raise LensError(f"--out {out}: holds {others[0]}, which is not ours; give another folder")
 
 
 def check_features(config: TrainConfig, manifest: Manifest) -> None:

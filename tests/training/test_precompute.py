@@ -85,6 +85,17 @@ def test_what_they_were_made_with_must_fit(small_lens, stored, tmp_path):
         options(dataclasses.replace(small_lens, codec=dataclasses.replace(small_lens.codec, sample=True)), tmp_path)
 
 
+def test_nothing_else_is_written_over(small_lens, stored, tmp_path):
+    """Shards have the names that the pictures' have: a mistyped --out must not cost a data set."""
+    pictures = load_manifest(small_lens.data.path)
+    with pytest.raises(LensError, match="is a data set of pictures; give another folder"):
+        precompute(options(small_lens, pictures.directory))
+    assert load_manifest(pictures.directory).shards == pictures.shards
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(LensError, match=r"holds thesis.tex, which is not ours"):
+        precompute(options(small_lens, tmp_path))
+
+
 def test_sizes_are_those_of_the_accounting(stored):
     """Bytes: 4 a number here; a record holds little besides."""
     manifest = load_manifest(stored)
