@@ -4,9 +4,9 @@ lens-jax prepare folder --path PICTURES --out data/mine --buckets lens-1024
 lens-jax precompute finetune --data.path data/mine --out data/mine_features    # once; then no encoder is loaded
 lens-jax train finetune --data.path data/mine_features --init-from checkpoints/Lens-Base
 
-Base and not Turbo: the distilled weights forget what makes them fast. 32 pictures an update, 20,000 updates; a
-learning rate of 1e-5 is what others fine-tune Lens with in full. On eight H100s at 40 % of the peak about 3 hours. Not
-run by us.
+From Base, as others who fine-tune Lens do, and not from Turbo. 32 pictures an update, 20,000 updates; 1e-5 is half the
+learning rate at which others fine-tune all of it. At 40 % of the peak of eight H100s that would take about 3 hours
+(`lens-jax plan finetune --devices 8`). Not run by us.
 """
 
 from lens_jax.config import CheckpointConfig, DataConfig, LoggingConfig, TrainConfig, ValidationConfig
