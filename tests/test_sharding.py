@@ -32,6 +32,9 @@ MESHES = {
     "1,4,2,1": {"all-gather": 16, "reduce-scatter": 16, "all-reduce": 13, "all-to-all": 0},
     "1,2,2,2": {"all-gather": 16, "reduce-scatter": 0, "all-reduce": 21, "all-to-all": 16},
 }
+if jax.__version_info__ >= (0, 12):
+    # Its compiler joins sums otherwise (seen with 0.12.0.1).
+    MESHES["2,2,2,1"]["all-reduce"], MESHES["1,2,2,2"]["all-reduce"] = 16, 22
 
 
 def simulate(what: str, *meshes: str) -> dict[str, dict]:
