@@ -113,6 +113,9 @@ class TrainConfig:
     weighting: Literal["batch", "image"] = "batch"
     # Decay of the moving average of the parameters, which is what is sampled.
     ema_decay: float = 0.9999
+    # Keep the average and the optimiser's moments in the host's memory, 12 bytes a parameter that devices need not hold,
+    # and copy them there and back in each update: for few devices and many micro-steps.
+    offload: bool = False
     # Root of all randomness.
     seed: int = 0
     # What a new run starts from, instead of random parameters: a run or one of its checkpoints, a release folder or its

@@ -14,13 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lens_jax.errors import LensError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 # Rows of a batch.
 ROWS = ("data", "fsdp")
+# Where `offload` keeps what only the update reads: memory of the host that a device can copy from by itself.
+HOST = "pinned_host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,21 +152,57 @@ def shardings(mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
 
 
-def create(make, mesh: Mesh | None, *args) -> Any:
+def state_shardings(state: Any, mesh, offload: bool = False) -> Any:
+    """Where every leaf of a training state is; without a mesh, None: on the only device."""
+
+    def place(path, spec):
+        kind = HOST if offload and _only_updated(path) else None
+        if mesh is not None:
+            return NamedSharding(mesh, spec, memory_kind=kind)
+        return SingleDeviceSharding(jax.local_devices()[0], memory_kind=kind) if kind else None
+
+    specs = jax.tree.map(lambda _: PartitionSpec(), state) if mesh is None else state_specs(state, mesh)
+    return jax.tree_util.tree_map_with_path(place, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def _only_updated(path) -> bool:
+    """Whether a leaf of a state is an array of the average or the moments: no forward or backward pass reads it."""
+    return path[0].name in ("ema", "opt_state") and bool(_path(path))
+
+
+def move_offloaded(state: Any, space: jax.memory.Space) -> Any:
+    """A state with average and moments in the memory of the host or of the devices; for use inside a program."""
+    move = lambda path, leaf: jax.device_put(leaf, space) if _only_updated(path) else leaf
+    return jax.tree_util.tree_map_with_path(move, state)
+
+
+def on_device(tree: Any, mesh: Mesh | None) -> Any:
+    """What was offloaded of a tree, copied into the memory of its devices."""
+    is_away = lambda x: x.sharding.memory_kind == HOST
+    return on(mesh, _copy)(tree) if any(map(is_away, jax.tree.leaves(tree))) else tree
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), tree)
+
+
+def create(make, mesh: Mesh | None, *args, offload: bool = False) -> Any:
     """`make(*args)`, a state, computed where it will live: no device ever holds all of it.
 
     Compiled with automatic axes, since random draws follow their results' layout there; values do not depend on it.
     All but the first of `args` become part of the state and are used up.
     """
     used_up = tuple(range(1, len(args)))
+    shapes = jax.eval_shape(make, *args)
     if mesh is None:
-        return jax.jit(make, donate_argnums=used_up)(*args)
+        return jax.jit(make, out_shardings=state_shardings(shapes, None, offload), donate_argnums=used_up)(*args)
     automatic = Mesh(mesh.devices, mesh.axis_names)
-    specs = state_specs(jax.eval_shape(make, *args), mesh)
     is_placed = lambda x: isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding)
     place = lambda x: relabel(x, NamedSharding(automatic, x.sharding.spec)) if is_placed(x) else x
-    made = jax.jit(make, out_shardings=shardings(automatic, specs), donate_argnums=used_up)(*jax.tree.map(place, args))
-    return jax.tree.map(relabel, made, shardings(mesh, specs))
+    places = state_shardings(shapes, automatic, offload)
+    made = jax.jit(make, out_shardings=places, donate_argnums=used_up)(*jax.tree.map(place, args))
+    return jax.tree.map(relabel, made, state_shardings(shapes, mesh, offload))
 
 
 def relabel(array: jax.Array, place: NamedSharding) -> jax.Array:
@@ -175,13 +213,12 @@ def relabel(array: jax.Array, place: NamedSharding) -> jax.Array:
     return jax.make_array_from_single_device_arrays(array.shape, place, [x.data for x in array.addressable_shards])
 
 
-def abstract(make, mesh: Mesh | None, *args) -> Any:
+def abstract(make, mesh: Mesh | None, *args, offload: bool = False) -> Any:
     """Shapes, dtypes and, on a mesh, layouts of what `create` makes, to restore a checkpoint of any other mesh into."""
     shapes = jax.eval_shape(make, *args)
-    if mesh is None:
-        return shapes
-    places = shardings(mesh, state_specs(shapes, mesh))
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    leaves, tree = jax.tree.flatten(shapes)
+    places = tree.flatten_up_to(state_shardings(shapes, mesh, offload))
+    return tree.unflatten(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x, place in zip(leaves, places))
 
 
 def abstract_params(tree: Any, rules: dict, mesh: Mesh | None) -> Any:

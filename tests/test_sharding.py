@@ -78,6 +78,14 @@ def test_splash_on_a_mesh():
     assert found["gradients"] <= 1e-5
 
 
+def test_offloading_changes_nothing():
+    for found in simulate("offload", "none", "2,2,2,1").values():
+        assert found["state"] <= 1e-5
+        # What of the moments is a scalar stays.
+        assert found["places"] == {"params": ["device"], "ema": ["pinned_host"], "moments": ["device", "pinned_host"]}
+        assert found["checksums"]
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_collectives_are_pinned(results, mesh):
     found = results[mesh]["collectives"]

@@ -60,6 +60,8 @@ class Plan:
     # Bytes on one device throughout, and those of the fullest program, by kind.
     resident: dict[str, int]
     working: dict[str, int]
+    # Bytes that the host keeps for a device.
+    offloaded: int
     usable: float
     programs: list[TracedProgram]
     work: Work
@@ -118,6 +120,7 @@ def make_plan(options: PlanConfig) -> Plan:
         data=data.source,
         resident=resident,
         working=fullest.peak.kinds,
+        offloaded=estimate.offloaded(config, mesh),
         usable=hardware.usable,
         programs=programs,
         work=work,
@@ -188,6 +191,8 @@ def _memory_table(found: Plan) -> Table:
         table.add_row(kind, f"{size / 1e9:.2f}")
     table.add_section()
     table.add_row("in all", f"{found.peak / 1e9:.2f}")
+    if found.offloaded:
+        table.add_row("in the host's memory: average, moments", f"{found.offloaded / 1e9:.2f}")
     return table
 
 

@@ -123,8 +123,8 @@ def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool)
     state = lowering.abstract_state(config, mesh)
     kinds = {
         "parameters": bytes_of(state.params),
-        "average": bytes_of(state.ema),
-        "optimiser": bytes_of(state.opt_state),
+        "average": 0 if config.offload else bytes_of(state.ema),
+        "optimiser": 0 if config.offload else bytes_of(state.opt_state),
         "accumulated gradients": bytes_of(state.params, itemsize=4) if config.accumulation > 1 else 0,
         "autoencoder": 0,
         "text encoder": 0,
@@ -142,6 +142,12 @@ def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool)
     # One is being worked on while the next is already sent to the devices.
     kinds["batches"] = 2 * max(inputs)
     return kinds
+
+
+def offloaded(config: TrainConfig, mesh) -> int:
+    """Bytes that the host keeps for each of its devices."""
+    state = lowering.abstract_state(config, mesh)
+    return bytes_of((state.ema, state.opt_state)) if config.offload else 0
 
 
 def bytes_of(tree, itemsize: int | None = None) -> int:
@@ -202,10 +208,13 @@ class Traffic:
     seconds: float
 
 
-def traffic(config: TrainConfig, data: DataUse, programs: list[TracedProgram], mesh, hardware: Hardware):
+def traffic(config: TrainConfig, data: DataUse, programs: list[TracedProgram], mesh, hardware: Hardware) -> list[Traffic]:
     """Of one optimiser step on average, largest first."""
+    found = []
+    if size := offloaded(config, mesh):
+        found.append(Traffic("average, moments", "there and back", "host", 2 * size, 2 * size / hardware.host))
     if mesh is None:
-        return []
+        return found
     sizes = dict(mesh.shape)
     # A bucket is taken to run the program of its area's largest; without `data.pad_areas` smaller ones send a little
     # less where activations are sent.
@@ -219,7 +228,7 @@ def traffic(config: TrainConfig, data: DataUse, programs: list[TracedProgram], m
             total = totals[collective.what, collective.kind, " ".join(collective.axes)]
             total[0] += times * collective.sent(sizes)
             total[1] += times * collective.seconds(sizes, hardware)
-    found = [Traffic(*key, *values) for key, values in totals.items()]
+    found += [Traffic(*key, *values) for key, values in totals.items()]
     return sorted(found, key=lambda one: -one.bytes)
 
 

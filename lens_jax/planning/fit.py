@@ -29,6 +29,8 @@ def _alternatives(config: TrainConfig, devices: int, domain: int) -> Iterator[tu
     yield from (([text], changed) for text, changed in wider)
     lighter = list(_lighter(config))
     yield from (([text], changed) for text, changed in lighter)
+    if not config.offload:
+        yield ["offload False -> True"], dataclasses.replace(config, offload=True)
     smaller = list(_smaller(config))
     yield from (([text], changed) for text, changed in smaller)
     yield from (([text], changed) for text, changed in _tensor(config, devices, domain))

@@ -40,9 +40,12 @@ def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh | None:
 
 
 def abstract_state(config: TrainConfig, mesh: AbstractMesh | None) -> State:
-    """Shapes, dtypes and layouts of all that a run keeps on its devices."""
+    """Shapes, dtypes and layouts of all that a run keeps on its devices, or offloads."""
     create = functools.partial(create_state, config.model, make_optimizer(config.optimizer, config.steps))
-    return sharding.abstract(functools.partial(create, seed=config.seed), mesh, checkpoint.abstract_codec(config))
+    create = functools.partial(create, seed=config.seed)
+    # Without a mesh the memory of the host would be that of this machine.
+    offload = config.offload and mesh is not None
+    return sharding.abstract(create, mesh, checkpoint.abstract_codec(config), offload=offload)
 
 
 def on_platform(config: TrainConfig, platform: Platform) -> TrainConfig:

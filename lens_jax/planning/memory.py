@@ -8,6 +8,8 @@ the program; the most that is alive at one time is the estimate.
 import dataclasses
 from collections import defaultdict
 
+import jax
+
 from lens_jax.planning.communication import moved
 from lens_jax.planning.program import ALIAS, Operation, Program, Value
 
@@ -32,7 +34,8 @@ SLACK = {"cpu": 1.5, "cuda": 1.5, "tpu": 4.0}
 class Peak:
     """The fullest moment of a program."""
 
-    # Bytes on one device besides the arguments: "saved activations", "gradients", "gathered weights", "working set".
+    # Bytes on one device besides the arguments: "saved activations", "gradients", "gathered weights",
+    # "average and moments" (where they are offloaded), "working set".
     kinds: dict[str, int]
     # The operation then under way.
     scope: str
@@ -126,6 +129,9 @@ class _Lifetimes:
 
 def _writes(operation: Operation) -> bool:
     """Whether the results of an operation are in memory of their own."""
+    if operation.name == "device_put":
+        # What was offloaded comes in whole; what goes back is written to the host as it is computed.
+        return jax.memory.Space.Device in operation.params["devices"]
     if operation.name == "reshard":
         return any(True for _ in moved(operation))
     return operation.name in _HEAVY or operation.name in _REDUCTIONS
@@ -134,6 +140,8 @@ def _writes(operation: Operation) -> bool:
 def _kinds(operation: Operation) -> list[str]:
     """What the results of an operation are."""
     count = len(operation.outputs)
+    if operation.name == "device_put":
+        return ["average and moments"] * count
     if operation.name == "reshard" and any(part.what == "weights" for part in moved(operation)):
         return ["gathered weights"] * count
     if operation.name == "scan":

@@ -22,7 +22,7 @@ def checksums(tree: Any, mesh: Mesh | None) -> dict[str, int]:
     if mesh is not None:
         # With automatic axes: the layouts of what is summed here are nothing to be strict about.
         mesh = Mesh(mesh.devices, mesh.axis_names)
-        leaves = [sharding.relabel(leaf, NamedSharding(mesh, leaf.sharding.spec)) for leaf in leaves]
+        leaves = [sharding.relabel(leaf, _under(mesh, leaf.sharding)) for leaf in leaves]
     return dict(zip(paths, map(int, jax.device_get(_program(mesh)(list(leaves))))))
 
 
@@ -32,6 +32,10 @@ def leaves_by_path(tree: Any) -> list[tuple[str, Any]]:
         ("/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", "")))) for k in path), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
+
+
+def _under(mesh: Mesh, place: NamedSharding) -> NamedSharding:
+    return NamedSharding(mesh, place.spec, memory_kind=place.memory_kind)
 
 
 @functools.cache
@@ -44,6 +48,8 @@ def _checksum(array: jax.Array) -> jax.Array:
     """uint32: the sum, modulo 2^32 and so in any order, of the hashes of all (index, bits)."""
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
+    # From the memory of the host, where what was offloaded is.
+    array = jax.device_put(array, jax.memory.Space.Device)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
     index = jnp.zeros(array.shape, jnp.uint32)

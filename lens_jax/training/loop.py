@@ -80,14 +80,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     create = functools.partial(create_state, config.model, optimizer, seed=config.seed)
     position = Position(next_step=0, fingerprint=fingerprint(manifest))
     checkpoints = checkpoint.folder_of(config)
-    abstract = sharding.abstract(create, mesh, checkpoint.abstract_codec(config))
+    abstract = sharding.abstract(create, mesh, checkpoint.abstract_codec(config), offload=config.offload)
     # A ladder, as big_vision has it: (1) a checkpoint of this run, (2) what init_from names, (3) random parameters.
     resumed = checkpoint.restore_newest(checkpoints, abstract, mesh, console.print)
     if resumed is None:
         params, codec_params = warm_start.load(config, mesh, console.print) if config.init_from else ({}, None)
         if codec_params is None:
             codec_params = sharding.of_first_process(fit_codec(config))
-        state = sharding.create(create, mesh, codec_params, params)
+        state = sharding.create(create, mesh, codec_params, params, offload=config.offload)
         console.print(f"new run in {run}" + (f", from {config.init_from}" if config.init_from else ""))
     else:
         state, saved = resumed
@@ -163,13 +163,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                 if events.validate:
                     held_out = validation_batches(config.data, transform=features.read, host=host, hosts=hosts)
                     held_out = map(functools.partial(features.encode, state.codec), held_out)
-                    loss = _validation_loss(config, state, programs.validation_loss, held_out)
+                    ema = sharding.on_device(state.ema, mesh)
+                    loss = _validation_loss(config, ema, programs.validation_loss, held_out)
                     log.write(step, "validation", {"loss": loss})
                     log.say(f"step {step}: validation loss {loss:.4f}")
                 if events.sample:
                     # All hosts take part up to here; the first one draws.
                     prompts = prompts or features.prompts(config.samples.prompts)
-                    trees = state.ema, features.codec_params(state.codec)
+                    trees = sharding.on_device(state.ema, mesh), features.codec_params(state.codec)
                     ema, codec_params = (sharding.local_copy(tree, mesh) for tree in trees)
                     if main:
                         buckets = _sample_sizes(config, manifest)
@@ -252,12 +253,12 @@ def _report(pending, window: Window, log: MetricsLog, config: TrainConfig) -> No
         )
 
 
-def _validation_loss(config: TrainConfig, state: State, validate_fn, held_out: Iterator[dict]) -> float:
+def _validation_loss(config: TrainConfig, ema: dict, validate_fn, held_out: Iterator[dict]) -> float:
     """Mean loss of the moving average over the held-out split, at the same noise each time."""
     key = jax.random.key(0)
     total, count = 0.0, 0.0
     for i, batch in enumerate(itertools.islice(held_out, config.validation.batches)):
-        loss, weight = jax.device_get(validate_fn(state.ema, batch, jax.random.fold_in(key, i)))
+        loss, weight = jax.device_get(validate_fn(ema, batch, jax.random.fold_in(key, i)))
         total, count = total + float(loss), count + float(weight)
     return total / count
 

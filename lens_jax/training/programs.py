@@ -27,7 +27,8 @@ class Programs(NamedTuple):
 
 def step_config(config: TrainConfig) -> StepConfig:
     """What the step depends on, of everything in a run."""
-    return StepConfig(config.model, config.flow, config.ema_decay, config.nonfinite == "skip", config.weighting)
+    skip = config.nonfinite == "skip"
+    return StepConfig(config.model, config.flow, config.ema_decay, skip, config.weighting, config.offload)
 
 
 def make_programs(config: TrainConfig, optimizer: optax.GradientTransformation) -> Programs:

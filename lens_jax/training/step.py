@@ -34,6 +34,8 @@ class StepConfig:
     skip_nonfinite: bool
     # What a micro-step counts in an update: as much as any other ("batch", the report's ranks), or by its images.
     weighting: Literal["batch", "image"] = "batch"
+    # Average and moments are in the memory of the host, and come to the devices for the update alone.
+    offload: bool = False
 
 
 class Totals(struct.PyTreeNode):
@@ -87,6 +89,8 @@ def update(
     config: StepConfig, optimizer: optax.GradientTransformation, state: State, totals: Totals
 ) -> tuple[State, dict]:
     """The next state, and float32 scalars (`losses` [micro-steps], the two `noise_bin` entries [NOISE_BINS])."""
+    if config.offload:
+        state = sharding.move_offloaded(state, jax.memory.Space.Device)
     loss = totals.loss / totals.weight
     gradients = jax.tree.map(lambda g: g / totals.weight, totals.gradients)
     gradient_norm = optax.tree.norm(gradients)
@@ -100,6 +104,8 @@ def update(
     if config.skip_nonfinite:
         unchanged = state.replace(step=state.step + 1)
         updated = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
+    if config.offload:
+        updated = sharding.move_offloaded(updated, jax.memory.Space.Host)
     metrics = {
         "loss": loss,
         "losses": totals.losses,

@@ -43,6 +43,26 @@ def test_plan(capsys, tmp_path):
     assert {("weights", "all-gather", "fsdp"), ("gradients", "reduce-scatter", "fsdp")} <= kinds
 
 
+def test_offloading(capsys, tmp_path):
+    """12 bytes a parameter, and two counters, go to the host and come back, also where the mesh cuts them."""
+    found = []
+    for more in ((), ("--offload",)):
+        path = tmp_path / "plan.json"
+        mesh = ("--devices", "8", "--mesh.fsdp", "8", "--accumulation", "2", "--json", str(path))
+        assert plan(capsys, *SMALL, *mesh, *more)[0] == 0
+        found.append(json.loads(path.read_text()))
+    kept, offloaded = found
+    size = kept["resident"]["average"] + kept["resident"]["optimiser"]
+    assert (kept["offloaded"], offloaded["offloaded"]) == (0, size)
+    assert offloaded["resident"] == kept["resident"] | {"average": 0, "optimiser": 0}
+    assert kept["traffic"] == [one for one in offloaded["traffic"] if one["axes"] != "host"]
+    assert [one["bytes"] for one in offloaded["traffic"] if one["axes"] == "host"] == [2 * size]
+    # They are on the devices in the update, but not in the micro-step.
+    peaks = [{one["name"]: sum(one["bytes"].values()) for one in plan["programs"]} for plan in found]
+    assert peaks[1]["micro-step"] == peaks[0]["micro-step"]
+    assert peaks[1]["update"] >= peaks[0]["update"] + size - 8
+
+
 # More blocks than a small memory holds, on 8 devices that each have a copy of them.
 LARGE = (
     "pretrain_512", "--hardware", "a100-40", "--devices", "8", "--data.batch-size", "64", "--no-lower",

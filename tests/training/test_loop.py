@@ -186,6 +186,19 @@ def newest_step(run: Path) -> int:
     return max(steps, default=0)
 
 
+def test_offloaded_average_and_moments_change_nothing(uninterrupted, tiny_config, tmp_path):
+    """Neither while training, validating, sampling and saving nor when the run goes on without."""
+    offloaded = with_out(tiny_config, tmp_path / "run", offload=True)
+    state = loop.train(dataclasses.replace(offloaded, steps=4)).state
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert {x.sharding.memory_kind for x in (*jax.tree.leaves(state.ema), *moments)} == {"pinned_host"}
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(state.params)} == {"device"}
+    assert_same_bits(loop.train(offloaded).state, uninterrupted[0])
+    shorter = with_out(tiny_config, tmp_path / "other", steps=4)
+    loop.train(shorter)
+    assert_same_bits(loop.train(dataclasses.replace(shorter, steps=8, offload=True)).state, uninterrupted[0])
+
+
 def test_finished_run_is_left_alone(uninterrupted, tiny_config):
     state, out = uninterrupted
     again = loop.train(with_out(tiny_config, out))
