@@ -1,13 +1,28 @@
 """Shared by all tests: eight simulated CPU devices would slow single-device tests, so one device is the default."""
 
 import json
+import os
+import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
+
+
+def pytest_configure(config):
+    """Most of a run's time is compiling, and tests compile the same programs: one does, in whatever process."""
+    if hasattr(config, "workerinput"):  # a worker of xdist has the folder of its parent
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    else:
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lens-jax-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(scope="session")

@@ -332,16 +332,31 @@ def _scalars(value, name: str = "") -> list[tuple[str, float]]:
 
 
 class _TensorBoard:
+    """Event files, written where they are asked for.
+
+    The thread of tensorboardX's SummaryWriter dies when the clock goes back by a month, and whoever fills its queue of
+    ten events then waits for ever.
+    """
+
     def __init__(self, run: Path, start_step: int):
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2, summary_pb2
         except ImportError:
             raise LensError('logging.tensorboard needs one more package: pip install "lens-jax[tensorboard]"') from None
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=start_step)
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder = run / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{start_step}")
+        # Of a resumed run, TensorBoard drops what was written after the step that it resumes from.
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(self._event(wall_time=time.time(), step=start_step, session_log=started))
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        for name, number in numbers.items():
-            self._writer.add_scalar(name, number, step)
+        values = [self._summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
+        summary = self._summary(value=values)
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
