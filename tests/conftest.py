@@ -47,7 +47,7 @@ def pictograms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config(pictograms):
-    """A run small enough to train in seconds; replace `out` in it."""
+    """A run small enough to train in seconds, one compiled step for its three sizes; replace `out` in it."""
     from lens_jax import config
     from lens_jax.models.codec import PixelCodecConfig
     from lens_jax.models.denoiser import DenoiserConfig
@@ -61,10 +61,10 @@ def tiny_config(pictograms):
             dtype="float32",
         ),
         codec=PixelCodecConfig(patch=4),
-        data=config.DataConfig(path=str(pictograms), batch_size=4),
+        data=config.DataConfig(path=str(pictograms), batch_size=4, pad_areas=True),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
         checkpoint=config.CheckpointConfig(every=4, keep=2),
-        samples=config.SampleConfig(every=8, prompts=("red apple", ""), num_inference_steps=2),
+        samples=config.SampleConfig(every=8, prompts=("red apple", ""), sizes=("16x16",), num_inference_steps=2),
         validation=config.ValidationConfig(every=4, batches=2),
         logging=config.LoggingConfig(every=2, tensorboard=True),
     )  # fmt: skip

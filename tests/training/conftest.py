@@ -39,7 +39,7 @@ def text_model():
 
 @pytest.fixture(scope="session")
 def small_lens(small_release, tiny_config, tmp_path_factory):
-    """A run on that release's latents and features, of pictograms of 64 x 64 pixels and two more sizes."""
+    """A run on that release's latents and features, of pictograms of 64 x 64 pixels and one more size."""
     from lens_jax import config
     from lens_jax.convert import autoencoder
     from lens_jax.data.prepare import OpenMojiConfig, prepare_openmoji
@@ -47,7 +47,7 @@ def small_lens(small_release, tiny_config, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("data") / "large"
     data = OpenMojiConfig(
-        out=str(out), concepts=4, size=64, tile=16, scenes=24, validation=6, copies=2,
+        out=str(out), concepts=4, size=64, ratios=("1:1", "3:4"), tile=16, scenes=24, validation=6, copies=2,
         languages=("en", "de"), holdout_languages=(),
     )  # fmt: skip
     prepare_openmoji(data, progress=False)
