@@ -47,7 +47,7 @@ def pictograms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config(pictograms):
-    """A run small enough to train in seconds, one compiled step for its three sizes; replace `out` in it."""
+    """A run small enough to train in seconds, two compiled steps for its three sizes; replace `out` in it."""
     from lens_jax import config
     from lens_jax.models.codec import PixelCodecConfig
     from lens_jax.models.denoiser import DenoiserConfig
