@@ -113,8 +113,8 @@ class TrainConfig:
     weighting: Literal["batch", "image"] = "batch"
     # Decay of the moving average of the parameters, which is what is sampled.
     ema_decay: float = 0.9999
-    # Keep the average and the optimiser's moments in the host's memory, 12 bytes a parameter that devices need not hold,
-    # and copy them there and back in each update: for few devices and many micro-steps.
+    # Keep the average and the optimiser's moments, 12 bytes a parameter, in the host's memory, and copy them to the
+    # devices and back in each update: for few devices and many micro-steps.
     offload: bool = False
     # Root of all randomness.
     seed: int = 0

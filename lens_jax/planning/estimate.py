@@ -208,7 +208,9 @@ class Traffic:
     seconds: float
 
 
-def traffic(config: TrainConfig, data: DataUse, programs: list[TracedProgram], mesh, hardware: Hardware) -> list[Traffic]:
+def traffic(
+    config: TrainConfig, data: DataUse, programs: list[TracedProgram], mesh, hardware: Hardware
+) -> list[Traffic]:
     """Of one optimiser step on average, largest first."""
     found = []
     if size := offloaded(config, mesh):
