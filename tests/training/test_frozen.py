@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,10 +62,9 @@ def test_on_meshes(small_lens, tmp_path, meshes):
     """Latents, features and a sampled posterior of eight rows, weights cut every way, equal those of one device."""
     (tmp_path / "config.json").write_text(json.dumps(run_config.to_dict(small_lens)))
     script = Path(__file__).with_name("frozen_on_meshes.py")
-    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "config.json"), *meshes],
-        capture_output=True, text=True, check=False, env=environ,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for line in map(json.loads, done.stdout.splitlines()):
