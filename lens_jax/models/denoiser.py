@@ -21,6 +21,7 @@ from lens_jax.models.layers import (
     RMSNorm,
     layer_norm,
     layout,
+    matrix_product,
     modulate,
     rotary_table,
     rotate,
@@ -95,8 +96,9 @@ class Stream(nnx.Module):
     """The weights one modality (image or text) has in a joint block."""
 
     def __init__(self, c: DenoiserConfig, rngs: nnx.Rngs):
-        dense = functools.partial(nnx.Linear, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
-        dense_general = functools.partial(nnx.LinearGeneral, dtype=c.dtype, param_dtype=c.param_dtype, rngs=rngs)
+        options = {"dtype": c.dtype, "param_dtype": c.param_dtype, "dot_general": matrix_product, "rngs": rngs}
+        dense = functools.partial(nnx.Linear, **options)
+        dense_general = functools.partial(nnx.LinearGeneral, **options)
         zeros = nnx.initializers.zeros_init()
         # Modulation starts at zero, so every block starts as the identity (adaLN-Zero).
         self.modulation = dense(c.width, 6 * c.width, kernel_init=zeros)
