@@ -310,7 +310,7 @@ def _one_line(box: str, program: str, known: list[str]) -> str:
     suggestion = ""
     unknown = re.search(r"Unrecognized options: (--\S+?)(,|$)", message[0])
     if unknown:
-        near = [line.split()[0] for section in rest for line in section if line.startswith("--")]
+        near = [line.split()[0].rstrip(",") for section in rest for line in section if line.startswith("--")]
         # tyro compares whole flags; most typos leave out the part before the dot.
         leaf = {flag.rpartition(".")[2].lstrip("-"): flag for flag in known}
         wanted = unknown[1].rpartition(".")[2].lstrip("-").replace("_", "-")

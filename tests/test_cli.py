@@ -36,6 +36,7 @@ def trained(tiny_config, tmp_path_factory):
         (["train", "absent.py"], "absent.py: no such config file"),
         (["train", "quickstart", "--optimizer.learning-rat", "1"], "did you mean --optimizer.learning-rate"),
         (["train", "quickstart", "--batchsize", "1"], "did you mean --data.batch-size"),
+        (["train", "quickstart", "--ofload"], "did you mean --offload?"),
         (["train", "quickstart", "--steps", "many"], "Error parsing --steps"),
         (["train", "quickstart", "--model.dtype", "float8"], "invalid choice 'float8'"),
         (["train", "quickstart", "--model.heads", "0"], "model.heads is 0; it must be at least 1"),
