@@ -163,8 +163,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                 if events.validate:
                     held_out = validation_batches(config.data, transform=features.read, host=host, hosts=hosts)
                     held_out = map(functools.partial(features.encode, state.codec), held_out)
-                    ema = sharding.on_device(state.ema, mesh)
-                    loss = _validation_loss(config, ema, programs.validation_loss, held_out)
+                    average = sharding.on_device(state.ema, mesh)
+                    loss = _validation_loss(config, average, programs.validation_loss, held_out)
+                    # Of an average that is offloaded it is a copy, which must not stay beside the steps that follow.
+                    del average
                     log.write(step, "validation", {"loss": loss})
                     log.say(f"step {step}: validation loss {loss:.4f}")
                 if events.sample:
@@ -176,6 +178,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                         buckets = _sample_sizes(config, manifest)
                         path = _sample_sheet(config, ema, codec_params, prompts, buckets, run / "samples", step)
                         log.say(f"step {step}: samples in {path}")
+                    # These are whole copies, which must not stay either.
+                    del trees, ema, codec_params
                 window.reset_clock()
                 if stop is not None:
                     break

@@ -202,17 +202,18 @@ def newest_step(run: Path) -> int:
 
 
 def test_offloaded_average_and_moments_change_nothing(uninterrupted, tiny_config, tmp_path):
-    """Neither while training, validating, sampling and saving nor when the run goes on without."""
+    """Neither while training, validating, sampling and saving nor when a run goes on with it, or without it again."""
     offloaded = with_out(tiny_config, tmp_path / "run", offload=True)
     state = loop.train(offloaded).state
     assert_same_bits(state, uninterrupted[0])
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert {x.sharding.memory_kind for x in (*jax.tree.leaves(state.ema), *moments)} == {"pinned_host"}
     assert {x.sharding.memory_kind for x in jax.tree.leaves(state.params)} == {"device"}
-    rest = tmp_path / "rest"
-    shutil.copytree(uninterrupted[1], rest)
-    shutil.rmtree(rest / "checkpoints" / "8")
-    assert_same_bits(loop.train(with_out(offloaded, rest)).state, uninterrupted[0])
+    for before, after in ((uninterrupted[1], True), (tmp_path / "run", False)):
+        rest = tmp_path / f"rest_{after}"
+        shutil.copytree(before, rest)
+        shutil.rmtree(rest / "checkpoints" / "8")
+        assert_same_bits(loop.train(with_out(tiny_config, rest, offload=after)).state, uninterrupted[0])
 
 
 def test_finished_run_is_left_alone(uninterrupted, tiny_config):
