@@ -29,14 +29,13 @@ def _alternatives(config: TrainConfig, devices: int, domain: int) -> Iterator[tu
     yield from (([text], changed) for text, changed in wider)
     lighter = list(_lighter(config))
     yield from (([text], changed) for text, changed in lighter)
-    if not config.offload:
-        yield ["offload False -> True"], dataclasses.replace(config, offload=True)
+    yield from (([text], changed) for text, changed in _offloaded(config))
     smaller = list(_smaller(config))
     yield from (([text], changed) for text, changed in smaller)
     yield from (([text], changed) for text, changed in _tensor(config, devices, domain))
     # All at once, the batch last.
     texts, best = [], config
-    for step in (lambda c: list(_wider(c, devices))[-1:], lambda c: list(_lighter(c))[-1:]):
+    for step in (lambda c: list(_wider(c, devices))[-1:], lambda c: list(_lighter(c))[-1:], _offloaded):
         for text, changed in step(best):
             texts, best = [*texts, text], changed
     if len(texts) > 1:
@@ -69,6 +68,12 @@ def _lighter(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     for remat in order[order.index(config.model.remat) + 1 :]:
         model = dataclasses.replace(config.model, remat=remat)
         yield f"model.remat {config.model.remat} -> {remat}", dataclasses.replace(config, model=model)
+
+
+def _offloaded(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+    """Average and moments in the host's memory."""
+    if not config.offload:
+        yield "offload False -> True", dataclasses.replace(config, offload=True)
 
 
 def _smaller(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
