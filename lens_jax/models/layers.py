@@ -44,7 +44,8 @@ def matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers, **options
     On one CPU it is a product of two matrices whose gradients are such products too. Left to itself XLA turns the
     gradient of the result, multiplies and turns the product once more: 8 % of a training step of the quickstart.
     """
-    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty:
+    other = jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty
+    if other or any(option is not None for option in options.values()):
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
     ((contracted, _), _) = dimension_numbers
     rows, columns = x.shape[: x.ndim - len(contracted)], kernel.shape[len(contracted) :]
