@@ -243,7 +243,7 @@ def _types(library) -> dict[int, tuple[str, int, int]]:
             if kind.name not in _PLAIN:
                 with np.errstate(all="ignore"):
                     library.quants.dequantize(np.zeros((1, count), np.uint8), kind)
-        except NotImplementedError:
+        except NotImplementedError:  # raised by the package, for types that it lists but cannot dequantise
             continue
         result[int(kind)] = (kind.name, group, count)
     return result
