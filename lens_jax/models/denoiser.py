@@ -62,7 +62,7 @@ class DenoiserConfig:
     remat: Remat = "none"
     # Lay the blocks out one after another instead of scanning them: faster on a CPU, much longer to compile.
     unroll: bool = False
-    # Attention kernel; `auto` is cuDNN on a GPU in half precision, splash on a TPU and XLA elsewhere.
+    # Attention kernel; `auto` is cuDNN on a GPU in half precision, splash on a TPU, blocked on a CPU, XLA elsewhere.
     attention: Kernel = "auto"
 
     @property
