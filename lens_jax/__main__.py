@@ -1,5 +1,14 @@
-"""`python -m lens_jax` is `lens-jax`."""
+"""`lens-jax`, which is `python -m lens_jax` too."""
 
-from lens_jax.cli import main
+from lens_jax.environment import settle
 
-main()
+
+def main() -> None:
+    settle()
+    from lens_jax.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    main()
