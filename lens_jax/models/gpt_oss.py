@@ -144,16 +144,28 @@ def init(config: GptOssConfig, key: jax.Array, head: bool = True) -> dict:
     def draw(path, leaf, key):
         name = path[-1].key
         if name == "blocks":
-            return jax.random.bits(key, leaf.shape, jnp.uint8)
+            return _in_parts(lambda key, shape: jax.random.bits(key, shape, jnp.uint8), key, leaf.shape)
         if name == "scales":
             # A random nibble has a mean square of 8.6, so 2^(120 - 127) makes weights of about 0.023.
             return jnp.full(leaf.shape, 120, jnp.uint8)
-        noise = 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        noise = 0.02 * _in_parts(lambda key, shape: jax.random.normal(key, shape, leaf.dtype), key, leaf.shape)
         return 1 + noise if name == "scale" else noise
 
     paths, tree = jax.tree_util.tree_flatten_with_path(abstract_params(config, head))
     keys = jax.random.split(key, len(paths))
     return tree.unflatten([draw(path, leaf, k) for (path, leaf), k in zip(paths, keys)])
+
+
+def _in_parts(draw: Callable, key: jax.Array, shape: tuple[int, ...], largest: int = 2**24) -> jax.Array:
+    """`draw(key, shape)`, from `largest` numbers on by the leading axes: drawing takes 13 times the memory of bytes."""
+    axes = 0
+    while math.prod(shape[axes:]) > largest:
+        axes += 1
+    if not axes:
+        return draw(key, shape)
+    keys, part = jax.random.split(key, math.prod(shape[:axes])), shape[axes:]
+    drawn = jax.lax.map(lambda key: draw(key, part), keys, batch_size=max(1, largest // 4 // math.prod(part)))
+    return drawn.reshape(shape)
 
 
 def rotary_frequencies(config: GptOssConfig) -> tuple[np.ndarray, float]:
