@@ -10,8 +10,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from lens_jax.environment import settled
-
 jax.config.update("jax_platforms", "cpu")
 
 
@@ -21,7 +19,6 @@ def pytest_configure(config):
         # LLVM's optimisations are half of it and change nothing that is checked here. `XLA_FLAGS= pytest` has them, and
         # so have the comparisons with PyTorch.
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-    os.environ["XLA_FLAGS"] = settled(os.environ, ["train"])["XLA_FLAGS"]
     if hasattr(config, "workerinput"):  # a worker of xdist has the folder of its parent
         folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
     else:
