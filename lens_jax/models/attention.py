@@ -87,7 +87,7 @@ def _blocked(q, k, v, lengths):
     batch, length, heads, dim = q.shape
     if batch * heads * length**2 <= _SCORES:
         return _library(q, k, v, lengths, "xla")
-    parts = -(-length // max(1, min(length, _SCORES // length)))
+    parts = -(-length // max(1, _SCORES // length))
     rows = -(-length // parts)
     q = jnp.pad(q * jnp.asarray(dim**-0.5, q.dtype), ((0, 0), (0, parts * rows - length), (0, 0), (0, 0)))
     q = rearrange(q, "b (part row) h d -> (b h) part row d", part=parts)

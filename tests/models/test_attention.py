@@ -35,8 +35,8 @@ def plain(image, text, lengths, n_image):
 def test_kernels_agree_with_a_plain_softmax(monkeypatch, kernel, dim, n_image):
     """Values and gradients of what is valid, with ragged lengths, rows of image only, and padded image tokens."""
     monkeypatch.setitem(attention._KERNELS, "splash", functools.partial(attention._splash, interpret=True))
-    # Three parts of the queries, of which the last is partly padding.
-    monkeypatch.setattr(attention, "_SCORES", 80 * (IMAGE + TEXT))
+    # Four parts of the queries, of which the last is partly padding.
+    monkeypatch.setattr(attention, "_SCORES", 60 * (IMAGE + TEXT))
     image, text, lengths = inputs(dim)
     rng = np.random.default_rng(1)
     cotangents = [rng.standard_normal((4, n, 2, dim), np.float32) for n in (IMAGE, TEXT)]
