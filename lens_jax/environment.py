@@ -4,7 +4,7 @@ import os
 import sys
 
 # Huge pages (glibc 2.35 and later; others ignore it). XLA takes the memory for a program's values anew in every call:
-# 27,000 page faults in a training step of the quickstart. What that costs varies by machine and hour: docs/benchmarks.md.
+# 27,000 page faults in a training step of the quickstart. What that costs differs: docs/benchmarks.md.
 _TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 

@@ -81,8 +81,8 @@ def _library(q, k, v, lengths, implementation):
 def _blocked(q, k, v, lengths):
     """Heads one after another, each in parts of its queries, so that scores stay in the caches of a CPU.
 
-    Faster than all scores at once, and at two rows of 4,224 tokens (1024 x 1024) 0.18 GB in place of 6.9. Where there are
-    few, all at once is faster. The backward pass computes the scores again rather than keep them.
+    Faster than all scores at once, and at two rows of 4,224 tokens (1024 x 1024) 0.18 GB in place of 6.9. Where there
+    are few, all at once is faster. The backward pass computes the scores again rather than keep them.
     """
     batch, length, heads, dim = q.shape
     if batch * heads * length**2 <= _SCORES:
