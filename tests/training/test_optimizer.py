@@ -54,6 +54,24 @@ def test_clip_binds():
     np.testing.assert_allclose(second_moment, 0.25 * (1 - 0.999**2), rtol=1e-3)
 
 
+def test_is_the_adamw_of_optax():
+    """Only the order of a few roundings differs; a step that is clipped and one that is not, at three rates."""
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=1, schedule="cosine", weight_decay=0.3, clip_norm=2)
+    rate = learning_rate_schedule(config, 4)
+    adamw = optax.adamw(rate, config.beta1, config.beta2, config.eps, weight_decay=0.3, mask=decay_mask)
+    rng = np.random.default_rng(0)
+    start = {"a": {"kernel": rng.standard_normal((3, 4), np.float32), "bias": rng.standard_normal(4, np.float32)}}
+    ends = []
+    for optimizer in (make_optimizer(config, 4), optax.chain(optax.clip_by_global_norm(2), adamw)):
+        params, state = start, optimizer.init(start)
+        for size in (10, 0.1, 1):
+            gradients = jax.tree.map(lambda p: size * np.cos(p), start)
+            updates, state = optimizer.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        ends.append(params)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), *ends)
+
+
 def test_bad_values():
     with pytest.raises(LensError, match="must be positive"):
         OptimizerConfig(learning_rate=0)
