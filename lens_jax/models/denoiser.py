@@ -92,6 +92,10 @@ LENS = DenoiserConfig()
 LENS_TOY = DenoiserConfig(layers=32, heads=16, text_width=1024, text_layers=1)
 
 
+# The backward pass computes a function marked with this again from its inputs.
+_from_inputs = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
 class Stream(nnx.Module):
     """The weights one modality (image or text) has in a joint block."""
 
@@ -113,14 +117,29 @@ class Stream(nnx.Module):
         self.gate_up = dense_general(c.width, (2, c.hidden), use_bias=False)
         self.down = dense(c.hidden, c.width, use_bias=False)
 
-    def project(self, x: jax.Array, shift, scale):
-        """Normed, modulated and normed again per head: q, k, v [B, S, heads, head_dim]."""
-        q, k, v = _unstack(self.qkv(modulate(self.norm1(x), shift, scale)))
-        return self.norm_q(q), self.norm_k(k), v
+    def project(self, x: jax.Array, shift, scale, table):
+        """Normed, modulated, normed again per head and rotated: q, k, v [B, S, heads, head_dim]."""
+        qkv = _from_inputs(lambda *args: self.qkv(modulate(self.norm1(args[0]), *args[1:])))(x, shift, scale)
+
+        @_from_inputs
+        def heads(qkv):
+            q, k, v = _unstack(qkv)
+            return rotate(self.norm_q(q), table), rotate(self.norm_k(k), table), v
+
+        return heads(qkv)
+
+    def mix(self, attended: jax.Array, sharding) -> jax.Array:
+        return _from_inputs(lambda y: self.out(y, out_sharding=sharding))(attended)
 
     def feed_forward(self, x: jax.Array, shift, scale) -> jax.Array:
-        gate, up = _unstack(self.gate_up(modulate(self.norm2(x), shift, scale)))
-        return self.down(jax.nn.silu(gate) * up, out_sharding=layout(x))
+        gate_up = _from_inputs(lambda *args: self.gate_up(modulate(self.norm2(args[0]), *args[1:])))(x, shift, scale)
+
+        @_from_inputs
+        def down(gate_up):
+            gate, up = _unstack(gate_up)
+            return self.down(jax.nn.silu(gate) * up, out_sharding=layout(x))
+
+        return down(gate_up)
 
 
 def _unstack(x: jax.Array) -> list[jax.Array]:
@@ -144,14 +163,13 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):
             parts = []
             for (stream, x), mod, table in zip(streams, mods, tables):
-                q, k, v = stream.project(x, *mod[:2])
-                parts.append((rotate(q, table), rotate(k, table), v))
+                parts.append(stream.project(x, *mod[:2], table))
             attended = attend(*parts, lengths, n_image, self.kernel)
             attended = checkpoint_name(attended, "attention")
         with jax.named_scope("mlp"):
             outputs = []
             for (stream, x), mod, y in zip(streams, mods, attended):
-                x = x + mod[2] * stream.out(y, out_sharding=layout(x))
+                x = x + mod[2] * stream.mix(y, layout(x))
                 outputs.append(x + mod[5] * stream.feed_forward(x, mod[3], mod[4]))
         return tuple(outputs)
 

@@ -58,13 +58,13 @@ def decay_mask(params: dict) -> dict:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The update rule for a run of `steps` optimiser steps: optax's, cut to what XLA computes once."""
-    return optax.chain(
-        _clip(config.clip_norm),
+    """The update rule for a run of `steps` optimiser steps, with the state of clip and `optax.adamw` in a chain."""
+    adamw = optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         _learn(learning_rate_schedule(config, steps)),
     )
+    return optax.chain(_clip(config.clip_norm), adamw)
 
 
 def _clip(max_norm: float) -> optax.GradientTransformation:
