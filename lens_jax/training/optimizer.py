@@ -82,7 +82,8 @@ def _learn(schedule: optax.Schedule) -> optax.GradientTransformation:
 
     Updates are read twice, by the parameters and by the norm in the record. XLA computes what ends in a product anew
     for each of them, so on a CPU both read the old parameters, which are copied first; what ends in a division it
-    computes once. With `_clip`, updating the quickstart takes 0.75 of the time (docs/benchmarks.md).
+    computes once in the quickstart's program (in some small ones it does not). With `_clip`, its update takes 0.72 of
+    the time (docs/benchmarks.md).
     """
 
     def learn(updates, state, params=None):
