@@ -94,7 +94,7 @@ LENS_TOY = DenoiserConfig(layers=32, heads=16, text_width=1024, text_layers=1)
 
 # The backward pass computes such a function again from its inputs, as far as its gradients ask for it. Norms, gates and
 # rotations cost less to compute than to keep, and no product is computed twice: a step of the quickstart with scanned
-# blocks takes 0.85 of the time and 89 MB in place of 157 (docs/benchmarks.md).
+# blocks takes 0.86 of the time and 89 MB in place of 157 (docs/benchmarks.md).
 _recompute = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
