@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import tyro
 from rich import box
 from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
 from lens_jax.atomic import write_json
 from lens_jax.config import TrainConfig
 from lens_jax.console import make_console
 from lens_jax.errors import LensError
-from lens_jax.planning import estimate, fit, lowering
+from lens_jax.planning import estimate, fit, lowering, topology
 from lens_jax.planning.estimate import DataUse, Padding, TracedProgram, Traffic, Work
 from lens_jax.planning.hardware import HARDWARE, Hardware, Name
 
@@ -36,6 +38,9 @@ class PlanConfig:
     caption_tokens: int = 150
     # Lower every program too, and not only trace it.
     lower: bool = True
+    # Compile every program with the TPU's own compiler and take the memory that it says: a minute each. Needs no TPU,
+    # but the extra: tpu.
+    compile: bool = False
     # Also write the plan as JSON here.
     json: str = ""
 
@@ -46,6 +51,8 @@ class PlanConfig:
             raise LensError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
         if self.price < 0 or self.caption_tokens < 0:
             raise LensError("--price and --caption-tokens must not be negative")
+        if self.compile and not self.lower:
+            raise LensError("--compile needs what --no-lower leaves out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +96,13 @@ class Plan:
 def plan(options: PlanConfig, console: Console | None = None) -> Plan:
     """Print the plan, write it where `--json` says; LensError with what to change where it cannot run."""
     console = console or make_console()
-    found = make_plan(options)
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("laying out", total=None)
+
+        def advance(what: str, of: int) -> None:
+            progress.update(task, description=what, advance=1, total=of)
+
+        found = make_plan(options, advance)
     show(found, options, console)
     if options.json:
         write_json(options.json, as_json(found, options))
@@ -98,11 +111,16 @@ def plan(options: PlanConfig, console: Console | None = None) -> Plan:
     return found
 
 
-def make_plan(options: PlanConfig) -> Plan:
-    """Trace everything and add it up."""
+def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda what, of: None) -> Plan:
+    """Trace everything and add it up. `advance` is told what is begun, and how many such parts there are."""
     config, hardware = options.config, HARDWARE[options.hardware]
     mesh, data, shapes = _lay_out(config, options.devices)
-    programs = estimate.trace_programs(config, mesh, shapes, data.cached, hardware.platform, options.lower)
+    if options.compile:
+        mesh = topology.slice_mesh(config.mesh, options.hardware, options.devices)
+    parts = estimate.count_parts(config, shapes, data.cached)
+    begin = lambda what: advance(what, parts)
+    static = hardware.platform, options.lower, options.compile
+    programs = estimate.trace_programs(config, mesh, shapes, data.cached, *static, begin)
     resident = estimate.resident(config, mesh, shapes, data.cached)
     work = estimate.step_work(config, data, options.caption_tokens)
     rate = options.devices * hardware.peak
@@ -197,12 +215,14 @@ def _memory_table(found: Plan) -> Table:
 
 
 def _program_table(found: Plan) -> Table:
-    table = _table("Programs", "program", "pictures", "image", "text", "peak GB", "attention", "lowered")
+    table = _table("Programs", "program", "pictures", "image", "text", "peak GB", "attention", "lowered",
+                   "compiled")  # fmt: skip
     for one in found.programs:
         kernel, lowered = (one.lowered.kernel or "", f"{one.lowered.seconds:.1f} s") if one.lowered else ("", "no")
+        compiled = f"{one.lowered.compile_seconds:.0f} s" if one.lowered and one.lowered.compile_seconds else "no"
         shape = one.use.images, one.use.tokens.padded, one.use.tokens.text
         shown = ("", "", "") if one.name == "update" else (f"{number:,}" for number in shape)
-        table.add_row(one.name, *shown, f"{one.peak.bytes / 1e9:.2f}", kernel, lowered)
+        table.add_row(one.name, *shown, f"{one.peak.bytes / 1e9:.2f}", kernel, lowered, compiled)
     return table
 
 
@@ -269,6 +289,7 @@ def as_json(found: Plan, options: PlanConfig) -> dict[str, Any]:
             "bytes": one.peak.kinds,
             "kernel": one.lowered and one.lowered.kernel,
             "lowering_seconds": one.lowered and round(one.lowered.seconds, 2),
+            "compile_seconds": one.lowered and one.lowered.compile_seconds,
         }
         for one in found.programs
     ]

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -97,25 +97,49 @@ class TracedProgram:
 
 
 def trace_programs(
-    config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool, platform: lowering.Platform, lower: bool
+    config: TrainConfig,
+    mesh,
+    uses: Iterable[BucketUse],
+    cached: bool,
+    platform: lowering.Platform,
+    lower: bool,
+    compile: bool = False,
+    advance: Callable[[str], None] = lambda what: None,
 ) -> list[TracedProgram]:
-    """Every program that a step runs, for every shape of `uses`; the update once."""
+    """Every program that a step runs, for every shape of `uses`; the update once.
+
+    With `compile` what they need is what the compiler of the mesh's devices says, not an estimate. `advance` is told
+    what is begun.
+    """
     config = lowering.on_platform(config, platform)
     state = lowering.abstract_state(config, mesh)
     found: list[TracedProgram] = []
     for use in uses:
+        advance(f"tracing {use.bucket}")
         traced = lowering.trace(config, mesh, state, use.images, use.tokens)
         if not cached:
             traced |= lowering.trace_encoders(config, mesh, use.images, use.tokens, use.bucket)
         for name, one in traced.items():
             if name == "update" and any(other.name == "update" for other in found):
                 continue
-            read = program.read(one.jaxpr)
-            lowered = lowering.lower(name, one, mesh, platform) if lower else None
-            found.append(
-                TracedProgram(name, use, memory.peak(read, platform), communication.collectives(read), lowered)
+            advance(
+                f"{'compiling' if compile else 'lowering'} the {name} of {use.bucket}"
+                if lower
+                else f"reading the {name}"
             )
+            read = program.read(one.jaxpr)
+            lowered = lowering.lower(name, one, mesh, platform, compile) if lower else None
+            peak = memory.peak(read, platform)
+            if compile:
+                peak = memory.Peak({"as compiled": lowered.compiled_bytes}, peak.scope)
+            found.append(TracedProgram(name, use, peak, communication.collectives(read), lowered))
     return found
+
+
+def count_parts(config: TrainConfig, uses: Sequence[BucketUse], cached: bool) -> int:
+    """How often `trace_programs` calls its `advance`."""
+    encoders = 0 if cached else 1 + isinstance(config.text, GptOssTextConfig)
+    return len(uses) * (2 + encoders) + (config.accumulation > 1)
 
 
 def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool) -> dict[str, int]:
@@ -175,9 +199,12 @@ class Work:
 
 
 def work(config: TrainConfig, use: BucketUse, caption_tokens: int, cached: bool) -> Work:
-    """Of one batch of a bucket. Captions are dropped with the configured probability, as the run's own MFU counts."""
+    """Of one batch of a bucket. Captions are dropped with the configured probability, as the run's own MFU counts.
+
+    Longer ones than there is room for are cut.
+    """
     model, images, tokens = config.model, use.images, use.tokens
-    dropped = config.flow.caption_dropout
+    dropped, caption_tokens = config.flow.caption_dropout, min(caption_tokens, tokens.text)
     count = lambda text: flops.train_step(model, tokens.image, text, images)
     executed = flops.train_step(model, tokens.padded, tokens.text, images)
     executed += flops.recomputation(model, tokens.padded, tokens.text, images)

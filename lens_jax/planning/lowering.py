@@ -7,17 +7,19 @@ long as one. What is lowered is what the loop calls: the functions of `training.
 import contextlib
 import dataclasses
 import functools
+import re
 import time
 from collections.abc import Iterator
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from lens_jax import sharding
 from lens_jax.config import TrainConfig
 from lens_jax.data.buckets import Bucket
+from lens_jax.errors import LensError
 from lens_jax.models import attention, autoencoder, gpt_oss
 from lens_jax.sharding import AXES, MeshConfig
 from lens_jax.text.harmony import PREFIX_TOKENS
@@ -39,7 +41,7 @@ def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh | None:
     return None if devices == 1 else AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
-def abstract_state(config: TrainConfig, mesh: AbstractMesh | None) -> State:
+def abstract_state(config: TrainConfig, mesh: AbstractMesh | Mesh | None) -> State:
     """Shapes, dtypes and layouts of all that a run keeps on its devices, or offloads."""
     create = functools.partial(create_state, config.model, make_optimizer(config.optimizer, config.steps))
     create = functools.partial(create, seed=config.seed)
@@ -55,7 +57,7 @@ def on_platform(config: TrainConfig, platform: Platform) -> TrainConfig:
 
 
 def trace(
-    config: TrainConfig, mesh: AbstractMesh | None, state: State, images: int, tokens: Tokens
+    config: TrainConfig, mesh: AbstractMesh | Mesh | None, state: State, images: int, tokens: Tokens
 ) -> dict[str, jax.stages.Traced]:
     """The programs of one optimiser step on batches of `images` pictures (over all devices) of one shape, by name.
 
@@ -84,26 +86,55 @@ class Lowered:
     seconds: float
     # Characters of StableHLO.
     size: int
+    # Of what the compiler made of it, where it was asked: bytes on one device besides the arguments, and its time.
+    compiled_bytes: int | None = None
+    compile_seconds: float | None = None
 
 
-def lower(name: str, traced: jax.stages.Traced, mesh: AbstractMesh | None, platform: Platform) -> Lowered:
-    """Lower a traced program for a platform, of which this machine need not have one."""
+def lower(
+    name: str, traced: jax.stages.Traced, mesh: AbstractMesh | Mesh | None, platform: Platform, compile: bool = False
+) -> Lowered:
+    """Lower a traced program for a platform, of which this machine need not have one, and compile it for `mesh`."""
     started = time.perf_counter()
     with _set(mesh), _cudnn_anywhere(mesh):
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        lowered = traced.lower(lowering_platforms=(platform,))
+        text = lowered.as_text()
     calls = {"cudnn": "__cudnn$fmha", "splash": "tpu_custom_call"}
     kernel = next((kernel for kernel, call in calls.items() if call in text), None)
     if kernel is None and name in STEPS:
         kernel = "xla"
-    return Lowered(name, kernel, time.perf_counter() - started, len(text))
+    found = Lowered(name, kernel, time.perf_counter() - started, len(text))
+    if not compile:
+        return found
+    started = time.perf_counter()
+    with _set(mesh):
+        needed = _compiled_bytes(name, lowered)
+    return dataclasses.replace(found, compiled_bytes=needed, compile_seconds=time.perf_counter() - started)
 
 
-def _set(mesh: AbstractMesh | None):
-    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh)
+# What the TPU compiler says of a program whose temporary values alone do not fit, in GiB.
+_TOO_LARGE = re.compile(r"required for HLO temporaries \(([\d.]+)G\)")
+
+
+def _compiled_bytes(name: str, lowered: jax.stages.Lowered) -> int:
+    try:
+        memory = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        found = _TOO_LARGE.search(str(error))
+        if found is None:
+            raise LensError(f"{name}: the compiler says: {str(error).splitlines()[0]}") from None
+        return round(float(found[1]) * 2**30)
+    return memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+
+
+def _set(mesh: AbstractMesh | Mesh | None):
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh)
 
 
 @contextlib.contextmanager
-def _cudnn_anywhere(mesh: AbstractMesh | None) -> Iterator[None]:
+def _cudnn_anywhere(mesh: AbstractMesh | Mesh | None) -> Iterator[None]:
     """Let cuDNN's attention be lowered on a machine without a GPU.
 
     JAX 0.10.2 asks the installed cuDNN for its version and refuses an abstract mesh for it. Neither matters to us: the
@@ -139,23 +170,23 @@ class _NoCudnn:
         return 0
 
 
-def abstract_autoencoder(config: FluxCodecConfig, mesh: AbstractMesh | None) -> dict:
+def abstract_autoencoder(config: FluxCodecConfig, mesh: AbstractMesh | Mesh | None) -> dict:
     """Shapes and layouts of the frozen autoencoder's parameters."""
     return _placed(sharding.AUTOENCODER_RULES, autoencoder.abstract_params(config.model), mesh)
 
 
-def abstract_text_encoder(config: GptOssTextConfig, mesh: AbstractMesh | None) -> dict:
+def abstract_text_encoder(config: GptOssTextConfig, mesh: AbstractMesh | Mesh | None) -> dict:
     """Shapes and layouts of the frozen language model's parameters, without the vocabulary."""
     return _placed(sharding.GPT_OSS_RULES, gpt_oss.abstract_params(config.model, head=False), mesh)
 
 
-def abstract_pixels(images: int, bucket: Bucket, mesh: AbstractMesh | None) -> jax.ShapeDtypeStruct:
+def abstract_pixels(images: int, bucket: Bucket, mesh: AbstractMesh | Mesh | None) -> jax.ShapeDtypeStruct:
     """A batch of pictures as it comes to the devices."""
     return sharding.abstract_array("pixels", (images, bucket.height, bucket.width, 3), jnp.uint8, mesh)
 
 
 def trace_encoders(
-    config: TrainConfig, mesh: AbstractMesh | None, images: int, tokens: Tokens, bucket: Bucket
+    config: TrainConfig, mesh: AbstractMesh | Mesh | None, images: int, tokens: Tokens, bucket: Bucket
 ) -> dict[str, jax.stages.Traced]:
     """What is computed before a step, pictures to latents and captions to features, by name."""
     if isinstance(config.codec, FluxCodecConfig):
@@ -180,7 +211,7 @@ def trace_encoders(
     return found
 
 
-def _placed(rules: dict, tree: dict, mesh: AbstractMesh | None) -> dict:
+def _placed(rules: dict, tree: dict, mesh: AbstractMesh | Mesh | None) -> dict:
     if mesh is None:
         return tree
     places = sharding.shardings(mesh, sharding.tree_specs(rules, tree, mesh))
