@@ -76,7 +76,9 @@ def test_splash_on_a_mesh():
     assert found["gradients"] <= 1e-5
 
 
+@pytest.mark.slow
 def test_offloading_changes_nothing():
+    """On a mesh; on one device tests/training/test_loop.py has it."""
     found = simulate("offload", "2,2,2,1")["2,2,2,1"]
     assert found["state"] <= 1e-5
     # What of the moments is a scalar stays.

@@ -11,10 +11,10 @@ from lens_jax.planning.communication import Collective
 from lens_jax.planning.hardware import HARDWARE
 
 
-def test_bytes_are_those_of_the_compiled_step():
+@pytest.mark.parametrize("meshes", [("2,2,2,1",), pytest.param(("8,1,1,1", "1,8,1,1"), marks=pytest.mark.slow)])
+def test_bytes_are_those_of_the_compiled_step(meshes):
     """On eight simulated devices, every kind of collective, those in loops as often as they run. With a tensor axis XLA
     sums some numbers of the gradient's norm in one more step: 0.2 %."""
-    meshes = ("8,1,1,1", "1,8,1,1", "2,2,2,1")
     script = Path(__file__).with_name("traffic_on_meshes.py")
     command = [sys.executable, str(script), *meshes]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
