@@ -147,7 +147,9 @@ def _kinds(operation: Operation) -> list[str]:
         return ["gathered weights"] * count
     if operation.name == "scan":
         # The scan over the blocks: forward it stacks what the backward pass will read, backward the gradients.
-        carried = operation.params["num_carry"]
+        # What is stacked has one dimension more than what the body gives; the rest is carried from block to block.
         stacked = "gradients" if operation.params["reverse"] else "saved activations"
-        return ["working set"] * carried + [stacked] * (count - carried)
+        rank = lambda value: len(value.shape) if value else 0
+        pairs = zip(operation.outputs, operation.bodies[0].outputs)
+        return [stacked if rank(whole) > rank(one) else "working set" for whole, one in pairs]
     return ["working set"] * count
