@@ -25,8 +25,8 @@ _PAUSE_SECONDS = 0.05
 def seconds_in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call of each run: all run once, then all again, so that a busy machine slows all alike.
 
-    In each turn a run is called twice and the second call is timed, as in a loop that does nothing else: the first
-    finds the caches as another run left them, which cost whichever program came after a plain product 15 % of a step.
+    In each turn a run is called twice and the second call is timed, as in a loop that does nothing else: a first call
+    pays for what ran before it, 15 % of a training step for whichever program came after a plain product.
     A run's result is waited for if it is of JAX; other libraries have to wait inside the run.
     """
     seconds = {name: [] for name in runs}
