@@ -38,8 +38,8 @@ class PlanConfig:
     caption_tokens: int = 150
     # Lower every program too, and not only trace it.
     lower: bool = True
-    # Compile every program with the TPU's own compiler and take the memory that it says: a minute each. Needs no TPU,
-    # but the extra: tpu.
+    # Compile every program with the TPU's own compiler and take the memory that it says: up to some minutes each.
+    # Needs no TPU, but the extra: tpu.
     compile: bool = False
     # Also write the plan as JSON here.
     json: str = ""
@@ -289,7 +289,7 @@ def as_json(found: Plan, options: PlanConfig) -> dict[str, Any]:
             "bytes": one.peak.kinds,
             "kernel": one.lowered and one.lowered.kernel,
             "lowering_seconds": one.lowered and round(one.lowered.seconds, 2),
-            "compile_seconds": one.lowered and one.lowered.compile_seconds,
+            "compile_seconds": one.lowered and one.lowered.compile_seconds and round(one.lowered.compile_seconds, 2),
         }
         for one in found.programs
     ]
