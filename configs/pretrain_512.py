@@ -1,4 +1,4 @@
-"""Stage 1 of the report's pre-training: 512 x 512 pixels, 400,000 updates of 3,072 pictures, from nothing.
+"""Stage 1 of the report's pre-training: 512 x 512 pixels, 400,000 updates of 3,072 images, from nothing.
 
 lens-jax prepare folder --path PICTURES --out data/stage1 --buckets 512x512
 lens-jax plan pretrain_512 --hardware h100 --devices 128
@@ -10,11 +10,12 @@ and a tenth of the captions dropped. 1.33e22 operations: at 40 % of the peak of 
 counted. Not run by us.
 """
 
-from lens_jax.config import CheckpointConfig, DataConfig, LoggingConfig, TrainConfig, ValidationConfig
+from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
 from lens_jax.models.denoiser import DenoiserConfig
-from lens_jax.sharding import MeshConfig
-from lens_jax.training.frozen import FluxCodecConfig, GptOssTextConfig
-from lens_jax.training.optimizer import OptimizerConfig
+from lens_jax.parallel import MeshConfig
+from lens_jax.pretraining.config import DataConfig, TrainConfig, ValidationConfig
+from lens_jax.run.config import CheckpointConfig, LoggingConfig
+from lens_jax.run.optimizer import OptimizerConfig
 
 config = TrainConfig(
     out="runs/pretrain_512",

@@ -4,9 +4,9 @@ lens-jax prepare folder --path PICTURES --out data/stage2 --buckets lens-pretrai
 lens-jax plan pretrain_mixed --hardware h100 --devices 128
 srun lens-jax train pretrain_mixed --init-from runs/pretrain_512
 
-In the report every one of 128 ranks takes 24, 10 or 6 pictures of one size, different ranks different sizes, and all
-count alike. Here a micro-step has one size on all devices, and an update adds up three: about as many pictures (1,792
-for 1,707 where areas are equally frequent), the same expected gradient. 8, 4 and 2 pictures a device, not 8, 3.3 and
+In the report every one of 128 ranks takes 24, 10 or 6 images of one size, different ranks different sizes, and all
+count alike. Here a micro-step has one size on all devices, and an update adds up three: about as many images (1,792
+for 1,707 where areas are equally frequent), the same expected gradient. 8, 4 and 2 images a device, not 8, 3.3 and
 2: that divides, and the micro-steps of the three areas then take about equally long (29, 34 and 34 TFLOP forward a
 device of 128). 1.48e22 operations: at 40 % of the peak of 128 H100s 81 hours, encoders not counted. Not run by us.
 """
@@ -14,7 +14,7 @@ device of 128). 1.48e22 operations: at 40 % of the peak of 128 H100s 81 hours, e
 import dataclasses
 
 from lens_jax.configs.pretrain_512 import config as stage1
-from lens_jax.training.optimizer import OptimizerConfig
+from lens_jax.run.optimizer import OptimizerConfig
 
 config = dataclasses.replace(
     stage1,

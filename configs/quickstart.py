@@ -4,18 +4,12 @@ lens-jax prepare openmoji
 lens-jax train quickstart
 """
 
-from lens_jax.config import (
-    CheckpointConfig,
-    DataConfig,
-    LoggingConfig,
-    SampleConfig,
-    TrainConfig,
-    ValidationConfig,
-)
-from lens_jax.models.codec import PixelCodecConfig
+from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
-from lens_jax.text.sentence import SentenceEncoderConfig
-from lens_jax.training.optimizer import OptimizerConfig
+from lens_jax.pretraining.config import DataConfig, SampleConfig, TrainConfig, ValidationConfig
+from lens_jax.run.config import CheckpointConfig, LoggingConfig
+from lens_jax.run.optimizer import OptimizerConfig
 
 config = TrainConfig(
     out="runs/quickstart",
@@ -33,7 +27,7 @@ config = TrainConfig(
     ),
     codec=PixelCodecConfig(patch=4),
     text=SentenceEncoderConfig(max_tokens=4),
-    # One thread reads these small pictures fast enough; a second one takes the interpreter from the loop.
+    # One thread reads these small images fast enough; a second one takes the interpreter from the loop.
     data=DataConfig(path="data/openmoji", batch_size=16, threads=1),
     optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", beta2=0.99),
     checkpoint=CheckpointConfig(every=500, keep=2),

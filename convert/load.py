@@ -9,10 +9,10 @@ from lens_jax.convert import gpt_oss, source
 from lens_jax.convert.component import COMPONENTS
 from lens_jax.convert.place import place
 from lens_jax.convert.source import Part, Source
+from lens_jax.encoders.gpt_oss import GptOssEncoder, GptOssEncoderConfig
+from lens_jax.encoders.tokenizer import HarmonyTokenizer
 from lens_jax.errors import LensError
-from lens_jax.pipeline import LensPipeline
-from lens_jax.text.gpt_oss import GptOssEncoder, GptOssEncoderConfig
-from lens_jax.text.tokenizer import HarmonyTokenizer
+from lens_jax.inference.pipeline import LensPipeline
 
 
 def load_pipeline(

@@ -121,7 +121,7 @@ def _for_release(source: Path, dtype: str | None, ema: bool) -> Iterator[tuple[C
 
 
 def _run_for_release(source: Path, dtype: np.dtype | None, ema: bool) -> tuple[Component, Tensors, dict]:
-    from lens_jax.training import checkpoint
+    from lens_jax.run import store as checkpoint
 
     place = checkpoint.find(source)
     config = checkpoint.read_metadata(place)["config"].model

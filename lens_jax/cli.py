@@ -25,15 +25,15 @@ usage: lens-jax COMMAND [OPTIONS]
 
 Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
 
-  prepare openmoji|folder   build a data set from pictograms or from a folder of captioned pictures
+  prepare openmoji|folder   build a data set from pictograms or from a folder of captioned images
   precompute CONFIG         store the latents and text features of a data set, to train without the encoders
   train CONFIG              train a run described by a config, or go on with it where it stopped
   plan CONFIG               what a run needs and costs on devices not paid for yet: memory, time, traffic
-  sample PROMPT ...         draw pictures from a run's checkpoint
+  sample PROMPT ...         draw images from a run's checkpoint
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
   plot RUN ...              draw the curves of runs: losses, norms, speed, memory
-  evaluate                  measure how often a sampled picture is nearest to its own concept
-  bench train|sample|...    measure the speed of a training step, a picture, or one of its parts
+  evaluate                  measure how often a sampled image is nearest to its own concept
+  bench train|sample|...    measure the speed of a training step, an image, or one of its parts
   info PATH                 say what a checkpoint, a release or a data set holds
 
 Every command answers --help. A first run, about ten minutes on two cores:
@@ -47,11 +47,11 @@ BENCH_USAGE = """\
 usage: lens-jax bench train|data|sample|denoiser|text|decode|convert [OPTIONS]
 
   train      one training step, beside a plain matrix product
-  data       batches of pictures: read, decoded, resized, cropped
-  sample     token ids to a picture, end to end and by its parts
+  data       batches of images: read, decoded, resized, cropped
+  sample     token ids to an image, end to end and by its parts
   denoiser   one forward pass of the denoiser
   text       the features of a prompt by GPT-OSS
-  decode     latents to a picture by the autoencoder, or back
+  decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
 
 All but data and convert take --size lens|toy|tiny, with random weights. train, data, denoiser, text and decode take
@@ -107,32 +107,33 @@ def prepare(argv: list[str]) -> None:
     usage = (
         "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"
         "  openmoji   pictograms composed into captioned scenes (needs the extra: demo)\n"
-        "  folder     pictures with .txt captions beside them, or a metadata.jsonl or metadata.csv\n\n"
+        "  folder     images with .txt captions beside them, or a metadata.jsonl or metadata.csv\n\n"
         "Each answers --help."
     )
     _choose(argv, "prepare", "source", kinds, usage)
 
 
 def train(argv: list[str]) -> int:
-    from lens_jax import config as run_config
+    from lens_jax import config as config_files
+    from lens_jax.pretraining.config import TrainConfig
 
     if not argv or argv[0] in ("-h", "--help"):
         print(
             "usage: lens-jax train CONFIG [OPTIONS]\n\n"
             "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(run_config.available())}\n\n"
+            f"  {', '.join(config_files.available())}\n\n"
             "Every field is an option: lens-jax train quickstart --help lists them.\n"
             "A run whose folder exists goes on from its newest checkpoint."
         )
         return 0
     if argv[0].startswith("-"):
         raise LensError(f"the config comes first: lens-jax train CONFIG {argv[0]} ...")
-    base = run_config.load(argv[0])
-    config = parse(run_config.TrainConfig, argv[1:], f"lens-jax train {argv[0]}", default=base)
-    from lens_jax import distributed
+    base = config_files.load(argv[0], TrainConfig)
+    config = parse(TrainConfig, argv[1:], f"lens-jax train {argv[0]}", default=base)
+    from lens_jax.parallel import processes as distributed
 
     distributed.initialize(heartbeat=config.heartbeat_seconds)
-    from lens_jax.training.loop import train as run
+    from lens_jax.run.loop import train as run
 
     with distributed.ending_alone():
         stopped_by = run(config).stopped_by
@@ -143,7 +144,8 @@ def train(argv: list[str]) -> int:
 def precompute(argv: list[str]) -> None:
     import tyro
 
-    from lens_jax import config as run_config
+    from lens_jax import config as config_files
+    from lens_jax.pretraining.config import TrainConfig
 
     if not argv or argv[0] in ("-h", "--help"):
         print(
@@ -155,12 +157,12 @@ def precompute(argv: list[str]) -> None:
         return
     if argv[0].startswith("-"):
         raise LensError(f"the config comes first: lens-jax precompute CONFIG {argv[0]} ...")
-    base = run_config.load(argv[0])
-    from lens_jax.training import precompute as module
+    base = config_files.load(argv[0], TrainConfig)
+    from lens_jax.pretraining import precompute as module
 
     default = module.Precompute(tyro.MISSING, base.data, base.codec, base.text)
     options = parse(module.Precompute, argv[1:], f"lens-jax precompute {argv[0]}", default=default)
-    from lens_jax import distributed
+    from lens_jax.parallel import processes as distributed
 
     distributed.initialize()
     module.precompute(options)
@@ -184,15 +186,16 @@ def plan(argv: list[str]) -> None:
         return
     if argv[0].startswith("-"):
         raise LensError(f"the config comes first: lens-jax plan CONFIG {argv[0]} ...")
-    from lens_jax import config as run_config
+    from lens_jax import config as config_files
     from lens_jax.planning import command
+    from lens_jax.pretraining.config import TrainConfig
 
-    options = command.PlanConfig(run_config.load(argv[0]))
+    options = command.PlanConfig(config_files.load(argv[0], TrainConfig))
     command.plan(parse(command.PlanConfig, argv[1:], f"lens-jax plan {argv[0]}", default=options))
 
 
 def sample(argv: list[str]) -> None:
-    from lens_jax.sampling import SampleConfig, sample_to_folder
+    from lens_jax.inference.command import SampleConfig, sample_to_folder
 
     sample_to_folder(parse(SampleConfig, argv, "lens-jax sample"))
 

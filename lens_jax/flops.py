@@ -53,7 +53,7 @@ def gpt_oss_forward(config: GptOssConfig, tokens: int, past: int = 0) -> int:
 
 
 def autoencoder_decode(config: AutoencoderConfig, rows: int, columns: int) -> int:
-    """Operations of decoding one grid of latent tokens to a picture; norms and activations excluded."""
+    """Operations of decoding one grid of latent tokens to an image; norms and activations excluded."""
     c, widths = config, config.widths[::-1]
     cells = rows * columns * c.patch**2
     total = _conv(cells, c.cell_channels, c.cell_channels, 1) + _conv(cells, c.cell_channels, widths[0])
@@ -69,7 +69,7 @@ def autoencoder_decode(config: AutoencoderConfig, rows: int, columns: int) -> in
 
 
 def autoencoder_encode(config: AutoencoderConfig, rows: int, columns: int) -> int:
-    """Operations of encoding a picture to a grid of latent tokens; norms and activations excluded."""
+    """Operations of encoding an image to a grid of latent tokens; norms and activations excluded."""
     c, inputs = config, config.widths[0]
     cells = rows * columns * c.tile**2
     total = _conv(cells, 3, inputs)

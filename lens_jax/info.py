@@ -72,7 +72,7 @@ def _describe_release(path: Path) -> None:
 
 
 def _describe_checkpoint(path: str | Path) -> None:
-    from lens_jax.training import checkpoint
+    from lens_jax.run import store as checkpoint
 
     folder = checkpoint.find(path)
     metadata = checkpoint.read_metadata(folder)

@@ -1,4 +1,4 @@
-"""`lens-jax plot`: the curves of one run, or of several laid over each other, as one picture."""
+"""`lens-jax plot`: the curves of one run, or of several laid over each other, as one image."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ class PlotConfig:
         if not self.runs:
             raise LensError("give at least one run: lens-jax plot RUN [RUN ...]")
         if len(self.runs) > len(_LINES):
-            raise LensError(f"{len(self.runs)} runs; at most {len(_LINES)} can be told apart in one picture")
+            raise LensError(f"{len(self.runs)} runs; at most {len(_LINES)} can be told apart in one image")
         if self.smooth < 1:
             raise LensError(f"--smooth is {self.smooth}; it must be at least 1")
 

@@ -52,10 +52,10 @@ def pictograms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_config(pictograms):
     """A run small enough to train in seconds, two compiled steps for its three sizes; replace `out` in it."""
-    from lens_jax import config
-    from lens_jax.models.codec import PixelCodecConfig
+    from lens_jax.encoders.pixels import PixelCodecConfig
     from lens_jax.models.denoiser import DenoiserConfig
-    from lens_jax.training.optimizer import OptimizerConfig
+    from lens_jax.pretraining import config
+    from lens_jax.run.optimizer import OptimizerConfig
 
     return config.TrainConfig(
         steps=8,
@@ -143,7 +143,7 @@ def release_tokenizer_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def release_tokenizer(release_tokenizer_folder):
-    from lens_jax.text.tokenizer import HarmonyTokenizer
+    from lens_jax.encoders.tokenizer import HarmonyTokenizer
 
     return HarmonyTokenizer.from_folder(release_tokenizer_folder)
 
@@ -158,7 +158,7 @@ def byte_tokenizer_json() -> dict:
 def byte_tokenizer(byte_tokenizer_json):
     """One token a byte, control tokens behind them: fits a vocabulary of 512."""
     tokenizers = pytest.importorskip("tokenizers")
-    from lens_jax.text.tokenizer import HarmonyTokenizer
+    from lens_jax.encoders.tokenizer import HarmonyTokenizer
 
     plain = tokenizers.Tokenizer.from_str(json.dumps({**byte_tokenizer_json, "added_tokens": []}))
     return HarmonyTokenizer(plain, {f"<|{name}|>": 300 + i for i, name in enumerate(CONTROL)})

@@ -1,4 +1,4 @@
-"""The command line: bad input is one line and exit code 2; sample writes pictures that say how they were made."""
+"""The command line: bad input is one line and exit code 2; sample writes images that say how they were made."""
 
 import dataclasses
 import json
@@ -8,9 +8,11 @@ import zlib
 import pytest
 from PIL import Image
 
-from lens_jax import cli, pictures
-from lens_jax import config as run_config
-from lens_jax.training import loop
+from lens_jax import cli
+from lens_jax import config as config_files
+from lens_jax import contact_sheet as images
+from lens_jax.pretraining.config import TrainConfig
+from lens_jax.run import loop
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:
@@ -89,18 +91,18 @@ def test_truncated_shard(capsys, pictograms, tiny_config, tmp_path):
     assert "truncated" in err
 
 
-def test_sample_writes_pictures_that_say_how_they_were_made(capsys, trained, tmp_path):
+def test_sample_writes_images_that_say_how_they_were_made(capsys, trained, tmp_path):
     argv = ["sample", "red apple", "ein Löwe", "--checkpoint", str(trained), "--out", str(tmp_path / "out"),
             "--seed", "5", "--num-inference-steps", "2", "--num-images-per-prompt", "2",
             "--height", "12", "--width", "20"]  # fmt: skip
     code, out, _ = run(capsys, *argv)
     assert code == 0
-    assert "4 pictures" in out
+    assert "4 images" in out
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["0000-red-apple.png", "0001-red-apple.png", "0002-ein-löwe.png", "0003-ein-löwe.png", "sheet.png"]
     path = tmp_path / "out" / names[2]
     assert Image.open(path).size == (20, 12)
-    metadata = pictures.read_png_metadata(path)
+    metadata = images.read_png_metadata(path)
     assert metadata["prompt"] == "ein Löwe"
     assert (metadata["seed"], metadata["index"], metadata["num_inference_steps"]) == (5, 2, 2)
 
@@ -151,13 +153,13 @@ def test_info(capsys, trained, pictograms):
 
 
 def test_config_round_trip_through_json(tiny_config):
-    values = json.loads(json.dumps(run_config.to_dict(tiny_config)))
-    assert run_config.from_dict(run_config.TrainConfig, values, "x") == tiny_config
+    values = json.loads(json.dumps(config_files.to_dict(tiny_config)))
+    assert config_files.from_dict(TrainConfig, values, "x") == tiny_config
 
 
 def test_every_config_loads_and_its_help_teaches(capsys):
-    for name in run_config.available():
-        assert isinstance(run_config.load(name), run_config.TrainConfig)
+    for name in config_files.available():
+        assert isinstance(config_files.load(name, TrainConfig), TrainConfig)
     code, out, _ = run(capsys, "train", "quickstart", "--help")
     assert code == 0
     assert "--optimizer.learning-rate" in out

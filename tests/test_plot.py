@@ -1,4 +1,4 @@
-"""Curves: what is read from a damaged log is exact, and the picture is there in the size it should have."""
+"""Curves: what is read from a damaged log is exact, and the image is there in the size it should have."""
 
 import json
 import math

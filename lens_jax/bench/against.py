@@ -11,11 +11,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from lens_jax.config import TrainConfig
 from lens_jax.errors import LensError
 from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.gpt_oss import GptOssConfig
+from lens_jax.pretraining.config import TrainConfig
 
 
 def versions(*packages: str) -> str:
@@ -26,7 +26,7 @@ def versions(*packages: str) -> str:
 def denoiser(config: DenoiserConfig, latents, text, t, grid: tuple[int, int]) -> Callable:
     """A forward pass of `reference.torch_denoiser` on these inputs."""
     torch = _import("torch")
-    from lens_jax.reference.torch_denoiser import TorchDenoiser
+    from lens_jax.bench.torch_denoiser import TorchDenoiser
 
     model = _ready(TorchDenoiser(config), config.dtype)
     arguments = _tensor(latents), [_tensor(layer) for layer in text], _tensor(t)
@@ -36,7 +36,7 @@ def denoiser(config: DenoiserConfig, latents, text, t, grid: tuple[int, int]) ->
 def train(config: TrainConfig, batch: dict, grid: tuple[int, int]) -> Callable:
     """A training step of `reference.torch_denoiser`: forward, backward, clip, AdamW, moving average."""
     torch = _import("torch")
-    from lens_jax.reference.torch_train import TorchTrainer
+    from lens_jax.bench.torch_train import TorchTrainer
 
     trainer = TorchTrainer(config, grid, _device(torch))
     latents, layers = _tensor(batch["latents"]), [_tensor(layer) for layer in batch["text"]]
@@ -72,7 +72,7 @@ def text(config: GptOssConfig, ids) -> Callable:
 
 
 def autoencoder(config: AutoencoderConfig, batch: int, grid: tuple[int, int], encode: bool) -> Callable:
-    """diffusers' AutoencoderKLFlux2 from cells to pictures, or to the moments of cells."""
+    """diffusers' AutoencoderKLFlux2 from cells to images, or to the moments of cells."""
     torch = _import("torch")
     diffusers = _import("diffusers")
     stages = len(config.widths)
@@ -92,9 +92,9 @@ def autoencoder(config: AutoencoderConfig, batch: int, grid: tuple[int, int], en
 
 
 def loader(batches: list, workers: int) -> Callable:
-    """A pass of `reference.torch_loader` over these batches of picture files."""
+    """A pass of `reference.torch_loader` over these batches of image files."""
     _import("torch")
-    from lens_jax.reference import torch_loader
+    from lens_jax.bench import torch_loader
 
     passes = torch_loader.loader(batches, workers)
 

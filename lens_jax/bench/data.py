@@ -1,4 +1,4 @@
-"""`lens-jax bench data`: pictures a second of the input pipeline, beside PyTorch's DataLoader on the same files."""
+"""`lens-jax bench data`: images a second of the input pipeline, beside PyTorch's DataLoader on the same files."""
 
 import dataclasses
 import os
@@ -16,28 +16,28 @@ from lens_jax.data.manifest import load_manifest
 from lens_jax.data.pipeline import BatchPlan, DataConfig, RecordStore, batches, bucket_sizes
 from lens_jax.data.prepare import FolderConfig, in_threads, prepare_folder
 
-# Width to height of the made pictures, in turn: what cameras and cropping give.
+# Width to height of the made images, in turn: what cameras and cropping give.
 _SHAPES = ((3, 2), (4, 3), (1, 1), (2, 3), (16, 9), (3, 4))
 
 
 @dataclasses.dataclass(frozen=True)
 class DataBench:
-    """Batches from large picture files (decode, resize, crop), and from the records that `prepare` makes of them."""
+    """Batches from large image files (decode, resize, crop), and from the records that `prepare` makes of them."""
 
-    # A folder of captioned pictures; by default some are made, with the edges, spectrum and noise of photographs.
-    pictures: str = ""
-    # Pictures to make, and their longer side in pixels.
+    # A folder of captioned images; by default some are made, with the edges, spectrum and noise of photographs.
+    images: str = ""
+    # Images to make, and their longer side in pixels.
     count: int = 48
     side: int = 2400
-    # Format of the made pictures and of the records.
+    # Format of the made images and of the records.
     encoding: Literal["jpeg", "png"] = "jpeg"
     # Sizes to fit them to, as `prepare folder --buckets` takes them.
     buckets: tuple[str, ...] = ("lens-512",)
-    # Pictures a batch.
+    # Images a batch.
     batch_size: int = 8
     # Threads of ours, and worker processes of PyTorch's.
     threads: int = 2
-    # Timed passes over all pictures; the median is reported.
+    # Timed passes over all images; the median is reported.
     repeats: int = 5
     # Time PyTorch's DataLoader with PIL on the same files in turn (needs the extra: parity).
     against: Literal["none", "torch"] = "none"
@@ -49,21 +49,21 @@ class DataBench:
 
 
 def bench_data(bench: DataBench) -> dict:
-    """Make pictures and a data set of them in a temporary folder, time passes over both, return the figures."""
+    """Make images and a data set of them in a temporary folder, time passes over both, return the figures."""
     with tempfile.TemporaryDirectory() as folder:
-        if not bench.pictures:
-            _make_pictures(bench, Path(folder) / "pictures")
-        pictures = Path(bench.pictures or Path(folder) / "pictures")
+        if not bench.images:
+            _make_images(bench, Path(folder) / "images")
+        images = Path(bench.images or Path(folder) / "images")
         prepared = str(Path(folder) / "prepared")
         prepare_folder(
             FolderConfig(
-                path=str(pictures), out=prepared, buckets=bench.buckets, encoding=bench.encoding, validation=0.0,
+                path=str(images), out=prepared, buckets=bench.buckets, encoding=bench.encoding, validation=0.0,
                 threads=bench.threads,
             ),
             progress=False,
         )  # fmt: skip
         data = DataConfig(path=prepared, batch_size=bench.batch_size, threads=bench.threads)
-        files, records = _epoch(data, pictures, Path(folder) / "records")
+        files, records = _epoch(data, images, Path(folder) / "records")
         runs: dict[str, Callable] = {
             "files": lambda: _exhaust(_from_files(files, bench.threads)),
             "records": lambda: _exhaust(batches(data, num_steps=len(records))),
@@ -77,8 +77,8 @@ def bench_data(bench: DataBench) -> dict:
         number = sum(map(len, files))
         sizes = [path.stat().st_size for batch in files for path, *_ in batch]
         result = {
-            "pictures": number,
-            "megabytes_a_picture": sum(sizes) / number / 1e6,
+            "images": number,
+            "megabytes_a_image": sum(sizes) / number / 1e6,
             "buckets": " ".join(bench.buckets),
             "threads": bench.threads,
         }
@@ -92,8 +92,8 @@ def bench_data(bench: DataBench) -> dict:
     return measure.report(bench, result)
 
 
-def _epoch(data: DataConfig, pictures: Path, folder: Path) -> tuple[list, list]:
-    """The batches of an epoch, twice: as original files and as files of the records' pictures, (path, H, W) each."""
+def _epoch(data: DataConfig, images: Path, folder: Path) -> tuple[list, list]:
+    """The batches of an epoch, twice: as original files and as files of the records' images, (path, H, W) each."""
     manifest = load_manifest(data.path)
     plan = BatchPlan(manifest.counts("train"), bucket_sizes(data, manifest.buckets), data.seed)
     store = RecordStore(manifest, "train")
@@ -103,7 +103,7 @@ def _epoch(data: DataConfig, pictures: Path, folder: Path) -> tuple[list, list]:
         bucket, positions = plan.plan(step)
         size = dataclasses.astuple(manifest.buckets[bucket])
         found = store.read(bucket, positions)
-        originals.append([(pictures / record.source, *size) for record in found])
+        originals.append([(images / record.source, *size) for record in found])
         paths = [folder / f"{bucket}-{position}" for position in positions]
         for path, record in zip(paths, found):
             path.write_bytes(record.image)
@@ -113,7 +113,7 @@ def _epoch(data: DataConfig, pictures: Path, folder: Path) -> tuple[list, list]:
 
 
 def _from_files(epoch: list, threads: int) -> Iterator[np.ndarray]:
-    """Batches uint8 [B, H, W, 3] of original files, each picture read, decoded and fitted as `prepare` does."""
+    """Batches uint8 [B, H, W, 3] of original files, each image read, decoded and fitted as `prepare` does."""
 
     def fit(item) -> np.ndarray:
         path, height, width = item
@@ -131,18 +131,18 @@ def _exhaust(reader) -> None:
         reader.close()
 
 
-def _make_pictures(bench: DataBench, folder: Path) -> None:
+def _make_images(bench: DataBench, folder: Path) -> None:
     """`count` files, captioned so that `prepare` takes them."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(bench.count):
         width, height = _SHAPES[number % len(_SHAPES)]
         scale = bench.side / max(width, height)
-        picture = _photograph(rng, round(height * scale), round(width * scale))
+        image = _photograph(rng, round(height * scale), round(width * scale))
         path = folder / f"{number:05d}.{bench.encoding}"
         # Cameras and web sites keep colour at half the resolution.
-        picture.save(path, **({"quality": 90, "subsampling": 2} if bench.encoding == "jpeg" else {}))
-        path.with_suffix(".txt").write_text(f"picture {number}")
+        image.save(path, **({"quality": 90, "subsampling": 2} if bench.encoding == "jpeg" else {}))
+        path.with_suffix(".txt").write_text(f"image {number}")
 
 
 def _photograph(rng: np.random.Generator, height: int, width: int):

@@ -1,4 +1,4 @@
-"""`lens-jax bench decode`: latents to pictures by the autoencoder with random weights."""
+"""`lens-jax bench decode`: latents to images by the autoencoder with random weights."""
 
 import dataclasses
 import functools
@@ -11,23 +11,23 @@ from lens_jax import flops
 from lens_jax.bench import measure
 from lens_jax.bench.sizes import SIZES, Size
 from lens_jax.models import autoencoder
-from lens_jax.models.autoencoder import latent_grid
+from lens_jax.models.latent_grid import latent_grid
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeBench:
-    """The autoencoder of the release with random weights: latents to pictures, or pictures to latents."""
+    """The autoencoder of the release with random weights: latents to images, or images to latents."""
 
     # lens and toy have the release's (84M parameters).
     size: Size = "lens"
     # Random weights of --size: the only ones there are, so this only says it.
     random_weights: bool = False
-    # Pixels of the picture.
+    # Pixels of the image.
     height: int = 1024
     width: int = 1024
-    # Pictures at a time.
+    # Images at a time.
     batch_size: int = 1
-    # Time pictures to latents instead.
+    # Time images to latents instead.
     encode: bool = False
     # What is computed in, and what the weights are kept in.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

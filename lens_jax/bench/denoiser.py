@@ -13,7 +13,8 @@ from lens_jax.bench.sizes import SIZES, Size
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser
 from lens_jax.models.attention import Kernel
-from lens_jax.models.autoencoder import AutoencoderConfig, latent_grid
+from lens_jax.models.autoencoder import AutoencoderConfig
+from lens_jax.models.latent_grid import latent_grid
 from lens_jax.models.layers import joint_positions
 
 
@@ -27,12 +28,12 @@ class DenoiserBench:
     random_weights: bool = False
     # Blocks; 0 is as many as the size has.
     layers: int = 0
-    # Pixels of the picture; a latent token is 16 x 16 of them.
+    # Pixels of the image; a latent token is 16 x 16 of them.
     height: int = 1024
     width: int = 1024
     # Text tokens; all of them valid.
     text_tokens: int = 128
-    # Pictures at a time.
+    # Images at a time.
     batch_size: int = 1
     # What is computed in, and what the weights are kept in.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -1,4 +1,4 @@
-"""How far pictures in one dtype are from those in float32: by stages that are given the same, and from end to end."""
+"""How far images in one dtype are from those in float32: by stages that are given the same, and from end to end."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lens_jax.diffusion import sampler
+from lens_jax.encoders.text import TextFeatures
+from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.models import denoiser
 from lens_jax.models.layers import joint_positions
-from lens_jax.pipeline import LensPipeline
-from lens_jax.text.encoder import TextFeatures
 
-# Levels of a byte by which a picture may be off before it is counted.
+# Levels of a byte by which an image may be off before it is counted.
 LEVELS = (1, 2, 4)
 
 
@@ -30,9 +30,9 @@ def distances(
     `text` is a number for each feature layer, and `text_median_token` the median over its tokens: a rounding now and
     then sends a token to another expert, which changes that token altogether and the others hardly. `velocity` is the
     largest over the noise levels of the schedule, on the straight line from the noise [B, N, C] to the reference's
-    final latents, and `decode` that of pictures in [0, 1] from these latents: both stages are given the same.
+    final latents, and `decode` that of images in [0, 1] from these latents: both stages are given the same.
     `latents` and `image` come out of the whole, from the prompt on, and so does `off_by_more_than_n`, the share of
-    bytes of the uint8 picture that are more than n levels off.
+    bytes of the uint8 image that are more than n levels off.
     """
     text, expected_text = encode(pipe), encode(reference)
     steps = num_inference_steps, guidance_scale
@@ -44,8 +44,8 @@ def distances(
         between = sigma * noise + (1 - sigma) * clean
         return relative_distance(*(_velocity(p, between, expected_text, grid, sigma) for p in (pipe, reference)))
 
-    pictures = [p.decode(x, grid, "pil").astype(int) for p, x in ((pipe, latents), (reference, expected))]
-    off = np.abs(pictures[0] - pictures[1])
+    images = [p.decode(x, grid, "pil").astype(int) for p, x in ((pipe, latents), (reference, expected))]
+    off = np.abs(images[0] - images[1])
     layers = [
         (_valid(layer, text.lengths), _valid(other, text.lengths))
         for layer, other in zip(text.layers, expected_text.layers)

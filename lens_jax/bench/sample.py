@@ -1,4 +1,4 @@
-"""`lens-jax bench sample`: a prompt to a picture, end to end and by its three parts."""
+"""`lens-jax bench sample`: a prompt to an image, end to end and by its three parts."""
 
 import dataclasses
 import functools
@@ -11,18 +11,19 @@ import numpy as np
 from lens_jax import flops
 from lens_jax.bench import distance, measure
 from lens_jax.bench.sizes import SIZES, Size
+from lens_jax.encoders.gpt_oss import GptOssEncoder, GptOssEncoderConfig, encode_tokens
+from lens_jax.encoders.harmony import PREFIX_TOKENS
+from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError
-from lens_jax.models import autoencoder, codec, denoiser, gpt_oss
+from lens_jax.inference.pipeline import LensPipeline
+from lens_jax.models import autoencoder, denoiser, gpt_oss
 from lens_jax.models.attention import Kernel
-from lens_jax.pipeline import LensPipeline
-from lens_jax.text.encoder import TextFeatures
-from lens_jax.text.gpt_oss import GptOssEncoder, GptOssEncoderConfig, encode_tokens
-from lens_jax.text.harmony import PREFIX_TOKENS
+from lens_jax.models.latent_grid import latent_grid
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleBench:
-    """Token ids to uint8 pictures with the whole system: text encoder, denoising loop, decoder."""
+    """Token ids to uint8 images with the whole system: text encoder, denoising loop, decoder."""
 
     # A release folder, its conversion or a run; without one, random weights of --size.
     checkpoint: str = ""
@@ -30,7 +31,7 @@ class SampleBench:
     random_weights: bool = False
     # The release (20B text encoder, 4.1B denoiser), about the report's small model, or one for tests.
     size: Size = "tiny"
-    # Pixels of the picture.
+    # Pixels of the image.
     height: int = 1024
     width: int = 1024
     # Denoising steps.
@@ -39,15 +40,15 @@ class SampleBench:
     guidance_scale: float = 5.0
     # Tokens of the prompt with the 22 behind it.
     text_tokens: int = 128
-    # Pictures at a time, each of a prompt of its own.
+    # Images at a time, each of a prompt of its own.
     batch_size: int = 1
     # What is computed in, and what weights are kept in.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     # Attention kernel of the denoiser; auto is cuDNN on a GPU in half precision and XLA elsewhere.
     attention: Kernel = "auto"
-    # Timed pictures; the median is reported.
+    # Timed images; the median is reported.
     repeats: int = 5
-    # Draw in float32 too, and say how far from it every stage and the picture are. Needs --checkpoint: random weights
+    # Draw in float32 too, and say how far from it every stage and the image are. Needs --checkpoint: random weights
     # of the denoiser give no velocity.
     against: Literal["none", "float32"] = "none"
     # Also write the result as JSON here.
@@ -62,12 +63,12 @@ class SampleBench:
 
 
 def bench_sample(bench: SampleBench) -> dict:
-    """Draw pictures from made-up token ids, a new prompt each time; print and return the figures."""
+    """Draw images from made-up token ids, a new prompt each time; print and return the figures."""
     pipeline = _random_pipeline(bench) if not bench.checkpoint else _loaded_pipeline(bench)
     encoder = pipeline.text_encoder
     if not isinstance(encoder, GptOssEncoder):
         raise LensError(f"{bench.checkpoint}: its text encoder is not GPT-OSS; give a release or its conversion")
-    grid = codec.latent_grid(pipeline.codec, bench.height, bench.width)
+    grid = latent_grid(pipeline.codec, bench.height, bench.width)
     past = _past(encoder)
     rng = np.random.default_rng(0)
     draw = lambda: rng.integers(0, encoder.model.vocab, (bench.batch_size, bench.text_tokens))
@@ -104,7 +105,7 @@ def bench_sample(bench: SampleBench) -> dict:
         "dtype": bench.dtype,
         "attention": bench.attention,
         # With what was not compiled before, the denoising loop and the decoder.
-        "first_picture_seconds": first,
+        "first_image_seconds": first,
         **{f"{name}_seconds": value for name, value in seconds.items()},
         "images_per_second": bench.batch_size / seconds["end_to_end"],
         **{f"denoise_{name}": value for name, value in rate.items()},

@@ -9,17 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lens_jax import config as run_config
+from lens_jax import config as config_files
 from lens_jax import flops
 from lens_jax.bench import measure
 from lens_jax.bench.sizes import SIZES, Size
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.layers import joint_positions
-from lens_jax.training.optimizer import make_optimizer
-from lens_jax.training.programs import step_config
-from lens_jax.training.state import create_state
-from lens_jax.training.step import train_step
+from lens_jax.pretraining.config import TrainConfig
+from lens_jax.pretraining.programs import step_config
+from lens_jax.run.optimizer import make_optimizer
+from lens_jax.run.state import create_state
+from lens_jax.run.step import train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TrainBench:
 
 def bench_train(bench: TrainBench) -> dict:
     """Time step and product alternately, so that a busy machine slows all alike; print and return the figures."""
-    config = run_config.load(bench.config)
+    config = config_files.load(bench.config, TrainConfig)
     if bench.size != "config":
         sizes = SIZES[bench.size].denoiser
         kept = {name: getattr(config.model, name) for name in ("dtype", "param_dtype", "remat", "unroll", "attention")}
@@ -112,7 +113,7 @@ def _batch(model: DenoiserConfig, grid: tuple[int, int], text_tokens: int, batch
     }
 
 
-def _ours(config: run_config.TrainConfig, batch: dict) -> tuple[Callable, dict]:
+def _ours(config: TrainConfig, batch: dict) -> tuple[Callable, dict]:
     """(a run that takes a step, what compiling it took)."""
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = jax.jit(functools.partial(create_state, config.model, optimizer, {}, seed=0))()

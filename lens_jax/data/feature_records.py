@@ -27,16 +27,16 @@ MAX_SIZES = 1 << 20
 
 @dataclass(frozen=True)
 class FeatureRecord:
-    """Latents of one picture and the features of its captions."""
+    """Latents of one image and the features of its captions."""
 
     # [N, C].
     latents: np.ndarray
     # By language, for each caption [layers, tokens, width]; a caption of no tokens is no text at all.
     captions: Mapping[str, tuple[np.ndarray, ...]]
-    # Size of the picture in pixels.
+    # Size of the image in pixels.
     height: int
     width: int
-    # Where the picture came from, and its licence.
+    # Where the image came from, and its licence.
     source: str = ""
     licence: str = ""
 

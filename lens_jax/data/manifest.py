@@ -36,7 +36,7 @@ class Shard:
 
     @property
     def bucket(self) -> Bucket:
-        """The size of every picture in it."""
+        """The size of every image in it."""
         return Bucket(self.height, self.width)
 
 
@@ -50,18 +50,18 @@ class Manifest:
     source: str
     # The configuration it was made with.
     config: Mapping[str, object]
-    # Licence of the pictures.
+    # Licence of the images.
     licence: str
     # Languages with captions in the train split, and those kept for evaluation.
     languages: tuple[str, ...]
     holdout_languages: tuple[str, ...]
-    # The sizes pictures were cropped to; a bucket may be empty.
+    # The sizes images were cropped to; a bucket may be empty.
     buckets: tuple[Bucket, ...]
     # Records of each split with captions in each language.
     captioned: Mapping[str, Mapping[str, int]]
     # The files with the records.
     shards: tuple[Shard, ...]
-    # Number of inputs left out, by reason; and by bucket ("HxW") where the picture's size is known.
+    # Number of inputs left out, by reason; and by bucket ("HxW") where the image's size is known.
     dropped: Mapping[str, int] = field(default_factory=dict)
     dropped_by_bucket: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     # The first thousand inputs left out: {"file", "reason", "detail"}.
@@ -69,7 +69,7 @@ class Manifest:
 
     @property
     def features(self) -> Mapping[str, Any] | None:
-        """What `lens-jax precompute` made the records with; None where they are pictures and captions."""
+        """What `lens-jax precompute` made the records with; None where they are images and captions."""
         return self.config if self.source == FEATURES else None
 
     def select(self, split: str, bucket: Bucket) -> tuple[Shard, ...]:

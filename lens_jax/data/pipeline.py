@@ -33,9 +33,9 @@ class DataConfig:
     path: str = "data/openmoji"
     # Buckets the data set must have, as `prepare --buckets` takes them; () takes what it has.
     buckets: tuple[str, ...] = ()
-    # Pictures a batch, over all hosts.
+    # Images a batch, over all hosts.
     batch_size: int = 64
-    # Pictures a batch by area, from the smallest; () takes batch_size for every bucket. The report's 24, 10 and 6 a
+    # Images a batch by area, from the smallest; () takes batch_size for every bucket. The report's 24, 10 and 6 a
     # device give every area about as many tokens, so that micro-steps take equally long.
     batch_sizes: tuple[int, ...] = ()
     # Pad image tokens to the most that any bucket of the area has: one compiled program an area, not one a bucket.
@@ -43,7 +43,7 @@ class DataConfig:
     # Add room for text until image and text tokens together are a multiple of this. 128 on GPUs and TPUs: their
     # attention kernels work in such blocks, and cuDNN's backward pass has failed on half of one.
     joint_multiple: int = 1
-    # Caption languages to draw from, uniformly for each picture; () takes all the train split has.
+    # Caption languages to draw from, uniformly for each image; () takes all the train split has.
     languages: tuple[str, ...] = ()
     # Seed of the order and of the caption choice.
     seed: int = 0
@@ -312,7 +312,7 @@ def _validate(store, shares, seed, languages, transform) -> Iterator[dict]:
 
 
 def bucket_sizes(config: DataConfig, buckets: Sequence[Bucket]) -> tuple[int, ...]:
-    """Pictures a batch of each bucket."""
+    """Images a batch of each bucket."""
     if not config.batch_sizes:
         return (config.batch_size,) * len(buckets)
     # In pixels: what an area is does not depend on how many of them make a token.

@@ -1,4 +1,4 @@
-"""One example: an encoded picture with its captions, as a msgpack map.
+"""One example: an encoded image with its captions, as a msgpack map.
 
     {"v": 1, "image": bytes, "captions": {language: [str, ...]}, "height": int, "width": int,
      "source": str, "licence": str, "meta": {str: str | int | float | list}}
@@ -26,7 +26,7 @@ MAX_SIDE = 65_535
 
 @dataclass(frozen=True)
 class Record:
-    """One picture and what it shows."""
+    """One image and what it shows."""
 
     # PNG, JPEG or WebP bytes.
     image: bytes
@@ -37,7 +37,7 @@ class Record:
     width: int
     # Where it came from, e.g. "openmoji" or a file's path inside its folder.
     source: str = ""
-    # Licence of the picture, e.g. "CC BY-SA 4.0 (OpenMoji)".
+    # Licence of the image, e.g. "CC BY-SA 4.0 (OpenMoji)".
     licence: str = ""
     # Anything an evaluator wants: texts, numbers, or lists of them (nested once).
     meta: Mapping[str, object] = field(default_factory=dict)
@@ -94,12 +94,12 @@ def unpack(data: bytes, where: str, most: int) -> dict:
 
 
 def decode_image(record: Record, where: str = "") -> np.ndarray:
-    """uint8 [H, W, 3] of the record's picture; LensError when it does not decode or its size is not the record's."""
+    """uint8 [H, W, 3] of the record's image; LensError when it does not decode or its size is not the record's."""
     where = where or record.source or "record"
     pixels = images.decode_image(record.image, where)
     if pixels.shape[:2] != (record.height, record.width):
         found, said = f"{pixels.shape[0]}x{pixels.shape[1]}", f"{record.height}x{record.width}"
-        raise LensError(f"{where}: the picture is {found}, the record says {said}")
+        raise LensError(f"{where}: the image is {found}, the record says {said}")
     return pixels
 
 

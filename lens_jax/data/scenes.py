@@ -49,17 +49,17 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to draw."""
+    """An image to draw."""
 
     bucket: Bucket
     # One of COLOURS.
     background: str
     objects: tuple[Placed, ...]
-    # Whether the caption names the background; the canonical picture of a concept has only its name.
+    # Whether the caption names the background; the canonical image of a concept has only its name.
     name_background: bool = True
 
 
-# Fractions of the picture (left, top, right, bottom) by layout. An object fills the shorter side of its cell.
+# Fractions of the image (left, top, right, bottom) by layout. An object fills the shorter side of its cell.
 LAYOUTS = {
     "centre": {"centre": (0.07, 0.07, 0.93, 0.93)},
     "halves": {"left": (0.01, 0, 0.5, 1), "right": (0.5, 0, 0.99, 1)},
@@ -68,7 +68,7 @@ LAYOUTS = {
     "column": {"top": (0, 0.01, 1, 0.335), "centre": (0, 0.335, 1, 0.665), "bottom": (0, 0.665, 1, 0.99)},
     "pyramid": {"top": (0.25, 0.01, 0.75, 0.5), "left": (0.01, 0.5, 0.5, 0.99), "right": (0.5, 0.5, 0.99, 0.99)},
     "wedge": {"left": (0.01, 0.01, 0.5, 0.5), "right": (0.5, 0.01, 0.99, 0.5), "bottom": (0.25, 0.5, 0.75, 0.99)},
-    # One object off centre: larger than half a picture, and still clearly on one side.
+    # One object off centre: larger than half an image, and still clearly on one side.
     "left": {"left": (0.02, 0, 0.62, 1)},
     "right": {"right": (0.38, 0, 0.98, 1)},
     "top": {"top": (0, 0.02, 1, 0.62)},
@@ -80,7 +80,7 @@ KINDS = {"one": 0.4, "same two": 0.13, "same three": 0.12, "two": 0.25, "three":
 
 
 def reference_scene(concept: Concept, bucket: Bucket) -> Scene:
-    """The canonical picture of a concept: alone, centred, on white; its caption is its name."""
+    """The canonical image of a concept: alone, centred, on white; its caption is its name."""
     ((_, cell),) = _cells("centre", bucket)
     return Scene(bucket, "white", (Placed(concept, "", _square(cell)),), name_background=False)
 
@@ -110,7 +110,7 @@ def _layout(rng: np.random.Generator, count: int, bucket: Bucket) -> str:
         return rng.choice(["centre", "left", "right", "top", "bottom"], p=[0.4, 0.15, 0.15, 0.15, 0.15])
     wide = bucket.width >= bucket.height
     elongation = max(bucket.width / bucket.height, bucket.height / bucket.width)
-    # Objects side by side across the short side of a long picture would be too small to recognise.
+    # Objects side by side across the short side of a long image would be too small to recognise.
     if count == 2:
         options = ["halves", "stack"] if elongation < 1.25 else ["halves" if wide else "stack"]
     else:
@@ -154,8 +154,8 @@ def draw(scene: Scene, sprite: Callable[[str, int], object]) -> np.ndarray:
     canvas = Image.new("RGB", (scene.bucket.width, scene.bucket.height), COLOURS[scene.background])
     for placed in scene.objects:
         left, top, right, _ = placed.box
-        picture = sprite(placed.concept.id, right - left)
-        canvas.paste(picture, (left, top), picture)
+        image = sprite(placed.concept.id, right - left)
+        canvas.paste(image, (left, top), image)
     return np.asarray(canvas)
 
 
@@ -171,7 +171,7 @@ def sprite_cache(masters: Mapping[str, object]) -> Callable[[str, int], object]:
 
 
 def scene_meta(scene: Scene) -> dict:
-    """What an evaluator needs to check a picture, as `Record.meta`."""
+    """What an evaluator needs to check an image, as `Record.meta`."""
     return {
         "kind": "scene" if scene.name_background else "reference",
         "concepts": [placed.concept.id for placed in scene.objects],

@@ -22,7 +22,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: str | os.PathLike, compress: bool = True):
-        """Pictures hardly shrink and features not at all: `compress` is for what is text."""
+        """Images hardly shrink and features not at all: `compress` is for what is text."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         self.path = Path(path)

@@ -3,7 +3,7 @@
     builder = as_tfds("data/openmoji", "data/tfds")
     source = builder.as_data_source("train[:10%]")      # later: tfds.builder_from_directory(builder.data_dir)
 
-Pictures are handed over encoded (arrays would make tensorflow-datasets import TensorFlow), and texts come back as
+Images are handed over encoded (arrays would make tensorflow-datasets import TensorFlow), and texts come back as
 bytes. The features: image [H, W, 3] uint8, captions {language, text}, height, width, source, licence, meta (JSON).
 """
 
@@ -30,7 +30,7 @@ def as_tfds(data_dir: str | os.PathLike, tfds_dir: str | os.PathLike):
         raise LensError(f'the package {error.name} is missing: pip install "lens-jax[tfds]"') from error
 
     class LensData(tfds.core.GeneratorBasedBuilder):
-        """Captioned pictures prepared by lens-jax."""
+        """Captioned images prepared by lens-jax."""
 
         VERSION = tfds.core.Version("1.0.0")
 

@@ -1,7 +1,7 @@
-"""`lens-jax evaluate`: is a sampled pictogram nearest, among all concepts' reference pictures, to its own?
+"""`lens-jax evaluate`: is a sampled pictogram nearest, among all concepts' reference images, to its own?
 
 For each concept and size the name is drawn once and compared, by mean squared pixel difference, with the reference
-picture of every concept at that size. The share of samples nearest to their own is reported by language; languages
+image of every concept at that size. The share of samples nearest to their own is reported by language; languages
 that training never saw show what the text encoder carries over.
 """
 
@@ -15,18 +15,18 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lens_jax.console import make_console
+from lens_jax.contact_sheet import contact_sheet
 from lens_jax.data import scenes
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.manifest import Manifest, load_manifest
 from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError, nearest
-from lens_jax.pictures import contact_sheet
-from lens_jax.pipeline import LensPipeline
+from lens_jax.inference.pipeline import LensPipeline
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure how often a sampled pictogram is nearest to its own concept's reference picture."""
+    """Measure how often a sampled pictogram is nearest to its own concept's reference image."""
 
     # A run folder, or one of its checkpoints.
     checkpoint: str = "runs/quickstart"
@@ -40,7 +40,7 @@ class EvaluateConfig:
     guidance_scale: float = 5.0
     # Seed of the noise.
     seed: int = 0
-    # Pictures drawn at a time.
+    # Images drawn at a time.
     batch_size: int = 64
     # Folder for `evaluation.json` and the sheet; empty is the folder of the checkpoint's run.
     out: str = ""
@@ -78,7 +78,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
             raise LensError(f"--languages {language!r}{nearest(language, known)}; accepted: {', '.join(known)}")
     pipe = LensPipeline.from_pretrained(config.checkpoint)
     pipe.batch_size = config.batch_size
-    references = reference_pictures(concepts, manifest.buckets)
+    references = reference_images(concepts, manifest.buckets)
 
     scores, rows = [], [[] for _ in concepts]
     with Progress(console=console, transient=True) as progress:
@@ -106,8 +106,8 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
     return scores
 
 
-def reference_pictures(concepts, buckets: tuple[Bucket, ...]) -> dict[Bucket, np.ndarray]:
-    """The canonical picture of every concept at every size: uint8 [concepts, H, W, 3] by bucket."""
+def reference_images(concepts, buckets: tuple[Bucket, ...]) -> dict[Bucket, np.ndarray]:
+    """The canonical image of every concept at every size: uint8 [concepts, H, W, 3] by bucket."""
     longest = max(max(bucket.height, bucket.width) for bucket in buckets)
     sprite = scenes.sprite_cache(openmoji.load_sprites(concepts, 4 * longest))
     return {
@@ -164,4 +164,4 @@ def _print(console: Console, scores: list[Score], concepts: int, out: Path) -> N
             correct, total = sum(s.correct for s in chosen), sum(s.total for s in chosen)
             table.add_row(f"all {name}", "", f"{correct}/{total}", f"{100 * correct / total:.1f} %")
     console.print(table)
-    console.print(f"pictures in {out / 'evaluation.png'}, figures in {out / 'evaluation.json'}")
+    console.print(f"images in {out / 'evaluation.png'}, figures in {out / 'evaluation.json'}")

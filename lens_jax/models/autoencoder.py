@@ -1,4 +1,4 @@
-"""The autoencoder of the release, FLUX.2's AutoencoderKLFlux2 (release 2.2, 3.8): pictures to latents and back.
+"""The autoencoder of the release, FLUX.2's AutoencoderKLFlux2 (release 2.2, 3.8): images to latents and back.
 
 Inside, everything is NHWC. A latent token is `patch` x `patch` neighbouring cells of the encoder's output moved into
 channels and normalised with fixed statistics. The contract is that of `models.codec`, so the two can be exchanged.
@@ -16,10 +16,10 @@ from einops import rearrange
 from flax import nnx
 
 from lens_jax.errors import LensError
-from lens_jax.models.codec import latent_grid as latent_grid  # the same contract: sides are multiples of config.tile
+from lens_jax.models.latent_grid import latent_grid
 
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
-# Queries of the middle block scored at a time: the scores of a picture of 2048² would take 17 GB.
+# Queries of the middle block scored at a time: the scores of an image of 2048² would take 17 GB.
 _QUERIES = 2048
 _NORM_EPS = 1e-6
 
@@ -52,7 +52,7 @@ class AutoencoderConfig:
 
     @property
     def tile(self) -> int:
-        """Picture sides must be a multiple of this many pixels, the side of a latent token."""
+        """Image sides must be a multiple of this many pixels, the side of a latent token."""
         return self.patch * 2 ** (len(self.widths) - 1)
 
     def __post_init__(self):
@@ -326,10 +326,10 @@ def decode_tiled(
     side: int = 64,
     overlap: int = 16,
 ) -> jax.Array:
-    """`decode` in the memory of one square of `side` latent tokens, for pictures too large to decode at once.
+    """`decode` in the memory of one square of `side` latent tokens, for images too large to decode at once.
 
     Tiles overlap by at least `overlap` tokens and are blended linearly there. A grid that fits into one tile gives
-    exactly `decode`; otherwise the result differs a little, since norms and attention see a tile and not the picture.
+    exactly `decode`; otherwise the result differs a little, since norms and attention see a tile and not the image.
     """
     if not 0 <= overlap < side:
         raise LensError(f"overlap is {overlap}; it must be at least 0 and less than the side of a tile, {side}")

@@ -12,12 +12,12 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
 from lens_jax.atomic import write_json
-from lens_jax.config import TrainConfig
 from lens_jax.console import make_console
 from lens_jax.errors import LensError
 from lens_jax.planning import estimate, fit, lowering, topology
 from lens_jax.planning.estimate import DataUse, Padding, TracedProgram, Traffic, Work
 from lens_jax.planning.hardware import HARDWARE, Hardware, Name
+from lens_jax.pretraining.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _memory_table(found: Plan) -> Table:
 
 
 def _program_table(found: Plan) -> Table:
-    table = _table("Programs", "program", "pictures", "image", "text", "peak GB", "attention", "lowered",
+    table = _table("Programs", "program", "images", "image", "text", "peak GB", "attention", "lowered",
                    "compiled")  # fmt: skip
     for one in found.programs:
         kernel, lowered = (one.lowered.kernel or "", f"{one.lowered.seconds:.1f} s") if one.lowered else ("", "no")
@@ -229,13 +229,13 @@ def _program_table(found: Plan) -> Table:
 def _time_table(found: Plan, options: PlanConfig) -> Table:
     work, steps = found.work, options.config.steps
     table = _table("Work and time", "one update", "")
-    table.add_row("pictures", f"{work.images:,.0f}")
+    table.add_row("images", f"{work.images:,.0f}")
     table.add_row("model operations (3 x forward, real tokens)", f"{work.model:.4g}")
     table.add_row("executed ones (padding, recomputation)", f"{work.executed:.4g}")
     table.add_row("operations of frozen encoders", f"{work.encoders:.4g}")
     table.add_row(f"seconds at {options.mfu:.0%} of the peak", f"{found.seconds:.3f}")
     table.add_row("MFU as the run will report it, HFU", f"{found.mfu:.1%}, {found.hfu:.1%}")
-    table.add_row("pictures a second", f"{work.images / found.seconds:,.1f}")
+    table.add_row("images a second", f"{work.images / found.seconds:,.1f}")
     if found.traffic:
         table.add_row("seconds of the network, if nothing hid it", f"{found.network_seconds:.3f}")
     table.add_section()
@@ -256,7 +256,7 @@ def _traffic_table(found: Plan, hardware: Hardware) -> Table:
 
 
 def _padding_table(found: Plan) -> Table:
-    table = _table("Padding: tokens, and shares of them that mean nothing", "bucket", "batches", "pictures", "image",
+    table = _table("Padding: tokens, and shares of them that mean nothing", "bucket", "batches", "images", "image",
                    "padded", "text", "of image", "of text", "of both")  # fmt: skip
     for group in (found.buckets, found.areas if len(found.buckets) > 1 else []):
         for one in group:

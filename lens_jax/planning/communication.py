@@ -5,9 +5,9 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
+from lens_jax.parallel import AXES
 from lens_jax.planning.hardware import Hardware
 from lens_jax.planning.program import Operation, Program, Value
-from lens_jax.sharding import AXES
 
 Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
 # Those that the model asks for by name; others follow from the layouts.

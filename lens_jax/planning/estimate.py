@@ -8,20 +8,20 @@ from pathlib import Path
 
 import jax
 
-from lens_jax import flops, sharding
-from lens_jax.config import TrainConfig
+from lens_jax import flops, parallel
 from lens_jax.data.buckets import Bucket, areas, parse_buckets
 from lens_jax.data.manifest import NAME, load_manifest
 from lens_jax.data.pipeline import BatchPlan, bucket_sizes, check_buckets
+from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.errors import LensError
 from lens_jax.planning import communication, lowering, memory, program
 from lens_jax.planning.communication import Collective
 from lens_jax.planning.hardware import Hardware
 from lens_jax.planning.lowering import Lowered
-from lens_jax.text.harmony import PREFIX_TOKENS
-from lens_jax.training import features
-from lens_jax.training.features import Tokens
-from lens_jax.training.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.pretraining import features
+from lens_jax.pretraining.config import TrainConfig
+from lens_jax.pretraining.features import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BucketUse:
     bucket: Bucket
     # The area it is of, from the smallest.
     area: int
-    # Pictures a batch over all devices, and their tokens.
+    # Images a batch over all devices, and their tokens.
     images: int
     tokens: Tokens
     # Of all batches.
@@ -194,7 +194,7 @@ class Work:
     executed: float
     # Of the frozen networks.
     encoders: float
-    # Pictures.
+    # Images.
     images: float
 
 
@@ -295,7 +295,7 @@ def check_shapes(config: TrainConfig, data: DataUse, mesh) -> None:
     if mesh is None:
         return
     for use in data.buckets:
-        sharding.check_batch_size(use.images, mesh)
+        parallel.check_batch_size(use.images, mesh)
     heads, over = config.model.heads, mesh.shape["tensor"] * mesh.shape["sequence"]
     if heads % over:
         axis = "sequence" if mesh.shape["sequence"] > 1 else "tensor"

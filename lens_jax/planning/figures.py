@@ -9,13 +9,13 @@ import dataclasses
 from lens_jax import flops
 from lens_jax.atomic import write_json
 from lens_jax.console import make_console
+from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.denoiser import LENS
 from lens_jax.models.gpt_oss import GPT_OSS_20B
-from lens_jax.text.harmony import PREFIX_TOKENS
 
-# Report, section 3: two stages of 400,000 steps; in the first a global batch of 3,072 pictures of 512², in the second
-# 128 ranks with 24, 10 or 6 pictures of 512², 768² or 1024² each.
+# Report, section 3: two stages of 400,000 steps; in the first a global batch of 3,072 images of 512², in the second
+# 128 ranks with 24, 10 or 6 images of 512², 768² or 1024² each.
 STEPS, BATCH, RANKS = 400_000, 3072, 128
 RANK_BATCHES = {32: 24, 48: 10, 64: 6}
 # Report: 192,000 hours of A100; Z-Image's own report: 314,000 hours of H800.
@@ -60,14 +60,14 @@ def figures() -> list[Figure]:
     return [
         Figure(
             "stage 1, 512²", first, f"{first:.3g} FLOP",
-            f"{STEPS:,} steps, {BATCH:,} pictures; {tera(forward[32])} for 1,024 + {CAPTION_TOKENS} tokens",
-            "steps x pictures x 3 x forward",
-            "150 text tokens a picture are our estimate; the report states neither tokens nor FLOP",
+            f"{STEPS:,} steps, {BATCH:,} images; {tera(forward[32])} for 1,024 + {CAPTION_TOKENS} tokens",
+            "steps x images x 3 x forward",
+            "150 text tokens an image are our estimate; the report states neither tokens nor FLOP",
         ),
         Figure(
             "stage 2, mixed areas", second, f"{second:.3g} FLOP",
-            f"{STEPS:,} steps, {RANKS} ranks with 24, 10 or 6 pictures; {', '.join(map(tera, forward.values()))}",
-            "steps x ranks x 3 x mean over areas of (pictures x forward)",
+            f"{STEPS:,} steps, {RANKS} ranks with 24, 10 or 6 images; {', '.join(map(tera, forward.values()))}",
+            "steps x ranks x 3 x mean over areas of (images x forward)",
             "areas taken as equally likely and as squares; the report states no probabilities",
         ),
         Figure(
@@ -86,7 +86,7 @@ def figures() -> list[Figure]:
         ),
         Figure(
             "MFU with encoders", (total + encode + text) / budget, f"{(total + encode + text) / budget:.1%}",
-            "as MFU; every picture and caption encoded while training",
+            "as MFU; every image and caption encoded while training",
             "(pre-training + encoders) / (hours x 3600 x peak)",
             "whether features were cached is not said",
         ),

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from lens_jax.config import TrainConfig
 from lens_jax.errors import LensError
-from lens_jax.sharding import MeshConfig
+from lens_jax.parallel import MeshConfig
+from lens_jax.pretraining.config import TrainConfig
 
 
 def first_that_fits(

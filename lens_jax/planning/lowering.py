@@ -16,19 +16,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from lens_jax import sharding
-from lens_jax.config import TrainConfig
+from lens_jax import parallel
 from lens_jax.data.buckets import Bucket
+from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.errors import LensError
 from lens_jax.models import attention, autoencoder, gpt_oss
-from lens_jax.sharding import AXES, MeshConfig
-from lens_jax.text.harmony import PREFIX_TOKENS
-from lens_jax.training import checkpoint, features
-from lens_jax.training.features import Tokens
-from lens_jax.training.frozen import FluxCodecConfig, GptOssTextConfig
-from lens_jax.training.optimizer import make_optimizer
-from lens_jax.training.programs import make_programs
-from lens_jax.training.state import State, create_state
+from lens_jax.parallel import AXES, MeshConfig
+from lens_jax.pretraining import features
+from lens_jax.pretraining.config import TrainConfig
+from lens_jax.pretraining.features import Tokens
+from lens_jax.pretraining.programs import make_programs
+from lens_jax.run import store as checkpoint
+from lens_jax.run.optimizer import make_optimizer
+from lens_jax.run.state import State, create_state
 
 Platform = Literal["cuda", "tpu"]
 # The programs with the denoiser in them.
@@ -47,7 +48,7 @@ def abstract_state(config: TrainConfig, mesh: AbstractMesh | Mesh | None) -> Sta
     create = functools.partial(create, seed=config.seed)
     # Without a mesh the memory of the host would be that of this machine.
     offload = config.offload and mesh is not None
-    return sharding.abstract(create, mesh, checkpoint.abstract_codec(config), offload=offload)
+    return parallel.abstract(create, mesh, checkpoint.abstract_codec(config), offload=offload)
 
 
 def on_platform(config: TrainConfig, platform: Platform) -> TrainConfig:
@@ -59,7 +60,7 @@ def on_platform(config: TrainConfig, platform: Platform) -> TrainConfig:
 def trace(
     config: TrainConfig, mesh: AbstractMesh | Mesh | None, state: State, images: int, tokens: Tokens
 ) -> dict[str, jax.stages.Traced]:
-    """The programs of one optimiser step on batches of `images` pictures (over all devices) of one shape, by name.
+    """The programs of one optimiser step on batches of `images` images (over all devices) of one shape, by name.
 
     `config` is one of `on_platform`. One program without accumulation, else two: the micro-step and the update.
     """
@@ -172,23 +173,23 @@ class _NoCudnn:
 
 def abstract_autoencoder(config: FluxCodecConfig, mesh: AbstractMesh | Mesh | None) -> dict:
     """Shapes and layouts of the frozen autoencoder's parameters."""
-    return _placed(sharding.AUTOENCODER_RULES, autoencoder.abstract_params(config.model), mesh)
+    return _placed(parallel.AUTOENCODER_RULES, autoencoder.abstract_params(config.model), mesh)
 
 
 def abstract_text_encoder(config: GptOssTextConfig, mesh: AbstractMesh | Mesh | None) -> dict:
     """Shapes and layouts of the frozen language model's parameters, without the vocabulary."""
-    return _placed(sharding.GPT_OSS_RULES, gpt_oss.abstract_params(config.model, head=False), mesh)
+    return _placed(parallel.GPT_OSS_RULES, gpt_oss.abstract_params(config.model, head=False), mesh)
 
 
 def abstract_pixels(images: int, bucket: Bucket, mesh: AbstractMesh | Mesh | None) -> jax.ShapeDtypeStruct:
-    """A batch of pictures as it comes to the devices."""
-    return sharding.abstract_array("pixels", (images, bucket.height, bucket.width, 3), jnp.uint8, mesh)
+    """A batch of images as it comes to the devices."""
+    return parallel.abstract_array("pixels", (images, bucket.height, bucket.width, 3), jnp.uint8, mesh)
 
 
 def trace_encoders(
     config: TrainConfig, mesh: AbstractMesh | Mesh | None, images: int, tokens: Tokens, bucket: Bucket
 ) -> dict[str, jax.stages.Traced]:
-    """What is computed before a step, pictures to latents and captions to features, by name."""
+    """What is computed before a step, images to latents and captions to features, by name."""
     if isinstance(config.codec, FluxCodecConfig):
         name, params = "autoencoder", abstract_autoencoder(config.codec, mesh)
     else:
@@ -196,14 +197,14 @@ def trace_encoders(
     pixels, step = abstract_pixels(images, bucket, mesh), jax.ShapeDtypeStruct((), jnp.int32)
     static = config.codec, mesh, tokens.padded, config.seed
     with _set(mesh):
-        found = {name: features.picture_program.trace(*static, params, pixels, step)}
+        found = {name: features.image_program.trace(*static, params, pixels, step)}
     if isinstance(config.text, GptOssTextConfig):
         model, params = config.text.model, abstract_text_encoder(config.text, mesh)
         prefill = lambda params, ids: gpt_oss.prefill(model, params, ids, config.text.selected[-1] + 1)
         prefix = jax.ShapeDtypeStruct((PREFIX_TOKENS,), jnp.int32)
         past = jax.eval_shape(prefill, gpt_oss.abstract_params(model, head=False), prefix)
-        ids = sharding.abstract_array("ids", (images, config.text.max_tokens), jnp.int32, mesh)
-        lengths = sharding.abstract_array("text_lengths", (images,), jnp.int32, mesh)
+        ids = parallel.abstract_array("ids", (images, config.text.max_tokens), jnp.int32, mesh)
+        lengths = parallel.abstract_array("text_lengths", (images,), jnp.int32, mesh)
         with _set(mesh):
             found["text encoder"] = features.text_program.trace(
                 config.text, mesh, tokens.text, params, past, ids, lengths
@@ -214,5 +215,5 @@ def trace_encoders(
 def _placed(rules: dict, tree: dict, mesh: AbstractMesh | Mesh | None) -> dict:
     if mesh is None:
         return tree
-    places = sharding.shardings(mesh, sharding.tree_specs(rules, tree, mesh))
+    places = parallel.shardings(mesh, parallel.tree_specs(rules, tree, mesh))
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)

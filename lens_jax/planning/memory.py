@@ -25,9 +25,9 @@ _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_
 # Compilers neither find the best order nor fuse all that could be, hence a factor on the working set. On a CPU 1.5
 # brings the estimate to between 0.89 and 1.15 of what XLA needs, under every remat policy (tests/planning); a GPU is
 # taken to be like it, unmeasured. The TPU compiler keeps the 64 channels of a head in 128 lanes and the rotations in
-# float32: compiled for a v5p slice of eight with libtpu 0.0.42, the full-size micro-step of six pictures of 736 x 1472
+# float32: compiled for a v5p slice of eight with libtpu 0.0.42, the full-size micro-step of six images of 736 x 1472
 # a device takes 17.4 GB, where 4.0 gives 16.7 (remat "full"; "attention" 21.7 and 20.6, "dots" 61.0 and 56.6, "none"
-# 111.5 and 87.2), and that of 32 pictures 68.6, where it gives 78.4.
+# 111.5 and 87.2), and that of 32 images 68.6, where it gives 78.4.
 SLACK = {"cpu": 1.5, "cuda": 1.5, "tpu": 4.0}
 
 

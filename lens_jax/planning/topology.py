@@ -9,10 +9,10 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from lens_jax import sharding
+from lens_jax import parallel
 from lens_jax.errors import LensError
+from lens_jax.parallel import MeshConfig
 from lens_jax.planning.hardware import Name
-from lens_jax.sharding import MeshConfig
 
 # Axes of the network between the chips. A v4 would be compiled for as two small devices a chip, not as one.
 _DIMENSIONS: dict[str, int] = {"v5e": 2, "v5p": 3, "v6e": 2}
@@ -41,7 +41,7 @@ def slice_mesh(config: MeshConfig, hardware: Name, devices: int) -> Mesh:
         chips = topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=host).devices
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
         raise LensError(f"--compile: no slice {name} of {devices} {hardware}: {str(error).splitlines()[0]}") from None
-    return sharding.make_mesh(config, chips)
+    return parallel.make_mesh(config, chips)
 
 
 def _layout(devices: int, dimensions: int) -> tuple[int, ...]:

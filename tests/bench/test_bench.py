@@ -61,7 +61,7 @@ def test_convert(tmp_path):
 def test_train(tmp_path):
     config = tmp_path / "tiny.py"
     config.write_text(
-        "from lens_jax.config import *\n"
+        "from lens_jax.pretraining.config import *\n"
         "config = TrainConfig(model=DenoiserConfig(layers=1, heads=1, head_dim=16, rope_axes=(4, 6, 6),"
         " latent_channels=48, text_width=512, text_layers=1, dtype='float32'))\n"
     )

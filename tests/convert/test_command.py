@@ -10,7 +10,7 @@ from lens_jax import cli
 from lens_jax.convert import denoiser, native
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.errors import LensError
-from lens_jax.training import loop
+from lens_jax.run import loop
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:

@@ -14,10 +14,10 @@ import pytest
 from lens_jax import cli
 from lens_jax.convert import component, denoiser, folder, gpt_oss, native, quantized, source, writer
 from lens_jax.convert.gguf import GgufFile, repack
+from lens_jax.encoders.gpt_oss import encode_tokens
 from lens_jax.errors import LensError
+from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.models import mxfp4
-from lens_jax.pipeline import LensPipeline
-from lens_jax.text.gpt_oss import encode_tokens
 
 KIND = gguf.GGMLQuantizationType
 BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -10,10 +10,10 @@ from lens_jax.bench.distance import distances, relative_distance
 from lens_jax.convert import native, source
 from lens_jax.convert.release import Variant, read_metadata
 from lens_jax.convert.safetensors import SafetensorsFile
+from lens_jax.encoders.gpt_oss import encode_tokens
+from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError
-from lens_jax.pipeline import LensPipeline
-from lens_jax.text.encoder import TextFeatures
-from lens_jax.text.gpt_oss import encode_tokens
+from lens_jax.inference.pipeline import LensPipeline
 
 
 @pytest.fixture(scope="module")

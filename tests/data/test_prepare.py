@@ -136,7 +136,7 @@ def folder_config(folder, tmp_path, **changes) -> FolderConfig:
 
 
 def test_folder_names_every_problem(tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     save(root / "good.png", seed=1).with_suffix(".txt").write_text("a red apple\nan apple\n\n", encoding="utf-8")
     save(root / "deep" / "photo.JPG", (40, 60), seed=2).with_suffix(".txt").write_text("une pomme", encoding="utf-8")
     save(root / "empty.png").with_suffix(".txt").write_text(" \n")
@@ -175,7 +175,7 @@ def test_folder_names_every_problem(tmp_path):
         "does not decode": 1,
         "empty caption": 1,
         "format not accepted": 1,
-        "missing picture": 2,
+        "missing image": 2,
         "no caption": 1,
         "outside the folder": 3,
         "too small": 1,
@@ -204,9 +204,9 @@ def test_folder_names_every_problem(tmp_path):
 
 
 def test_folder_splits_and_refusals(tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for seed in range(40):
-        save(root / f"{seed:02d}.png", (40, 40), seed // 2).with_suffix(".txt").write_text(f"picture {seed}")
+        save(root / f"{seed:02d}.png", (40, 40), seed // 2).with_suffix(".txt").write_text(f"image {seed}")
     out = prepare_folder(folder_config(root, tmp_path, validation=0.3, encoding="png"), progress=False)
     manifest = load_manifest(out)
     train, validation = ({record.image for record in manifest.records(split)} for split in ("train", "validation"))
@@ -215,7 +215,7 @@ def test_folder_splits_and_refusals(tmp_path):
     assert not train & validation  # duplicates stay on one side
     for changes, words in (
         ({"path": str(tmp_path / "none")}, "no such folder"),
-        ({"path": str(tmp_path / "out"), "out": str(tmp_path / "x")}, "no pictures"),
+        ({"path": str(tmp_path / "out"), "out": str(tmp_path / "x")}, "no images"),
         ({"out": str(root / "inside")}, "inside"),
         ({"encoding": "bmp"}, "bmp"),
         ({"buckets": ("lens512",)}, "lens-512"),

@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from lens_jax import cli
-from lens_jax import config as run_config
-from lens_jax.distributed import Cluster, detect
+from lens_jax import config as config_files
+from lens_jax.parallel.processes import Cluster, detect
+from lens_jax.pretraining.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -152,9 +153,9 @@ def test_train_options_exist(path):
         name = "quickstart" if words[0].endswith(".py") else words[0]
         # What the caller passes on.
         options = [word for word in words[1:] if word not in ("$@", "$arguments", "...")]
-        if "mesh" not in {field.name for field in dataclasses.fields(run_config.TrainConfig)}:
+        if "mesh" not in {field.name for field in dataclasses.fields(TrainConfig)}:
             options = [option for option in options if not option.startswith("--mesh.")]
-        cli.parse(run_config.TrainConfig, options, "lens-jax train", default=run_config.load(name))
+        cli.parse(TrainConfig, options, "lens-jax train", default=config_files.load(name, TrainConfig))
 
 
 # ---- what the scripts do ---------------------------------------------------------------------------------------------

@@ -11,10 +11,12 @@ import pytest
 from lens_jax.convert import autoencoder as convert_autoencoder
 from lens_jax.convert.folder import open_component
 from lens_jax.convert.safetensors import SafetensorsFile
+from lens_jax.encoders.images import to_uint8
+from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.errors import LensError
-from lens_jax.models import autoencoder, codec
+from lens_jax.models import autoencoder
 from lens_jax.models.autoencoder import AutoencoderConfig
-from lens_jax.models.codec import PixelCodecConfig
+from lens_jax.models.latent_grid import latent_grid
 
 GRID = (4, 6)
 
@@ -43,7 +45,7 @@ def test_decode_matches_release(release, decoded):
     _, _, answers = release
     # A right float32 implementation differs by 1e-5: another order of summation.
     assert relative_error(decoded, answers["image"].transpose(0, 2, 3, 1)) <= 1e-5
-    off = np.abs(np.asarray(codec.to_uint8(decoded)).astype(int) - answers["image_uint8"])
+    off = np.abs(np.asarray(to_uint8(decoded)).astype(int) - answers["image_uint8"])
     assert off.max() <= 1
     assert (off != 0).mean() <= 1e-3
 
@@ -82,10 +84,10 @@ def test_released_size():
 
 def test_both_codecs_have_one_contract():
     config, pixels = AutoencoderConfig(), PixelCodecConfig(patch=16)
-    assert autoencoder.latent_grid(config, 1024, 768) == codec.latent_grid(pixels, 1024, 768) == (64, 48)
+    assert latent_grid(config, 1024, 768) == latent_grid(pixels, 1024, 768) == (64, 48)
     for size in ((1000, 1024), (0, 16), (1024, 1032)):
         with pytest.raises(LensError, match="positive multiples of 16"):
-            autoencoder.latent_grid(config, *size)
+            latent_grid(config, *size)
     with pytest.raises(LensError, match="positive multiples of 16"):
         autoencoder.encode(config, {}, jnp.zeros((1, 40, 32, 3)))
 
@@ -118,7 +120,7 @@ def test_one_tile_is_decode(release, decoded):
 
 
 def test_tiles_blend_without_seams(release, decoded, monkeypatch):
-    """Where every tile gives the same picture, blending must give it too; real tiles come close to the whole."""
+    """Where every tile gives the same image, blending must give it too; real tiles come close to the whole."""
     config, params, answers = release
     latents = answers["final_latents"]
     tiled = jax.jit(functools.partial(autoencoder.decode_tiled, config, grid=GRID, side=3, overlap=1))(params, latents)

@@ -15,6 +15,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
 from lens_jax.convert import autoencoder as convert
 from lens_jax.models import autoencoder
 from lens_jax.models.autoencoder import AutoencoderConfig
+from lens_jax.models.latent_grid import latent_grid
 
 pytestmark = pytest.mark.oracle
 
@@ -72,7 +73,7 @@ def test_encode(pair, size):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_decode(pair, size):
     config, model, params = pair
-    grid = autoencoder.latent_grid(config, *size)
+    grid = latent_grid(config, *size)
     latents = np.random.default_rng(1).standard_normal((2, grid[0] * grid[1], config.latent_channels), np.float32)
     with torch.no_grad():
         packed = torch.from_numpy(latents).transpose(1, 2).unflatten(2, grid)

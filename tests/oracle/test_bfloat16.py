@@ -12,13 +12,13 @@ from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline, compute_empi
 from transformers import GptOssForCausalLM, Mxfp4Config
 
 from lens_jax.bench.distance import relative_distance
+from lens_jax.bench.torch_denoiser import TorchDenoiser, load_release
 from lens_jax.convert import denoiser
 from lens_jax.convert.folder import open_component
 from lens_jax.convert.safetensors import SafetensorsFile
-from lens_jax.pipeline import LensPipeline
-from lens_jax.reference.torch_denoiser import TorchDenoiser, load_release
-from lens_jax.text.encoder import TextFeatures
-from lens_jax.text.gpt_oss import encode_tokens
+from lens_jax.encoders.gpt_oss import encode_tokens
+from lens_jax.encoders.text import TextFeatures
+from lens_jax.inference.pipeline import LensPipeline
 
 pytestmark = pytest.mark.oracle
 
@@ -71,8 +71,8 @@ def draw_as_the_release(release, golden, dtype) -> dict[str, np.ndarray]:
     inverse = (1 / torch.sqrt(vae.bn.running_var + vae.bn.eps)).to(dtype)[:, None, None]
     shift = (-vae.bn.running_mean).to(dtype)[:, None, None]
     image = vae.decode(Flux2Pipeline._unpatchify_latents(packed / inverse - shift)).sample
-    pictures = ((image.clamp(-1, 1) + 1) * 127.5).to(torch.uint8).permute(0, 2, 3, 1)
-    return {"text": np.concatenate(features), "latents": x.float().numpy(), "pictures": pictures.numpy()}
+    images = ((image.clamp(-1, 1) + 1) * 127.5).to(torch.uint8).permute(0, 2, 3, 1)
+    return {"text": np.concatenate(features), "latents": x.float().numpy(), "images": images.numpy()}
 
 
 def draw_as_we_do(release, golden, dtype) -> dict[str, np.ndarray]:
@@ -87,7 +87,7 @@ def draw_as_we_do(release, golden, dtype) -> dict[str, np.ndarray]:
     features = TextFeatures(tuple(layers), lengths - drop)
     latents = pipe.denoise(golden["initial_latents"], features, None, grid, *steps)
     rows = [np.asarray(layer, np.float32)[i, :n] for layer in layers for i, n in enumerate(features.lengths)]
-    return {"text": np.concatenate(rows), "latents": latents, "pictures": pipe.decode(latents, grid, "pil")}
+    return {"text": np.concatenate(rows), "latents": latents, "images": pipe.decode(latents, grid, "pil")}
 
 
 def test_no_farther_from_float32_than_the_release(release, golden):
@@ -99,7 +99,7 @@ def test_no_farther_from_float32_than_the_release(release, golden):
     assert relative_distance(exact["latents"], golden["final_latents"]) <= 2e-5
     distances = {}
     for name, result in (("release", theirs), ("ours", ours)):
-        off = np.abs(result["pictures"].astype(int) - exact["pictures"])
+        off = np.abs(result["images"].astype(int) - exact["images"])
         shares = [float((off > level).mean()) for level in (1, 2, 4)]
         distances[name] = [relative_distance(result[key], exact[key]) for key in ("text", "latents")] + shares
         print(f"{name}: text, latents, bytes off by > 1, 2, 4:", ", ".join(f"{v:.2g}" for v in distances[name]))

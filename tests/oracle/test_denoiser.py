@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 import torch
 
+from lens_jax.bench.torch_denoiser import TorchDenoiser, load_release
 from lens_jax.convert import denoiser as convert
 from lens_jax.convert.folder import open_component
 from lens_jax.convert.safetensors import SafetensorsFile
@@ -18,7 +19,6 @@ from lens_jax.errors import LensError
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import LENS, DenoiserConfig
 from lens_jax.models.layers import joint_positions
-from lens_jax.reference.torch_denoiser import TorchDenoiser, load_release
 
 pytestmark = pytest.mark.oracle
 

@@ -16,12 +16,12 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from transformers import GptOssForCausalLM, Mxfp4Config
 
 from lens_jax import cli
+from lens_jax.bench.torch_denoiser import TorchDenoiser, load_release
 from lens_jax.convert import denoiser, folder, writer
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.models.denoiser import apply
 from lens_jax.models.layers import joint_positions
-from lens_jax.reference.torch_denoiser import TorchDenoiser, load_release
-from lens_jax.training import loop
+from lens_jax.run import loop
 
 pytestmark = pytest.mark.oracle
 

@@ -6,19 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from lens_jax import config as run_config
-from lens_jax import sharding
+from lens_jax import config as config_files
+from lens_jax import parallel
+from lens_jax.parallel import MeshConfig
 from lens_jax.planning import estimate, lowering
-from lens_jax.sharding import MeshConfig
-from lens_jax.training import features
-from lens_jax.training.features import Features
+from lens_jax.pretraining import features
+from lens_jax.pretraining.config import TrainConfig
+from lens_jax.pretraining.features import Features
 
 DEVICES = (1, 8, 64, 256, 1024)
 
 
-def on_devices(name: str, devices: int) -> run_config.TrainConfig:
+def on_devices(name: str, devices: int) -> TrainConfig:
     """A config with a mesh and batches for so many devices, and the quickstart's sizes, which its data set has."""
-    config = run_config.load(name)
+    config = config_files.load(name, TrainConfig)
     if config.mesh.fsdp == -1 or devices % config.mesh.fsdp:
         config = dataclasses.replace(config, mesh=MeshConfig(data=-1, fsdp=min(devices, 8)))
     data, fsdp, *_ = config.mesh.sizes(devices)
@@ -31,7 +32,7 @@ def on_devices(name: str, devices: int) -> run_config.TrainConfig:
 
 
 @pytest.mark.parametrize("devices", DEVICES)
-@pytest.mark.parametrize("name", run_config.available())
+@pytest.mark.parametrize("name", config_files.available())
 def test_step_lowers(name, devices):
     """The step that the loop compiles, one area for each number of devices in turn; with the platform's kernel."""
     config = on_devices(name, devices)
@@ -72,4 +73,4 @@ def test_batch_without_a_batch(tiny_config, pad_areas):
     kind = lambda x: (np.shape(x), np.asarray(x).dtype)
     expected = features.abstract_batch(config, use.images, use.tokens)
     assert jax.tree.map(kind, found) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
-    assert sharding.abstract_array("text_lengths", (4,), "int32", None).sharding is None
+    assert parallel.abstract_array("text_lengths", (4,), "int32", None).sharding is None

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from lens_jax import flops
-from lens_jax.config import DataConfig, TrainConfig
-from lens_jax.models.codec import PixelCodecConfig
+from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models.denoiser import LENS, DenoiserConfig
+from lens_jax.parallel import MeshConfig
 from lens_jax.planning import estimate, lowering, memory, program
-from lens_jax.sharding import MeshConfig
-from lens_jax.text.sentence import SentenceEncoderConfig
-from lens_jax.training.features import Tokens
-from lens_jax.training.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.pretraining.config import DataConfig, TrainConfig
+from lens_jax.pretraining.features import Tokens
 
 PARAMETERS = 4_104_225_152
 

@@ -9,8 +9,8 @@ import pytest
 
 from lens_jax import cli
 from lens_jax.errors import LensError
+from lens_jax.parallel import MeshConfig
 from lens_jax.planning import lowering, topology
-from lens_jax.sharding import MeshConfig
 
 QUICKSTART = (
     "plan", "quickstart", "--data.path", "nowhere", "--data.buckets", "24x24", "--hardware",
@@ -52,18 +52,18 @@ def test_what_does_not_fit_still_has_a_size():
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize(("hardware", "devices", "pictures"), [("v5e", "8", "512"), ("v6e", "1", "64")])
-def test_estimate_beside_the_compiler(tmp_path, hardware, devices, pictures):
+@pytest.mark.parametrize(("hardware", "devices", "images"), [("v5e", "8", "512"), ("v6e", "1", "64")])
+def test_estimate_beside_the_compiler(tmp_path, hardware, devices, images):
     """The TPU's compiler takes the whole step, with the splash kernel, on a mesh and on one device.
 
-    64 pictures a device, since fewer would stay in a core's own memory, of which the estimate knows nothing.
+    64 images a device, since fewer would stay in a core's own memory, of which the estimate knows nothing.
     """
     programs = []
     for more in ((), ("--compile",)):
         path = tmp_path / "plan.json"
         with pytest.raises(SystemExit) as stop:
             cli.main(
-                [*QUICKSTART, hardware, "--devices", devices, "--data.batch-size", pictures, "--json", str(path), *more]
+                [*QUICKSTART, hardware, "--devices", devices, "--data.batch-size", images, "--json", str(path), *more]
             )
         assert not stop.value.code
         programs.append(json.loads(path.read_text())["programs"])

@@ -19,14 +19,14 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-from lens_jax import sharding  # noqa: E402
+from lens_jax import parallel  # noqa: E402
 from lens_jax.diffusion.flow import FlowConfig  # noqa: E402
 from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
+from lens_jax.parallel import MeshConfig  # noqa: E402
 from lens_jax.planning import communication, program  # noqa: E402
-from lens_jax.sharding import MeshConfig  # noqa: E402
-from lens_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from lens_jax.training.state import create_state  # noqa: E402
-from lens_jax.training.step import StepConfig, train_step  # noqa: E402
+from lens_jax.run.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
+from lens_jax.run.state import create_state  # noqa: E402
+from lens_jax.run.step import StepConfig, train_step  # noqa: E402
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
@@ -42,8 +42,8 @@ def traced(mesh):
     optimizer = make_optimizer(OptimizerConfig(), 100)
     number = jax.ShapeDtypeStruct((16,), "float32")
     create = functools.partial(create_state, MODEL, optimizer, seed=0)
-    state = sharding.abstract(create, mesh, {"mean": number, "std": number})
-    array = functools.partial(sharding.abstract_array, mesh=mesh)
+    state = parallel.abstract(create, mesh, {"mean": number, "std": number})
+    array = functools.partial(parallel.abstract_array, mesh=mesh)
     batch = {
         "latents": array("latents", (8, 16, 16), "float32"),
         "text": (array("text", (8, 8, 24), "float32"),) * 2,
@@ -108,7 +108,7 @@ def group(line: str) -> int:
 
 def main() -> None:
     for name in sys.argv[1:]:
-        mesh = sharding.make_mesh(MeshConfig(*map(int, name.split(","))))
+        mesh = parallel.make_mesh(MeshConfig(*map(int, name.split(","))))
         trace = traced(mesh)
         with jax.set_mesh(mesh):
             text = trace.lower().compile().as_text()

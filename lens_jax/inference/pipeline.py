@@ -1,0 +1,317 @@
+"""LensPipeline: prompts to images, with diffusers' argument names."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from lens_jax.data.buckets import LENS_1024, LENS_1440, RATIOS
+from lens_jax.diffusion import sampler
+from lens_jax.encoders import pixels
+from lens_jax.encoders.images import to_uint8
+from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.text import TextEncoder, TextFeatures
+from lens_jax.errors import LensError, nearest
+from lens_jax.models import autoencoder, denoiser
+from lens_jax.models.autoencoder import AutoencoderConfig
+from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.models.latent_grid import latent_grid
+from lens_jax.models.layers import joint_positions
+
+OUTPUT_TYPES = ("pil", "np", "latent")
+# The sizes the release offers, by base resolution, in the order of RATIOS.
+OFFERED = {1024: LENS_1024, 1440: LENS_1440}
+# Latent tokens along a side up to which an image is decoded whole: 2,080 pixels, the longest side of the release's
+# larger table.
+_LARGEST_UNTILED = 130
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineOutput:
+    """What a call returns; image `i` belongs to prompt `i // num_images_per_prompt`."""
+
+    # PIL images, float32 arrays [B, H, W, 3] in [0, 1], or latents [B, N, C].
+    images: Any
+    # The day the conversation around the prompts claimed to be; None for text encoders that have none.
+    date: str | None = None
+
+
+@dataclasses.dataclass
+class LensPipeline:
+    """A denoiser, a codec and a text encoder, ready to draw.
+
+    The image for (seed, index) is always the same: its noise depends on nothing else, and rows of a batch do not see
+    each other.
+    """
+
+    model: DenoiserConfig
+    codec: PixelCodecConfig | AutoencoderConfig
+    text_encoder: TextEncoder
+    # The denoiser's parameters, by default the moving average of a run.
+    params: dict
+    codec_params: dict
+    # (height, width) when a call names none.
+    default_size: tuple[int, int]
+    # Images drawn at a time.
+    batch_size: int = 16
+    # Steps and guidance when a call names none.
+    num_inference_steps: int = 20
+    guidance_scale: float = 5.0
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options) -> "LensPipeline":
+        """From a run folder, one of its checkpoints, a release folder, its conversion, or a file of weights.
+
+        `options` of a run replace fields of its model, e.g. dtype; those of a release are the keyword arguments of
+        `convert.load.load_pipeline`: dtype, variant, date, original_truncation, and other places for its parts.
+        """
+        from lens_jax.convert import load, native, release
+
+        local = None if "://" in str(path) else Path(path)
+        if local and (release.is_release(local) or native.is_native(local) or local.is_file()):
+            return load.load_pipeline(local, **options)
+        from lens_jax.encoders.sentence import SentenceEncoder, SentenceEncoderConfig
+        from lens_jax.run import store as checkpoint
+
+        folder = checkpoint.find(path)
+        metadata = checkpoint.read_metadata(folder)
+        config = metadata["config"]
+        fields = [field.name for field in dataclasses.fields(config.model)]
+        for name in options:
+            if name not in fields:
+                raise LensError(
+                    f"{path}: {name}{nearest(name, fields)} is no option of a run; accepted: {', '.join(fields)}"
+                )
+        model = dataclasses.replace(config.model, **options)
+        wanted = {"ema": checkpoint.abstract_params(model, "ema"), "codec": checkpoint.abstract_codec(config)}
+        parts = checkpoint.load_parts(folder, wanted)
+        params = jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"])
+        size = min(metadata["sizes"], key=lambda s: abs(np.log(s[0] / s[1])))
+        image_codec, codec_params = config.codec, parts["codec"]
+        if not isinstance(image_codec, PixelCodecConfig):
+            image_codec, codec_params = load.load_autoencoder(image_codec.path, image_codec.model.dtype)
+        if isinstance(config.text, SentenceEncoderConfig):
+            encoder = SentenceEncoder(config.text)
+        else:
+            text = config.text
+            encoder = load.load_text_encoder(text.path, text.selected, text.model.dtype, text.date)
+        return cls(model, image_codec, encoder, params, codec_params, size)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        base_resolution: int | None = None,
+        aspect_ratio: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int = 0,
+        latents: np.ndarray | None = None,
+        prompt_embeds: TextFeatures | None = None,
+        negative_prompt_embeds: TextFeatures | None = None,
+        output_type: Literal["pil", "np", "latent"] = "pil",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PipelineOutput:
+        """Draw `num_images_per_prompt` images for each prompt.
+
+        Args:
+          prompt: one prompt or several; a blank one is the unconditional case.
+          negative_prompt: what guidance moves away from; blank or None is no text at all, as in the release.
+          height, width: pixels; multiples of the codec's tile. Both default to the pipeline's size.
+          base_resolution, aspect_ratio: instead of a size, one the release offers: 1024 or 1440, and "W:H" out of
+            1:2, 9:16, 2:3, 3:4, 1:1, 4:3, 3:2, 16:9, 2:1. Either defaults to 1024 or 1:1.
+          num_inference_steps, guidance_scale: default to the pipeline's; at a guidance of 1 the unconditional branch is
+            not run.
+          seed: image i starts from noise that depends on (seed, i) and the number of latent tokens only.
+          latents: that noise, given instead: [len(prompts) * num_images_per_prompt, N, C].
+          prompt_embeds, negative_prompt_embeds: text features in place of the prompts.
+          output_type: "pil", "np" (float32 [0, 1]) or "latent" (normalised packed latents).
+          progress: called with (images drawn, images in all) after each batch.
+
+        Raises LensError for arguments that cannot be used.
+        """
+        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        if num_images_per_prompt < 1:
+            raise LensError(f"num_images_per_prompt is {num_images_per_prompt}; it must be at least 1")
+        if output_type not in OUTPUT_TYPES:
+            raise LensError(f"output_type is {output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}")
+        size = self._size(height, width, base_resolution, aspect_ratio)
+        grid = latent_grid(self.codec, *size)
+
+        text = self._features(prompt, prompt_embeds)
+        negative = None
+        if guidance_scale != 1:
+            negative = self._negative_features(negative_prompt, negative_prompt_embeds, len(text.lengths))
+        text, negative = _repeat(text, num_images_per_prompt), negative and _repeat(negative, num_images_per_prompt)
+        count = len(text.lengths)
+        noise = self._noise(seed, count, grid) if latents is None else self._check_latents(latents, count, grid)
+
+        chunks = []
+        for rows in _chunks(count, self.batch_size):
+            unwanted = negative and _rows(negative, rows)
+            final = self.denoise(noise[rows], _rows(text, rows), unwanted, grid, steps, guidance_scale)
+            chunks.append(self.decode(final, grid, output_type))
+            if progress:
+                progress(min(count, int(rows[0]) + len(rows)), count)
+        images = np.concatenate(chunks)[:count]
+        images = [Image.fromarray(image) for image in images] if output_type == "pil" else images
+        return PipelineOutput(images, text.date)
+
+    def _size(self, height, width, base_resolution, aspect_ratio) -> tuple[int, int]:
+        if (height is None) != (width is None):
+            raise LensError("give both height and width, or neither")
+        if base_resolution is None and aspect_ratio is None:
+            return self.default_size if height is None else (height, width)
+        if height is not None:
+            raise LensError("give either height and width, or base_resolution and aspect_ratio")
+        return offered_size(1024 if base_resolution is None else base_resolution, aspect_ratio or "1:1")
+
+    def _features(self, prompt, embeds: TextFeatures | None) -> TextFeatures:
+        if (prompt is None) == (embeds is None):
+            raise LensError("give either prompt or prompt_embeds")
+        if embeds is None:
+            prompts = [prompt] if isinstance(prompt, str) else prompt
+            if not isinstance(prompts, Sequence) or not prompts:
+                raise LensError("prompt must be text or a non-empty list of texts")
+            return self.text_encoder.encode(prompts)
+        shapes = [np.shape(layer) for layer in embeds.layers]
+        batch = len(embeds.lengths)
+        wanted = (self.model.text_layers, batch, self.model.text_width)
+        if any((len(shapes), *shape[:1], *shape[2:]) != wanted or shape[1] < max(embeds.lengths) for shape in shapes):
+            raise LensError(
+                f"prompt_embeds are {[list(shape) for shape in shapes]}; this model needs {wanted[0]} layers of "
+                f"[{batch}, T, {wanted[2]}] with T at least {max(embeds.lengths)}"
+            )
+        return embeds._replace(layers=tuple(embeds.layers), lengths=np.asarray(embeds.lengths, np.int32))
+
+    def _negative_features(self, negative_prompt, embeds: TextFeatures | None, count: int) -> TextFeatures | None:
+        """Features of the negative prompts, or None when all are blank: no text at all."""
+        if embeds is not None:
+            features = self._features(None, embeds)
+        else:
+            negatives = self._negatives(negative_prompt, count)
+            features = self.text_encoder.encode(negatives) if any(n.strip() for n in negatives) else None
+        if features is not None and len(features.lengths) != count:
+            raise LensError(f"{len(features.lengths)} negative prompts for {count} prompts; give one, or one each")
+        return features
+
+    def _negatives(self, negative_prompt, count: int) -> list[str]:
+        negatives = negative_prompt if isinstance(negative_prompt, list | tuple) else [negative_prompt or ""] * count
+        if len(negatives) != count:
+            raise LensError(f"{len(negatives)} negative prompts for {count} prompts; give one, or one each")
+        if not all(isinstance(n, str) for n in negatives):
+            raise LensError("negative_prompt must be text")
+        return list(negatives)
+
+    def _noise(self, seed: int, count: int, grid: tuple[int, int]) -> np.ndarray:
+        shape = (grid[0] * grid[1], self.model.latent_channels)
+        draw = lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), shape)
+        return np.asarray(jax.vmap(draw)(jnp.arange(count)))
+
+    def _check_latents(self, latents, count: int, grid: tuple[int, int]) -> np.ndarray:
+        wanted = (count, grid[0] * grid[1], self.model.latent_channels)
+        if np.shape(latents) != wanted:
+            raise LensError(f"latents are {list(np.shape(latents))}; this call needs {list(wanted)}")
+        return np.asarray(latents, np.float32)
+
+    def denoise(
+        self,
+        noise: jax.Array,
+        text: TextFeatures,
+        negative: TextFeatures | None,
+        grid: tuple[int, int],
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> jax.Array:
+        """Noise [B, N, C] of a grid of (rows, columns) to final latents, in one compiled program.
+
+        `negative` None is no text at all; at a guidance of 1 it is not used.
+        """
+        tokens = max(features.layers[0].shape[1] for features in (text, negative) if features is not None)
+        return _sample(
+            self.model,
+            guidance_scale != 1,
+            self.params,
+            noise,
+            (text.layers, text.lengths),
+            negative and (negative.layers, negative.lengths),
+            joint_positions(*grid, tokens),
+            sampler.sigma_schedule(grid[0] * grid[1], num_inference_steps),
+            jnp.float32(guidance_scale),
+        )
+
+    def decode(self, latents: jax.Array, grid: tuple[int, int], output_type: str) -> np.ndarray:
+        """Latents [B, N, C] to uint8 [B, H, W, 3] ("pil"), float32 in [0, 1] ("np"), or as they are ("latent")."""
+        if output_type == "latent":
+            return np.asarray(latents)
+        return np.asarray(_decode(self.codec, output_type, grid, self.codec_params, latents))
+
+
+def offered_size(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
+    """(height, width) of a ratio "W:H" in one of the two tables of the release (resolution.py)."""
+    if base_resolution not in OFFERED:
+        accepted = ", ".join(map(str, OFFERED))
+        raise LensError(f"base_resolution is {base_resolution!r}; accepted: {accepted}")
+    if aspect_ratio not in RATIOS:
+        raise LensError(f"aspect_ratio is {aspect_ratio!r}; accepted: {', '.join(RATIOS)}")
+    bucket = OFFERED[base_resolution][RATIOS.index(aspect_ratio)]
+    return bucket.height, bucket.width
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _decode(config, output_type: str, grid: tuple[int, int], params: dict, latents: jax.Array) -> jax.Array:
+    """Latents to uint8 ("pil") or float32 in [0, 1] ("np"), in one program."""
+    if isinstance(config, PixelCodecConfig):
+        images = pixels.decode(config, params, latents, grid)
+    elif max(grid) > _LARGEST_UNTILED:
+        images = autoencoder.decode_tiled(config, params, latents, grid)
+    else:
+        images = autoencoder.decode(config, params, latents, grid)
+    return to_uint8(images) if output_type == "pil" else (jnp.clip(images, -1, 1) + 1) / 2
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(model: DenoiserConfig, guided: bool, params, noise, text, negative, positions, sigmas, guidance_scale):
+    """Noise to final latents in one program; positions are an input, so sizes with as many tokens share it."""
+    n_image = noise.shape[1]
+
+    def denoise(x, t, layers, lengths):
+        # Text positions do not depend on the padding, so each branch takes as many as it has tokens.
+        return denoiser.apply(model, params, x, layers, lengths, t, positions[: n_image + layers[0].shape[1]])
+
+    def velocity(x, t):
+        conditional = denoise(x, t, *text)
+        if not guided:
+            return conditional
+        if negative is None:
+            # No text at all: the image attends to itself, so the text stream need not be there.
+            unconditional = denoise(x, t, tuple(layer[:, :0] for layer in text[0]), jnp.zeros_like(text[1]))
+        else:
+            unconditional = denoise(x, t, *negative)
+        return sampler.guide(conditional, unconditional, guidance_scale)
+
+    return sampler.euler_sample(velocity, noise, sigmas)[0]
+
+
+def _chunks(count: int, size: int) -> list[np.ndarray]:
+    """Row numbers in chunks of one size, so that one program serves all; the last chunk repeats its last row."""
+    size = min(size, count)
+    return [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
+
+
+def _rows(features: TextFeatures, rows: np.ndarray) -> TextFeatures:
+    return features._replace(layers=tuple(layer[rows] for layer in features.layers), lengths=features.lengths[rows])
+
+
+def _repeat(features: TextFeatures, times: int) -> TextFeatures:
+    return _rows(features, np.repeat(np.arange(len(features.lengths)), times))

@@ -1,0 +1,32 @@
+"""Many devices and many processes: the mesh, where every array lives, and how weights are gathered."""
+
+from lens_jax.parallel.gather import gather as gather
+from lens_jax.parallel.mesh import AXES as AXES
+from lens_jax.parallel.mesh import ROWS as ROWS
+from lens_jax.parallel.mesh import MeshConfig as MeshConfig
+from lens_jax.parallel.mesh import abstract_array as abstract_array
+from lens_jax.parallel.mesh import batch_spec as batch_spec
+from lens_jax.parallel.mesh import check_batch_size as check_batch_size
+from lens_jax.parallel.mesh import data_shard as data_shard
+from lens_jax.parallel.mesh import everywhere as everywhere
+from lens_jax.parallel.mesh import largest as largest
+from lens_jax.parallel.mesh import local_copy as local_copy
+from lens_jax.parallel.mesh import make_mesh as make_mesh
+from lens_jax.parallel.mesh import of_first_process as of_first_process
+from lens_jax.parallel.mesh import on as on
+from lens_jax.parallel.mesh import place_batch as place_batch
+from lens_jax.parallel.placement import HOST as HOST
+from lens_jax.parallel.placement import abstract as abstract
+from lens_jax.parallel.placement import abstract_params as abstract_params
+from lens_jax.parallel.placement import create as create
+from lens_jax.parallel.placement import move_offloaded as move_offloaded
+from lens_jax.parallel.placement import on_device as on_device
+from lens_jax.parallel.placement import relabel as relabel
+from lens_jax.parallel.placement import shardings as shardings
+from lens_jax.parallel.placement import state_shardings as state_shardings
+from lens_jax.parallel.placement import state_specs as state_specs
+from lens_jax.parallel.rules import AUTOENCODER_RULES as AUTOENCODER_RULES
+from lens_jax.parallel.rules import DENOISER_RULES as DENOISER_RULES
+from lens_jax.parallel.rules import GPT_OSS_RULES as GPT_OSS_RULES
+from lens_jax.parallel.rules import spec_of as spec_of
+from lens_jax.parallel.rules import tree_specs as tree_specs

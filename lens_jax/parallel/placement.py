@@ -1,0 +1,108 @@
+"""Where the arrays of a state live: created, described and moved in the layout that the rules give."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from lens_jax.parallel.mesh import on
+from lens_jax.parallel.rules import AUTOENCODER_RULES, DENOISER_RULES, path_of, spec_of, tree_specs
+
+# Where `offload` keeps what only the update reads: memory of the host that a device can copy from by itself.
+HOST = "pinned_host"
+
+
+def state_specs(state: Any, mesh) -> Any:
+    """The layout of a training state: average and moments like their parameters, scalars everywhere."""
+
+    def spec(path, leaf):
+        # Optimisers nest copies of the tree of parameters in tuples and named tuples; what has no path is a counter.
+        where = path_of(path)
+        if not where:
+            return PartitionSpec()
+        return spec_of(AUTOENCODER_RULES if path[0].name == "codec" else DENOISER_RULES, where, leaf.shape, mesh)
+
+    return jax.tree_util.tree_map_with_path(spec, state)
+
+
+def shardings(mesh: Mesh, specs: Any) -> Any:
+    """A tree of layouts as one of shardings."""
+    is_spec = lambda x: isinstance(x, PartitionSpec)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+def state_shardings(state: Any, mesh, offload: bool = False) -> Any:
+    """Where every leaf of a training state is; without a mesh, None: on the only device."""
+
+    def place(path, spec):
+        kind = HOST if offload and _only_updated(path) else None
+        if mesh is not None:
+            return NamedSharding(mesh, spec, memory_kind=kind)
+        return SingleDeviceSharding(jax.local_devices()[0], memory_kind=kind) if kind else None
+
+    specs = jax.tree.map(lambda _: PartitionSpec(), state) if mesh is None else state_specs(state, mesh)
+    return jax.tree_util.tree_map_with_path(place, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def _only_updated(path) -> bool:
+    """Whether a leaf of a state is an array of the average or the moments: no forward or backward pass reads it."""
+    return path[0].name in ("ema", "opt_state") and bool(path_of(path))
+
+
+def move_offloaded(state: Any, space: jax.memory.Space) -> Any:
+    """A state with average and moments in the memory of the host or of the devices; for use inside a program."""
+    move = lambda path, leaf: jax.device_put(leaf, space) if _only_updated(path) else leaf
+    return jax.tree_util.tree_map_with_path(move, state)
+
+
+def on_device(tree: Any, mesh: Mesh | None) -> Any:
+    """What was offloaded of a tree, copied into the memory of its devices."""
+    is_away = lambda x: x.sharding.memory_kind == HOST
+    return on(mesh, _copy)(tree) if any(map(is_away, jax.tree.leaves(tree))) else tree
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), tree)
+
+
+def create(make, mesh: Mesh | None, *args, offload: bool = False) -> Any:
+    """`make(*args)`, a state, computed where it will live: no device ever holds all of it.
+
+    Compiled with automatic axes, since random draws follow their results' layout there; values do not depend on it.
+    All but the first of `args` become part of the state and are used up.
+    """
+    used_up = tuple(range(1, len(args)))
+    shapes = jax.eval_shape(make, *args)
+    if mesh is None:
+        return jax.jit(make, out_shardings=state_shardings(shapes, None, offload), donate_argnums=used_up)(*args)
+    automatic = Mesh(mesh.devices, mesh.axis_names)
+    is_placed = lambda x: isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding)
+    place = lambda x: relabel(x, NamedSharding(automatic, x.sharding.spec)) if is_placed(x) else x
+    places = state_shardings(shapes, automatic, offload)
+    made = jax.jit(make, out_shardings=places, donate_argnums=used_up)(*jax.tree.map(place, args))
+    return jax.tree.map(relabel, made, state_shardings(shapes, mesh, offload))
+
+
+def relabel(array: jax.Array, place: NamedSharding) -> jax.Array:
+    """The same parts of an array on the same devices, under another name for where they are.
+
+    What device_put would do too, but for a key whose devices are not all of this process.
+    """
+    return jax.make_array_from_single_device_arrays(array.shape, place, [x.data for x in array.addressable_shards])
+
+
+def abstract(make, mesh: Mesh | None, *args, offload: bool = False) -> Any:
+    """Shapes, dtypes and, on a mesh, layouts of what `create` makes, to restore a checkpoint of any other mesh into."""
+    shapes = jax.eval_shape(make, *args)
+    leaves, tree = jax.tree.flatten(shapes)
+    places = tree.flatten_up_to(state_shardings(shapes, mesh, offload))
+    return tree.unflatten(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x, place in zip(leaves, places))
+
+
+def abstract_params(tree: Any, rules: dict, mesh: Mesh | None) -> Any:
+    """Shapes, dtypes and, on a mesh, layouts of the parameters of one network."""
+    if mesh is None:
+        return tree
+    places = shardings(mesh, tree_specs(rules, tree, mesh))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)

@@ -1,0 +1,92 @@
+"""A pre-training run, described by frozen dataclasses; every field is an option of the command line."""
+
+import dataclasses
+from typing import Literal
+
+from lens_jax.data.pipeline import DataConfig
+from lens_jax.diffusion.flow import FlowConfig
+from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.sentence import SentenceEncoderConfig
+from lens_jax.errors import LensError
+from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.parallel import MeshConfig
+from lens_jax.run.config import CheckpointConfig, LoggingConfig, ProfileConfig, at_least
+from lens_jax.run.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Sheets of samples drawn from the moving average while training, from fixed noise."""
+
+    # Draw after every so many steps; 0 draws none.
+    every: int = 5000
+    # One row a prompt.
+    prompts: tuple[str, ...] = ()
+    # One column a size, HEIGHTxWIDTH; empty means every bucket of the data set.
+    sizes: tuple[str, ...] = ()
+    # Euler steps.
+    num_inference_steps: int = 20
+    # Guidance; 1 turns it off.
+    guidance_scale: float = 5.0
+    # Seed of the noise.
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The loss of the moving average on held-out data, at fixed noise."""
+
+    # Measure after every so many steps; 0 never does.
+    every: int = 1000
+    # Most batches used.
+    batches: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    # Folder of the run: checkpoints, metrics and samples. A run that is there already goes on where it stopped.
+    out: str = "runs/lens"
+    # Optimiser steps in all.
+    steps: int = 400_000
+    # Batches (micro-steps) summed into one update; their buckets, and so their areas, are mixed.
+    accumulation: int = 1
+    # What a batch counts in an update: as much as any other, which is what the report's ranks do, or by its images.
+    weighting: Literal["batch", "image"] = "batch"
+    # Decay of the moving average of the parameters, which is what is sampled.
+    ema_decay: float = 0.9999
+    # Keep the average and the optimiser's moments, 12 bytes a parameter, in the host's memory, and copy them to the
+    # devices and back in each update: for few devices and many micro-steps.
+    offload: bool = False
+    # Root of all randomness.
+    seed: int = 0
+    # What a new run starts from, instead of random parameters: a run or one of its checkpoints, a release folder or its
+    # conversion, or a file of weights. A run that is there already goes on from its own checkpoint.
+    init_from: str = ""
+    # Of a run: its moving average, or the parameters themselves.
+    init_part: Literal["ema", "params"] = "ema"
+    # Take what fits and leave the rest random, instead of refusing what does not fit in every array.
+    init_partial: bool = False
+    # Of several processes: seconds without a sign of life after which one counts as dead, and the others end.
+    heartbeat_seconds: int = 100
+    # A loss that is not finite ends the run before it is saved, or its step is skipped.
+    nonfinite: Literal["stop", "skip"] = "stop"
+    model: DenoiserConfig = DenoiserConfig()
+    codec: PixelCodecConfig | FluxCodecConfig = PixelCodecConfig()
+    text: SentenceEncoderConfig | GptOssTextConfig = SentenceEncoderConfig()
+    flow: FlowConfig = FlowConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    samples: SampleConfig = SampleConfig()
+    validation: ValidationConfig = ValidationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    profile: ProfileConfig = ProfileConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        at_least("", self, steps=1, accumulation=1, heartbeat_seconds=1)
+        if not 0 <= self.ema_decay < 1:
+            raise LensError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")

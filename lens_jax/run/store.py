@@ -1,0 +1,404 @@
+"""Checkpoints: asynchronous, atomic, kept by number and by interval; a folder a step, on a disk or in an object store.
+
+    RUN/checkpoints/<step>/params, ema, opt_state, codec, progress    arrays (orbax), each process its parts
+    RUN/checkpoints/<step>/_CHECKPOINT_METADATA                       format, config, data position, checksums (JSON)
+
+Orbax writes aside and renames, or in an object store writes a marker last, so a folder named by a step is whole or not
+there; checksums tell when that has changed since.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import logging
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from lens_jax import config as config_files
+from lens_jax import parallel
+from lens_jax.data.buckets import Bucket
+from lens_jax.encoders import pixels
+from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.errors import LensError
+from lens_jax.models import denoiser
+from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.pretraining.config import TrainConfig
+from lens_jax.run.config import CheckpointConfig
+from lens_jax.run.integrity import checksums, leaves_by_path
+from lens_jax.run.state import State
+
+FORMAT = 2
+FOLDER = "checkpoints"
+METADATA = "_CHECKPOINT_METADATA"
+_MAX_METADATA_BYTES = 16_000_000
+
+
+class DamagedError(LensError):
+    """A checkpoint that is not what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where in the data a checkpoint stands."""
+
+    # The next batch to be taken.
+    next_step: int
+    # Identifies the data set, so that a run is not silently resumed on another one.
+    fingerprint: str
+
+
+def folder_of(config: TrainConfig) -> epath.Path:
+    """The folder of a run's checkpoints."""
+    return as_path(config.checkpoint.path) if config.checkpoint.path else as_path(config.out) / FOLDER
+
+
+class CheckpointStore:
+    """Writes the checkpoints of one run. On a mesh all processes do all of it together."""
+
+    def __init__(self, folder: epath.Path, config: CheckpointConfig, mesh: Mesh | None = None):
+        self.folder, self._mesh = folder, mesh
+        policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(config.keep)]
+        if config.keep_every:
+            kept.append(policies.EveryNSteps(config.keep_every))
+        _quieten()
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                folder, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            )
+        except OSError as error:
+            raise LensError(f"{folder}: checkpoints cannot be written: {error.strerror or error}") from None
+        self._pending = None
+        self._closed = False
+
+    @property
+    def latest_step(self) -> int | None:
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, state: State, position: Position, config: TrainConfig, sizes: Sequence[Bucket]) -> None:
+        """Start saving; returns when the arrays are copied. The previous save is waited for, and its failure raised."""
+        self.wait()
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        parts = _parts(state)
+        metadata = {
+            "format": FORMAT,
+            "config": config_files.to_dict(config),
+            "position": dataclasses.asdict(position),
+            "sizes": [[size.height, size.width] for size in sizes],
+            "checksums": checksums(parts, self._mesh),
+        }
+        metadata["checksum"] = _checksum(metadata)
+        with self._failures(step):
+            save = self._checkpointer.save_checkpointables_async
+            self._pending = step, save(step, parts, force=True, custom_metadata=metadata)
+
+    def wait(self) -> None:
+        """Wait until what was last saved is on disk."""
+        if self._pending is not None:
+            (step, response), self._pending = self._pending, None
+            with self._failures(step):
+                if response is not None:
+                    response.result()
+
+    def close(self) -> None:
+        """Wait for what is being saved, then let go of the folder. Closing twice is fine."""
+        self.wait()
+        if not self._closed:
+            self._closed = True
+            self._checkpointer.close()
+
+    def abandon(self) -> None:
+        """Let go of the folder without waiting: the others are gone, or somebody is in a hurry."""
+        self._pending, self._closed = None, True
+
+    @contextlib.contextmanager
+    def _failures(self, step: int):
+        """Turns a failed save into one line that says what is still whole."""
+        try:
+            yield
+        except LensError:
+            raise
+        except Exception as error:
+            # Orbax raises the same failure again when it is closed; it has been told.
+            self._closed = True
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
+            raise LensError(
+                f"{self.folder / str(step)}: the checkpoint could not be saved ({_one_line(error, 300)}); "
+                "earlier checkpoints are whole"
+            ) from None
+
+
+def restore_newest(
+    folder: epath.Path, abstract: State, mesh: Mesh | None = None, say: Callable[[str], None] = print
+) -> tuple[State, Position] | None:
+    """The newest whole checkpoint, as described by `abstract`, and where in the data it stands; None without any.
+
+    One that is damaged is told by `say`, set aside as STEP.damaged, and the one before it is taken: all processes take
+    the same one, whoever sees the damage. LensError when none is whole, or where one is of another model.
+    """
+    damaged, step = {}, None
+    while (step := _newest(folder, step, mesh)) is not None:
+        problem, wanted, place = None, _parts(abstract), folder / str(step)
+        try:
+            metadata, saved = read_metadata(place), saved_shapes(place)
+            check_shapes(wanted, saved, place)
+            parts = _load(place, wanted)
+        except DamagedError as error:
+            problem = str(error)
+        # Nobody goes on to what takes all of them before everybody has read its own.
+        if not _anybody(problem is not None, mesh):
+            problem = _differences(parts, saved, metadata["checksums"], place, mesh)
+        elif problem is None:
+            problem = f"{place}: another process could not read its parts"
+        if problem is None:
+            _set_aside(folder, damaged, mesh, lambda line: say(f"{line}; step {step} is used instead"))
+            progress = parts.pop("progress")
+            return State(**{"codec": {}, **parts}, **progress), metadata["position"]
+        damaged[step] = problem
+    if damaged:
+        raise LensError(f"no whole checkpoint is left: {'; '.join(damaged.values())}")
+    return None
+
+
+def _newest(folder: epath.Path, before: int | None, mesh: Mesh | None) -> int | None:
+    """The newest step, older than `before`: what process 0 sees."""
+    steps = _steps(folder) if jax.process_index() == 0 else []
+    newest = max((step for step in steps if before is None or step < before), default=-1)
+    newest = newest if mesh is None else int(parallel.largest(newest, mesh))
+    return None if newest < 0 else newest
+
+
+def _anybody(yes: bool, mesh: Mesh | None) -> bool:
+    return yes if mesh is None else bool(int(parallel.largest(int(yes), mesh)))
+
+
+def _set_aside(folder: epath.Path, damaged: dict[int, str], mesh: Mesh | None, say: Callable[[str], None]) -> None:
+    """Rename damaged checkpoints, so that nothing takes them for the newest."""
+    for step, problem in damaged.items():
+        aside = folder / f"{step}.damaged"
+        if jax.process_index() == 0:
+            try:
+                if aside.exists():
+                    aside.rmtree()
+                (folder / str(step)).rename(aside)
+            except OSError as error:
+                raise LensError(f"{problem}; it cannot be renamed ({error.strerror or error})") from None
+        say(f"{problem}; set aside as {aside.name}")
+    # The others must not list the folder before that.
+    _anybody(False, mesh)
+
+
+def _parts(state: State) -> dict[str, Any]:
+    """The parts a checkpoint keeps apart, so that sampling reads the average without the optimiser."""
+    return {
+        "params": state.params,
+        "ema": state.ema,
+        "opt_state": state.opt_state,
+        # A released codec is not saved with a run, and orbax takes no empty tree.
+        **({"codec": state.codec} if state.codec else {}),
+        "progress": {"step": state.step, "key": state.key},
+    }
+
+
+def as_path(path: str | PathLike) -> epath.Path:
+    """A path, or an address in an object store."""
+    path = epath.Path(path)
+    if "://" not in str(path):
+        return path.absolute()
+    if importlib.util.find_spec("gcsfs") is None:
+        raise LensError(f'{path} needs one more package: pip install "lens-jax[gcs]"')
+    return path
+
+
+def find(path: str | PathLike) -> epath.Path:
+    """The checkpoint folder meant by a checkpoint, a run or its checkpoints folder; the newest if there are several."""
+    path = as_path(path)
+    if not path.is_dir():
+        raise LensError(f"{path}: no such checkpoint; give a run folder, or RUN/{FOLDER}/STEP")
+    if (path / METADATA).is_file():
+        return path
+    for parent in _places(path):
+        if steps := _steps(parent):
+            return parent / str(max(steps))
+    raise LensError(f"{path}: holds no checkpoint; a run keeps them in RUN/{FOLDER}/STEP")
+
+
+def is_run(path: epath.Path) -> bool:
+    """Whether `find` would find a checkpoint."""
+    return (path / METADATA).is_file() or any(_steps(place) for place in _places(path))
+
+
+def _places(path: epath.Path) -> list[epath.Path]:
+    """Where checkpoints may be of a run, or of its checkpoints folder, at `path`."""
+    places = [path / FOLDER, path]
+    try:
+        if elsewhere := json.loads((path / "config.json").read_text())["checkpoint"]["path"]:
+            places.insert(0, as_path(elsewhere))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not the folder of a run
+    return places
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """The steps a folder has checkpoints of, whole or damaged."""
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+
+
+def read_metadata(folder: epath.Path) -> dict[str, Any]:
+    """`config` (TrainConfig), `position` (Position), `sizes` ((height, width) it was trained on) and `checksums`."""
+    path = epath.Path(folder) / METADATA
+    try:
+        if path.stat().length > _MAX_METADATA_BYTES:
+            raise DamagedError(f"{path}: too large for checkpoint metadata")
+        custom = json.loads(path.read_text())["custom_metadata"]
+        if custom["format"] != FORMAT:
+            raise LensError(f"{path}: checkpoint format {custom['format']!r}; this version reads format {FORMAT}")
+        if custom["checksum"] != _checksum(custom):
+            raise ValueError("checksum")
+        config, position, saved = custom["config"], custom["position"], dict(custom["checksums"])
+        sizes = [(int(height), int(width)) for height, width in custom["sizes"]]
+        if not sizes or any(min(size) < 1 for size in sizes):
+            raise ValueError(sizes)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise DamagedError(f"{path}: damaged, or not the metadata of a lens-jax checkpoint") from None
+    return {
+        "config": config_files.from_dict(TrainConfig, config, str(path)),
+        "position": config_files.from_dict(Position, position, str(path), "position."),
+        "sizes": sizes,
+        "checksums": saved,
+    }
+
+
+def _checksum(metadata: dict[str, Any]) -> int:
+    """Of all of our metadata but the checksum itself."""
+    rest = {name: value for name, value in metadata.items() if name != "checksum"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def saved_shapes(folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Path -> (shape, dtype) of every array of a checkpoint, from its metadata alone."""
+    _quieten()
+    try:
+        parts = ocp.checkpointables_metadata(folder).metadata
+    except Exception as error:  # orbax raises many kinds; all mean the files are damaged
+        raise DamagedError(f"{folder}: damaged, its array metadata cannot be read ({_one_line(error)})") from None
+    shapes = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves_by_path(parts)}
+    # A part whose index is gone is no part to orbax.
+    if gone := read_metadata(folder)["checksums"].keys() - shapes.keys():
+        raise DamagedError(f"{folder}: damaged, {len(gone)} of its arrays are gone, among them {min(gone)}")
+    return shapes
+
+
+def check_shapes(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...], str]], folder: epath.Path) -> None:
+    """One error that lists every array that is missing or of another shape."""
+    problems = list(differences(wanted, saved).values())
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise LensError(f"{folder}: a checkpoint of another model, {len(problems)} arrays differ: {shown}")
+
+
+def differences(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, str]:
+    """Path -> what is wrong with it, of every wanted array that is missing or of another shape."""
+    problems = {}
+    for path, leaf in leaves_by_path(wanted):
+        if path not in saved:
+            problems[path] = f"{path} is missing"
+        elif not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) and saved[path][0] != tuple(leaf.shape):
+            problems[path] = f"{path} is {list(saved[path][0])}, this model has {list(leaf.shape)}"
+    return problems
+
+
+def abstract_params(config: DenoiserConfig, part: str) -> dict:
+    """What `load_parts` needs for a part "params" (in `config.param_dtype`) or "ema" (float32)."""
+    abstract = denoiser.abstract_params(config)
+    in_float32 = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    return abstract if part == "params" else jax.tree.map(in_float32, abstract)
+
+
+def abstract_codec(config: TrainConfig) -> dict:
+    """What `load_parts` needs for the part "codec": the pixel codec's statistics; a released codec is not saved."""
+    return pixels.abstract_params(config.codec) if isinstance(config.codec, PixelCodecConfig) else {}
+
+
+def load_parts(
+    folder: epath.Path, wanted: dict[str, Any], mesh: Mesh | None = None, partial: bool = False
+) -> dict[str, Any]:
+    """Some parts of a checkpoint, e.g. `{"ema": abstract tree}`, checked before and after they are read.
+
+    partial: of each part only the arrays in `wanted`, and not all it has.
+    """
+    empty = {name: {} for name, tree in wanted.items() if not tree}
+    wanted = {name: tree for name, tree in wanted.items() if tree}
+    saved = saved_shapes(folder)
+    check_shapes(wanted, saved, folder)
+    parts = _load(folder, wanted, partial)
+    if problem := _differences(parts, saved, read_metadata(folder)["checksums"], folder, mesh):
+        raise DamagedError(problem)
+    return parts | empty
+
+
+def _load(folder: epath.Path, wanted: dict[str, Any], partial: bool = False) -> dict[str, Any]:
+    """The wanted parts, without waiting for other processes: they would wait in vain for one that finds damage."""
+    _quieten()
+    me, options = jax.process_index(), ocp.options
+    alone = options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}_")
+    tree = options.PyTreeOptions(loading=options.PyTreeOptions.Loading(partial_load=partial))
+    # Without a mesh: what several devices saved orbax would else want on as many again.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda x: x if x.sharding else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    wanted = jax.tree.map(place, wanted)
+    try:
+        with ocp.Context(multiprocessing_options=alone, pytree_options=tree):
+            return ocp.load_checkpointables(folder, wanted)
+    except Exception as error:  # orbax raises many kinds; all mean the files are damaged
+        raise DamagedError(f"{folder}: damaged ({_one_line(error)})") from None
+
+
+def _differences(parts, saved, sums: dict[str, int], folder: epath.Path, mesh: Mesh | None) -> str | None:
+    """What to say of arrays whose checksum is not that they were saved with; None when there are none.
+
+    Those read in another dtype than they were saved in have no checksum to be compared with.
+    """
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    same = {path: leaf for path, leaf in leaves_by_path(parts) if is_key(leaf) or saved[path][1] == str(leaf.dtype)}
+    wrong = [path for path, value in checksums(same, mesh).items() if sums.get(path) != value]
+    if not wrong:
+        return None
+    more = f" and {len(wrong) - 1} more arrays" if len(wrong) > 1 else ""
+    return f"{folder}: damaged, {wrong[0]}{more} differ from what was saved"
+
+
+def _one_line(error: BaseException, limit: int = 200) -> str:
+    """The first cause, which orbax wraps in what it tried."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def _quieten() -> None:
+    """Orbax logs each step of each save, and a failure as pages of tracebacks; ours says it in one line."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    logging.getLogger().addFilter(_is_worth_telling)
+    warnings.filterwarnings("ignore", message="Sharding info not provided when restoring")
+    # Saves in parallel; when one fails, what the others were about to write is dropped, and asyncio says so.
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """For every array of a checkpoint of another mesh orbax logs an error, though it is told the new one."""
+    return "available devices are different" not in record.getMessage()

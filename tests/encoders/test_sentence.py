@@ -1,0 +1,48 @@
+"""The sentence encoder: clauses, empty prompts, languages, and vectors that depend on nothing around them."""
+
+import numpy as np
+import pytest
+
+from lens_jax.encoders.sentence import SentenceEncoder, SentenceEncoderConfig, split_clauses
+from lens_jax.errors import LensError
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return SentenceEncoder(SentenceEncoderConfig(max_tokens=3))
+
+
+def test_clauses():
+    assert split_clauses("red apple on the left, car on the right; blue", 4) == [
+        "red apple on the left", "car on the right", "blue",
+    ]  # fmt: skip
+    assert split_clauses("红苹果，汽车。", 4) == ["红苹果", "汽车"]
+    assert split_clauses("a, b, c, d", 2) == ["a", "b c d"]
+    assert split_clauses(" , ;", 2) == []
+
+
+def test_shapes_and_lengths(encoder):
+    features = encoder.encode(["red apple", "", "cat, dog, bird, fish"])
+    assert features.lengths.tolist() == [1, 0, 3]
+    (layer,) = features.layers
+    assert layer.shape == (3, 3, encoder.width)
+    assert not layer[1].any()
+    assert not layer[0, 1:].any()
+
+
+def test_a_vector_depends_on_its_clause_alone():
+    alone = SentenceEncoder(SentenceEncoderConfig()).encode(["cat"])
+    beside = SentenceEncoder(SentenceEncoderConfig()).encode(["a very long sentence about the weather", "dog, cat"])
+    np.testing.assert_array_equal(alone.layers[0][0, 0], beside.layers[0][1, 1])
+
+
+def test_languages_meet(encoder):
+    apple, manzana, car = encoder.encode(["red apple", "manzana roja", "racing car"]).layers[0][:, 0]
+    assert apple @ manzana > 0.8 > 0.5 > apple @ car
+
+
+def test_a_prompt_that_is_not_text(encoder):
+    with pytest.raises(LensError, match="prompt 1 is int; a prompt must be text"):
+        encoder.encode(["cat", 3])
+    with pytest.raises(LensError, match="prompt 0 holds bytes that are not text"):
+        encoder.encode([b"\xff\xfe".decode("utf-8", "surrogateescape")])

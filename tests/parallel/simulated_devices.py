@@ -1,0 +1,177 @@
+"""Run by tests in a process of its own: eight simulated devices have to be asked for before JAX starts.
+
+python simulated_devices.py steps MESH ...     five steps on each mesh "data,fsdp,tensor,sequence"
+python simulated_devices.py padding MESH ...   micro-steps of nine ratios, padded, in one program
+python simulated_devices.py splash MESH ...    a micro-step whose attention is the TPU kernel, interpreted
+python simulated_devices.py offload MESH ...   two steps with average and moments in the host's memory
+
+Each prints a JSON line for every mesh, of which "none" is one device without any: how far its numbers are, relative to
+their size, from those of one device, unpadded and with XLA's attention.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+
+import jax
+
+# Compiling is most of the time here, and a third shorter without LLVM's optimisations.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+
+from lens_jax import parallel  # noqa: E402
+from lens_jax.data.buckets import RATIOS, make_buckets  # noqa: E402
+from lens_jax.diffusion.flow import FlowConfig  # noqa: E402
+from lens_jax.models import attention  # noqa: E402
+from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
+from lens_jax.models.layers import joint_positions  # noqa: E402
+from lens_jax.parallel import MeshConfig  # noqa: E402
+from lens_jax.run import integrity  # noqa: E402
+from lens_jax.run.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
+from lens_jax.run.state import create_state  # noqa: E402
+from lens_jax.run.step import StepConfig, micro_step, train_step  # noqa: E402
+
+MODEL = DenoiserConfig(
+    layers=2, heads=8, head_dim=16, rope_axes=(4, 6, 6), latent_channels=16, text_width=24, text_layers=2,
+    mlp_width=336, dtype="float32",
+)  # fmt: skip
+STEP = StepConfig(MODEL, FlowConfig(), ema_decay=0.99, skip_nonfinite=False)
+# Its state keeps the last gradients as they came.
+REMEMBER = optax.GradientTransformation(optax.tree.zeros_like, lambda updates, state, params: (updates, updates))
+OPTIMIZER = optax.chain(REMEMBER, make_optimizer(OptimizerConfig(warmup_steps=1, learning_rate=1e-3), 100))
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+TEXT = 8
+
+
+def batch(rows: int = 4, columns: int = 4, padded: int = 0) -> dict:
+    """Eight images of rows x columns latent tokens, and eight text tokens, of which an image has one to eight.
+
+    With `padded`, latents are padded to that many tokens; the values of the others do not depend on it.
+    """
+    rng = np.random.default_rng(rows)
+    tokens = rows * columns
+    latents = rng.standard_normal((8, tokens, 16), np.float32)
+    positions = joint_positions(rows, columns, TEXT)
+    made = {
+        "latents": latents,
+        "text": tuple(rng.standard_normal((8, TEXT, 24), np.float32) for _ in range(2)),
+        "text_lengths": np.arange(1, 9, dtype=np.int32),
+        "positions": positions,
+    }
+    if padded:
+        room = padded - tokens
+        made["latents"] = np.pad(latents, ((0, 0), (0, room), (0, 0)))
+        made["positions"] = np.insert(positions, [tokens] * room, 0, axis=0)
+        made["n_image"] = np.int32(tokens)
+    return made
+
+
+def new_state(mesh, trained: bool = False, optimizer=OPTIMIZER, offload: bool = False):
+    """A fresh state; `trained` moves it away from where most gradients are zero."""
+
+    def create(codec):
+        state = create_state(MODEL, optimizer, codec, seed=0)
+        if not trained:
+            return state
+        leaves, tree = jax.tree.flatten(state.params)
+        keys = jax.random.split(jax.random.key(7), len(leaves))
+        moved = [x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)]
+        return state.replace(params=jax.tree.unflatten(tree, moved))
+
+    codec = {"mean": np.zeros(16, np.float32), "std": np.ones(16, np.float32)}
+    return parallel.create(create, mesh, codec, offload=offload)
+
+
+def micro_step_on(mesh, config: StepConfig = STEP):
+    """(a function of (state, batch of this process) to (loss, gradients), the compiled function in it)."""
+    compiled = jax.jit(functools.partial(micro_step, config))
+
+    def run(state, made: dict):
+        totals = parallel.on(mesh, compiled)(state, None, parallel.place_batch(made, mesh), 0)
+        return jax.device_get((totals.loss, totals.gradients))
+
+    return run, compiled
+
+
+def steps(mesh, reference: bool = False) -> dict:
+    """Of five steps the losses, gradient norms, last gradients, parameters; the collectives of the compiled step."""
+    state = new_state(mesh)
+    inputs = parallel.place_batch(batch(), mesh)
+    step = jax.jit(functools.partial(train_step, STEP, OPTIMIZER), donate_argnums=0)
+    program = parallel.on(mesh, lambda *args: step.lower(*args).compile())(state, inputs)
+    text = program.as_text()
+    losses, norms = [], []
+    for _ in range(5):
+        state, metrics = program(state, inputs)
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["gradient_norm"]))
+    return {
+        "losses": np.array(losses),
+        "norms": np.array(norms),
+        "gradients": jax.device_get(state.opt_state[0]),
+        "params": jax.device_get(state.params),
+        "collectives": {name: text.count(f" {name}(") + text.count(f" {name}-start(") for name in COLLECTIVES},
+    }
+
+
+def padding(mesh, reference: bool = False) -> dict:
+    """Losses and gradients of nine ratios, padded unless `reference`, and the programs compiled for them."""
+    buckets = make_buckets(7, RATIOS, 1)
+    padded = 0 if reference else max(bucket.tokens(1) for bucket in buckets)
+    run, compiled = micro_step_on(mesh)
+    state = new_state(mesh, trained=True)
+    losses, gradients = zip(*(run(state, batch(bucket.height, bucket.width, padded)) for bucket in buckets))
+    return {"losses": np.array(losses), "gradients": gradients, "programs": compiled._cache_size()}
+
+
+def splash(mesh, reference: bool = False) -> dict:
+    """Loss and gradients of a micro-step; except for the reference, its attention is splash's."""
+    attention._KERNELS["splash"] = functools.partial(attention._splash, interpret=True)
+    kernel = "xla" if reference else "splash"
+    config = dataclasses.replace(STEP, model=dataclasses.replace(MODEL, attention=kernel))
+    loss, gradients = micro_step_on(mesh, config)[0](new_state(mesh, trained=True), batch(padded=18))
+    return {"losses": loss, "gradients": gradients}
+
+
+def offload(mesh, reference: bool = False) -> dict:
+    """The state after two steps, offloaded unless `reference`, and the kinds of memory that its parts are in."""
+    offloaded = not reference
+    config = dataclasses.replace(STEP, offload=offloaded)
+    # Without gradients among the moments: jax 0.10.2 aborts where a result on the host has no argument to replace.
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 100)
+    run = parallel.on(mesh, jax.jit(functools.partial(train_step, config, optimizer), donate_argnums=0))
+    state, inputs = new_state(mesh, optimizer=optimizer, offload=offloaded), parallel.place_batch(batch(), mesh)
+    for _ in range(2):
+        state, _ = run(state, inputs)
+    trees = {"params": state.params, "ema": state.ema, "moments": state.opt_state}
+    places = {name: sorted({x.sharding.memory_kind for x in jax.tree.leaves(tree)}) for name, tree in trees.items()}
+    sums = integrity.checksums(state.ema, mesh) == integrity.checksums(parallel.on_device(state.ema, mesh), mesh)
+    return {"state": jax.device_get(trees), "places": places, "checksums": sums}
+
+
+def difference(actual, expected) -> float:
+    """The largest relative difference of any leaf."""
+    relative = lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b))
+    return max(jax.tree.leaves(jax.tree.map(relative, actual, expected)))
+
+
+def main() -> None:
+    function = {"steps": steps, "padding": padding, "splash": splash, "offload": offload}[sys.argv[1]]
+    expected = function(None, reference=True)
+    for name in sys.argv[2:]:
+        mesh = None if name == "none" else parallel.make_mesh(MeshConfig(*map(int, name.split(","))))
+        result = function(mesh)
+        for key in result:
+            if key not in ("collectives", "programs", "places", "checksums"):
+                result[key] = difference(result[key], expected[key])
+        print(json.dumps({"mesh": name, **result}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

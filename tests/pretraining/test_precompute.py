@@ -1,0 +1,155 @@
+"""Stored latents and features train as those computed on the way do; making them can be stopped and shared."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lens_jax import cli
+from lens_jax.data import feature_records
+from lens_jax.data.feature_records import FeatureRecord
+from lens_jax.data.manifest import NAME, load_manifest
+from lens_jax.errors import LensError
+from lens_jax.inference.pipeline import LensPipeline
+from lens_jax.pretraining.config import SampleConfig, ValidationConfig
+from lens_jax.pretraining.precompute import Precompute, precompute
+from lens_jax.run import loop
+from lens_jax.run.log import read_metrics
+
+
+def options(config, out, **others) -> Precompute:
+    return Precompute(str(out), config.data, config.codec, config.text, batch_size=8, dtype="float32", **others)
+
+
+def losses(config, out) -> list:
+    """Of four updates of one batch, and of one held-out batch."""
+    short = {"steps": 4, "accumulation": 1, "validation": ValidationConfig(every=4, batches=1)}
+    loop.train(dataclasses.replace(config, out=str(out), **short))
+    kinds = ("train", "validation")
+    return [record["loss"] for kind in kinds for record in read_metrics(out / "metrics.jsonl", kind)]
+
+
+@pytest.fixture(scope="module")
+def stored(small_lens, tmp_path_factory):
+    return precompute(options(small_lens, tmp_path_factory.mktemp("data") / "features"))
+
+
+def test_training_on_them_is_the_same(small_lens, stored, tmp_path):
+    """The released networks; what differs is how many rows a product had."""
+    cached = dataclasses.replace(small_lens, data=dataclasses.replace(small_lens.data, path=str(stored)))
+    undrawn = dataclasses.replace(small_lens, samples=SampleConfig(every=0))
+    np.testing.assert_allclose(losses(cached, tmp_path / "a"), losses(undrawn, tmp_path / "b"), rtol=1e-5)
+    assert (tmp_path / "a" / "samples").is_dir()
+    LensPipeline.from_pretrained(tmp_path / "a")("a cat", num_inference_steps=1, height=32, width=32)
+
+
+def test_pixels_and_sentence_vectors_too(tiny_config, tmp_path):
+    data = precompute(options(tiny_config, tmp_path / "features"))
+    undrawn = dataclasses.replace(tiny_config, samples=SampleConfig(every=0))
+    cached = dataclasses.replace(undrawn, data=dataclasses.replace(tiny_config.data, path=str(data)))
+    np.testing.assert_allclose(losses(cached, tmp_path / "a"), losses(undrawn, tmp_path / "b"), rtol=1e-6)
+
+
+def test_stopped_shared_and_changed(small_lens, stored, tmp_path, capsys):
+    """Two processes halve the shards; what is damaged or was made otherwise is made again, and nothing else."""
+    out = tmp_path / "features"
+    assert precompute(options(small_lens, out, host=0, hosts=2)) is None
+    with pytest.raises(LensError, match="no data set at"):
+        load_manifest(out)
+    assert precompute(options(small_lens, out, host=1, hosts=2)) == out
+    assert [s.sha256 for s in load_manifest(out).shards] == [s.sha256 for s in load_manifest(stored).shards]
+
+    first, second, *_ = load_manifest(out).shards
+    times = {shard.name: (out / shard.name).stat().st_mtime_ns for shard in load_manifest(out).shards}
+    (out / first.name).write_bytes((out / first.name).read_bytes()[:-1])
+    (out / f"{second.name}.json").write_text("{")
+    precompute(options(small_lens, out))
+    again = {
+        shard.name for shard in load_manifest(out).shards if (out / shard.name).stat().st_mtime_ns != times[shard.name]
+    }
+    assert again == {first.name, second.name}
+    capsys.readouterr()
+    precompute(options(small_lens, out))
+    assert f"{len(times)} of {len(times)} shards are there already" in capsys.readouterr().out
+    # Another date is other features.
+    other = dataclasses.replace(small_lens, text=dataclasses.replace(small_lens.text, date="2030-01-01"))
+    precompute(options(other, out))
+    assert not {s.sha256 for s in load_manifest(out).shards} & {s.sha256 for s in load_manifest(stored).shards}
+
+
+def test_what_they_were_made_with_must_fit(small_lens, stored, tmp_path):
+    data = dataclasses.replace(small_lens.data, path=str(stored))
+    text = dataclasses.replace(small_lens.text, date="2030-01-01")
+    with pytest.raises(LensError, match=r"made with text.date '2026-05-23', the config says '2030-01-01'"):
+        loop.train(dataclasses.replace(small_lens, data=data, text=text, out=str(tmp_path / "run")))
+    with pytest.raises(LensError, match="holds features already"):
+        precompute(options(dataclasses.replace(small_lens, data=data), tmp_path / "twice"))
+    with pytest.raises(LensError, match=r"codec.sample draws other latents for every epoch"):
+        options(dataclasses.replace(small_lens, codec=dataclasses.replace(small_lens.codec, sample=True)), tmp_path)
+
+
+def test_nothing_else_is_written_over(small_lens, stored, tmp_path):
+    """Shards have the names that the images' have: a mistyped --out must not cost a data set."""
+    images = load_manifest(small_lens.data.path)
+    with pytest.raises(LensError, match="is a data set of images; give another folder"):
+        precompute(options(small_lens, images.directory))
+    assert load_manifest(images.directory).shards == images.shards
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(LensError, match=r"holds thesis.tex, which is not ours"):
+        precompute(options(small_lens, tmp_path))
+
+
+def test_sizes_are_those_of_the_accounting(stored):
+    """Bytes: 4 a number here; a record holds little besides."""
+    manifest = load_manifest(stored)
+    record = next(manifest_records(manifest))
+    numbers = record.latents.size + sum(x.size for texts in record.captions.values() for x in texts)
+    assert record.latents.dtype == np.float32
+    assert 0 <= len(feature_records.encode(record)) - 4 * numbers < 400
+    assert manifest.features["layers"] == 2
+    assert manifest.features["weights"].keys() == {"autoencoder", "text_encoder"}
+
+
+def manifest_records(manifest):
+    from lens_jax.data.shards import ShardReader
+
+    for shard in manifest.shards:
+        with ShardReader(manifest.directory / shard.name, shard.records, feature_records.decode) as reader:
+            yield from reader.read(range(shard.records))
+
+
+def test_damaged_records_are_told(stored):
+    rng = np.random.default_rng(0)
+    text = rng.standard_normal((2, 3, 8), np.float32)
+    good = FeatureRecord(rng.standard_normal((4, 16), np.float32), {"en": (text, text[:, :0])}, 32, 32, "a", "b")
+    back = feature_records.decode(feature_records.encode(good), "x")
+    np.testing.assert_array_equal(back.captions["en"][0], text)
+    assert back.captions["en"][1].shape == (2, 0, 8)
+    data = feature_records.encode(good)
+    told = 0
+    for _ in range(300):
+        broken = bytearray(data)
+        broken[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        cut = broken[: rng.integers(1, len(data))] if rng.random() < 0.2 else broken
+        try:
+            feature_records.decode(bytes(cut), "place")
+        except LensError as error:
+            told += str(error).startswith("place: ") and "\n" not in str(error)
+    assert told > 50
+
+
+def test_from_the_command_line(tiny_config, tmp_path, capsys, monkeypatch):
+    config = tmp_path / "mine.py"
+    config.write_text("from lens_jax.pretraining.config import *\nconfig = TrainConfig()\n")
+    flags = ["--data.path", tiny_config.data.path, "--out", str(tmp_path / "out"), "--codec.patch", "4"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["precompute", str(config), *flags, "--batch-size", "16"])
+    assert stop.value.code == 0
+    assert json.loads((tmp_path / "out" / NAME).read_text())["source"] == "features"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["precompute", str(config), *flags, "--host", "2", "--hosts", "2"])
+    assert stop.value.code == 2
+    assert "hosts count from 0" in capsys.readouterr().err
+    assert jax.process_count() == 1
