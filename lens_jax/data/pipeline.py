@@ -6,17 +6,16 @@ it is good at: reading ahead in threads.
 """
 
 import functools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lens_jax.data import feature_records, records
+from lens_jax.data import records
 from lens_jax.data.buckets import Bucket, areas, parse_buckets
-from lens_jax.data.manifest import NAME, Manifest, load_manifest
+from lens_jax.data.index import NAME, Index, load_index
 from lens_jax.data.permutation import mix, permute
-from lens_jax.data.shards import ShardReader
+from lens_jax.data.reader import RecordReader
 from lens_jax.errors import LensError, nearest
 
 # grain wants a length; at a thousand steps a second this one lasts 35 years.
@@ -131,32 +130,23 @@ def _cycle(batches: tuple[int, ...], seed: int, cycle: int) -> tuple[np.ndarray,
 
 
 class RecordStore:
-    """Random access to the records of a split by (bucket index, position). Shards are opened when first needed."""
+    """The records of a split by (bucket index, position), the streams of a bucket one behind the other."""
 
-    def __init__(self, manifest: Manifest, split: str):
+    def __init__(self, manifest: Index, split: str):
         self.manifest = manifest
-        self._shards = [manifest.select(split, bucket) for bucket in manifest.buckets]
-        self._ends = [np.cumsum([shard.records for shard in shards]) for shards in self._shards]
-        self._readers: dict[str, ShardReader] = {}
-        self._lock = threading.Lock()
-
-    def _reader(self, bucket: int, index: int) -> ShardReader:
-        shard = self._shards[bucket][index]
-        with self._lock:
-            if shard.name not in self._readers:
-                decode = feature_records.decode if self.manifest.features else records.decode
-                self._readers[shard.name] = ShardReader(self.manifest.directory / shard.name, shard.records, decode)
-            return self._readers[shard.name]
+        streams = manifest.select(split)
+        self._streams = [[stream for stream in streams if stream.bucket == bucket] for bucket in manifest.buckets]
+        self._reader = RecordReader(manifest)
 
     def read(self, bucket: int, positions: np.ndarray) -> list:
         """The records at `positions` of a bucket, in that order; feature records where the data set is of those."""
-        owners = np.searchsorted(self._ends[bucket], positions, side="right")
         found: list = [None] * len(positions)
-        for index in np.unique(owners):
-            rows = np.flatnonzero(owners == index)
-            first = self._ends[bucket][index] - self._shards[bucket][index].records
-            for row, record in zip(rows, self._reader(bucket, index).read(positions[rows] - first)):
+        first = 0
+        for stream in self._streams[bucket]:
+            rows = np.flatnonzero((positions >= first) & (positions < first + stream.records))
+            for row, record in zip(rows, self._reader.read(stream, positions[rows] - first)):
                 found[row] = record
+            first += stream.records
         return found
 
     def batch(self, bucket: int, positions: np.ndarray, languages: Sequence[str], draws: np.ndarray) -> dict:
@@ -182,13 +172,10 @@ class RecordStore:
 
     def close(self) -> None:
         """Close all files."""
-        with self._lock:
-            for reader in self._readers.values():
-                reader.close()
-            self._readers.clear()
+        self._reader.close()
 
 
-def _features(manifest: Manifest, found: list, captions: list[np.ndarray]) -> dict:
+def _features(manifest: Index, found: list, captions: list[np.ndarray]) -> dict:
     """Latents and padded text features of some records; `captions` [layers, tokens, width] each."""
     made = manifest.features
     shape = (made["layers"], len(found), made["max_tokens"], made["text_width"])
@@ -224,7 +211,7 @@ class BatchSource:
     `jax.make_array_from_process_local_data` puts them together again.
     """
 
-    def __init__(self, manifest: Manifest, split: str, config: DataConfig, host: int = 0, hosts: int = 1):
+    def __init__(self, manifest: Index, split: str, config: DataConfig, host: int = 0, hosts: int = 1):
         self._languages = check_languages(manifest, split, config.languages)
         self._sizes = bucket_sizes(config, manifest.buckets)
         self._share = host, hosts
@@ -265,7 +252,7 @@ def batches(
     """
     import grain
 
-    source = BatchSource(load_manifest(config.path), split, config, host, hosts)
+    source = BatchSource(load_index(config.path), split, config, host, hosts)
     if start_step < 0 or (num_steps is not None and num_steps < 1):
         raise LensError(f"start_step {start_step}, num_steps {num_steps}: not negative, and at least one step")
     stop = ENDLESS if num_steps is None else start_step + num_steps
@@ -289,7 +276,7 @@ def validation_batches(
 
     As `batches`, with "weight" float32 [B]: the last batch of a bucket is filled up with its first records at weight 0.
     """
-    manifest = load_manifest(config.path)
+    manifest = load_index(config.path)
     languages = check_languages(manifest, split, config.languages)
     sizes = bucket_sizes(config, manifest.buckets)
     shares = [(count, size, _host_rows(size, host, hosts)) for count, size in zip(manifest.counts(split), sizes)]
@@ -324,7 +311,7 @@ def bucket_sizes(config: DataConfig, buckets: Sequence[Bucket]) -> tuple[int, ..
     return tuple(config.batch_sizes[number] for number in numbers)
 
 
-def check_buckets(config: DataConfig, manifest: Manifest) -> None:
+def check_buckets(config: DataConfig, manifest: Index) -> None:
     """LensError where the data set was prepared for other sizes than the run is for."""
     wanted = parse_buckets(config.buckets)
     if wanted and set(wanted) != set(manifest.buckets):
@@ -335,7 +322,7 @@ def check_buckets(config: DataConfig, manifest: Manifest) -> None:
         )
 
 
-def check_languages(manifest: Manifest, split: str, languages: Sequence[str]) -> tuple[str, ...]:
+def check_languages(manifest: Index, split: str, languages: Sequence[str]) -> tuple[str, ...]:
     """`languages`, or those of the train split for (); LensError when they cannot caption every record of `split`."""
     total = sum(manifest.counts(split))
     if not total:

@@ -10,7 +10,7 @@ import jax
 
 from lens_jax import flops, parallel
 from lens_jax.data.buckets import Bucket, areas, parse_buckets
-from lens_jax.data.manifest import NAME, load_manifest
+from lens_jax.data.index import NAME, load_index
 from lens_jax.data.pipeline import BatchPlan, bucket_sizes, check_buckets
 from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
 from lens_jax.encoders.harmony import PREFIX_TOKENS
@@ -53,7 +53,7 @@ def data_use(config: TrainConfig, sequence: int) -> DataUse:
     """From the data set where it is there, else from `data.buckets`, all of which then count as equally frequent."""
     counts, cached = None, False
     if (Path(config.data.path) / NAME).is_file():
-        manifest = load_manifest(config.data.path)
+        manifest = load_index(config.data.path)
         check_buckets(config.data, manifest)
         buckets, counts, cached = manifest.buckets, manifest.counts("train"), manifest.features is not None
         source = f"batches as {config.data.path} gives them"

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from lens_jax import parallel
 from lens_jax.data.buckets import Bucket, areas
-from lens_jax.data.manifest import load_manifest
+from lens_jax.data.index import load_index
 from lens_jax.data.pipeline import batches
 from lens_jax.encoders import pixels
 from lens_jax.encoders.frozen import FrozenAutoencoder, FrozenTextEncoder, encode_images, encode_text
@@ -235,7 +235,7 @@ def fit_codec(config: TrainConfig) -> dict:
     """The pixel codec's statistics on the images of the first batches; a released codec brings its own."""
     if not isinstance(config.codec, PixelCodecConfig):
         return {}
-    made = load_manifest(config.data.path).features
+    made = load_index(config.data.path).features
     if made:
         return {name: np.array(value, np.float32) for name, value in made["fitted"].items()}
     reader = batches(config.data, num_steps=_FIT_BATCHES)

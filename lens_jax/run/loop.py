@@ -19,7 +19,7 @@ from lens_jax import parallel
 from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet
 from lens_jax.data.buckets import Bucket
-from lens_jax.data.manifest import Manifest, fingerprint, load_manifest
+from lens_jax.data.index import Index, load_index
 from lens_jax.data.pipeline import batches, bucket_sizes, check_buckets, validation_batches
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.encoders.text import TextFeatures
@@ -61,7 +61,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
 
     # ---- data ----------------------------------------------------------------------------------------------------
     _check_widths(config)
-    manifest = load_manifest(config.data.path)
+    manifest = load_index(config.data.path)
     check_buckets(config.data, manifest)
     for size in bucket_sizes(config.data, manifest.buckets):
         parallel.check_batch_size(size, mesh)
@@ -79,7 +79,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
             partial.replace(run / "config.json")
     optimizer = make_optimizer(config.optimizer, config.steps)
     create = functools.partial(create_state, config.model, optimizer, seed=config.seed)
-    position = Position(next_step=0, fingerprint=fingerprint(manifest))
+    position = Position(next_step=0, fingerprint=manifest.fingerprint)
     checkpoints = checkpoint.folder_of(config)
     abstract = parallel.abstract(create, mesh, checkpoint.abstract_codec(config), offload=config.offload)
     # A ladder, as big_vision has it: (1) a checkpoint of this run, (2) what init_from names, (3) random parameters.
@@ -268,7 +268,7 @@ def _validation_loss(config: TrainConfig, ema: dict, validate_fn, held_out: Iter
     return total / count
 
 
-def _sample_sizes(config: TrainConfig, manifest: Manifest) -> Sequence[Bucket]:
+def _sample_sizes(config: TrainConfig, manifest: Index) -> Sequence[Bucket]:
     return tuple(Bucket(*parse_size(size)) for size in config.samples.sizes) or manifest.buckets
 
 

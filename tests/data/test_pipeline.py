@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lens_jax.data.manifest import NAME, fingerprint, load_manifest
+from lens_jax.data.index import NAME, load_index
 from lens_jax.data.permutation import permute
 from lens_jax.data.pipeline import BatchPlan, BatchSource, DataConfig, batches, validation_batches
 from lens_jax.data.prepare import OpenMojiConfig, prepare_openmoji
@@ -72,7 +72,7 @@ def test_weights_change_the_share_of_a_bucket():
 
 
 def test_hosts_partition_the_batch(data):
-    manifest, config = load_manifest(data), DataConfig(path=data, batch_size=6, seed=4)
+    manifest, config = load_index(data), DataConfig(path=data, batch_size=6, seed=4)
     whole = BatchSource(manifest, "train", config)
     halves = [BatchSource(manifest, "train", config, host, 2) for host in range(2)]
     for step in (0, 5, 1000):
@@ -116,7 +116,7 @@ def test_transform_and_languages(data):
 
 
 def test_validation_sees_every_record_once(data):
-    manifest, config = load_manifest(data), DataConfig(path=data, batch_size=4)
+    manifest, config = load_index(data), DataConfig(path=data, batch_size=4)
     runs = [list(validation_batches(config)) for _ in range(2)]
     assert sum(batch["weight"].sum() for batch in runs[0]) == 11 == sum(manifest.counts("validation"))
     for one, other in zip(*runs, strict=True):
@@ -131,17 +131,17 @@ def test_damage_is_named(data, tmp_path):
     import shutil
 
     with pytest.raises(LensError, match="lens-jax prepare openmoji"):
-        load_manifest(tmp_path / "none")
+        load_index(tmp_path / "none")
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
-    manifest = load_manifest(copy)
-    assert fingerprint(manifest) == fingerprint(load_manifest(data))
+    manifest = load_index(copy)
+    assert manifest.fingerprint == load_index(data).fingerprint
     shard = copy / manifest.shards[0].name
     content = shard.read_bytes()
 
     shard.write_bytes(content[:-65_536])
     with pytest.raises(LensError, match="truncated"):
-        load_manifest(copy)
+        load_index(copy)
 
     # The same damage, hidden from the check of sizes.
     text = (copy / NAME).read_text()
@@ -149,12 +149,12 @@ def test_damage_is_named(data, tmp_path):
     fields["shards"][0]["bytes"] -= 65_536
     (copy / NAME).write_text(json.dumps(fields))
     with pytest.raises(LensError, match=shard.name):
-        list(load_manifest(copy).records("train"))
+        list(load_index(copy).records("train"))
 
     shard.unlink()
     with pytest.raises(LensError, match="missing"):
-        load_manifest(copy)
+        load_index(copy)
     for bad in (text[:200], "[]", text.replace('"version": 1', '"version": 9'), text.replace('"records"', '"r"')):
         (copy / NAME).write_text(bad)
         with pytest.raises(LensError, match=NAME):
-            load_manifest(copy)
+            load_index(copy)

@@ -21,7 +21,7 @@ import pytest
 
 from lens_jax import config as config_files
 from lens_jax import parallel
-from lens_jax.data.manifest import load_manifest
+from lens_jax.data.index import load_index
 from lens_jax.data.pipeline import batches
 from lens_jax.pretraining.config import SampleConfig, ValidationConfig
 from lens_jax.run import store as checkpoint
@@ -244,7 +244,7 @@ def test_data_goes_on_in_order_on_any_number_of_hosts(whole, config):
             for reader in readers:
                 reader.close()
 
-    manifest = load_manifest(config.data.path)
+    manifest = load_index(config.data.path)
     counts = dict(zip(manifest.buckets, manifest.counts("train")))
     # Two epochs of every bucket and more: a batch is eight images.
     end = 3 * sum(-(-count // 8) for count in counts.values())
