@@ -126,7 +126,7 @@ def _read_metadata(
             if Path(image).is_absolute() or not target.resolve().is_relative_to(root):
                 yield Problem(name, "outside the folder", f"file_name {image!r:.80}")
             elif not os.path.isfile(target):  # unlike Path.is_file, False for a name that is too long
-                yield Problem(name, "missing picture", f"file_name {image!r:.80}")
+                yield Problem(name, "missing image", f"file_name {image!r:.80}")
             else:
                 known = captions.setdefault(target, {})
                 for key, lines in texts.items():
