@@ -28,5 +28,7 @@ from lens_jax.parallel.placement import state_specs as state_specs
 from lens_jax.parallel.rules import AUTOENCODER_RULES as AUTOENCODER_RULES
 from lens_jax.parallel.rules import DENOISER_RULES as DENOISER_RULES
 from lens_jax.parallel.rules import GPT_OSS_RULES as GPT_OSS_RULES
+from lens_jax.parallel.rules import Rules as Rules
+from lens_jax.parallel.rules import Table as Table
 from lens_jax.parallel.rules import spec_of as spec_of
 from lens_jax.parallel.rules import tree_specs as tree_specs
