@@ -43,8 +43,8 @@ class Work:
     computed_operations: float
 
 
-def work(config: TrainConfig, counts: dict[Bucket, Tokens], batch: dict, hosts: int = 1) -> Work:
-    """Exact counts for one of `hosts` equal parts of a batch (`bucket`, `text_lengths`), scaled to the whole.
+def work(config: TrainConfig, counts: dict[Bucket, Tokens], batch: dict, images: int) -> Work:
+    """Exact counts for this host's rows of a batch (`bucket`, `text_lengths`), scaled to the `images` of the whole.
 
     Captions are dropped on the device, which does not say how many, so the expected number is counted as padding.
     """
@@ -54,7 +54,6 @@ def work(config: TrainConfig, counts: dict[Bucket, Tokens], batch: dict, hosts: 
     operations = lambda text, images: flops.train_step(config.model, image, text, images)
     captioned = sum(operations(int(n), int(images)) for n, images in zip(*np.unique(lengths, return_counts=True)))
     dropped = config.flow.caption_dropout
-    images = count * hosts
     kernel = attention.resolve(config.model.attention, config.model.dtype, jax.default_backend())
     model = dataclasses.replace(config.model, attention=kernel)
     computed = model, tokens.padded, tokens.text, images
@@ -75,8 +74,11 @@ class Window:
     one has been dispatched too.
     """
 
-    def __init__(self, config: TrainConfig, counts: dict[Bucket, Tokens], hosts: int = 1):
-        self._config, self._counts, self._hosts = config, counts, hosts
+    def __init__(
+        self, config: TrainConfig, counts: dict[Bucket, Tokens], whole: Callable[[int], int] = lambda rows: rows
+    ):
+        """`whole`: how many images the batch has of which this host has so many."""
+        self._config, self._counts, self._whole = config, counts, whole
         self._dispatched: collections.deque[Work] = collections.deque()
         self.reset_clock()
         self._clear()
@@ -94,7 +96,8 @@ class Window:
 
     def start(self, batch: dict, waited: float) -> None:
         """Count a batch about to be dispatched, which the loop waited for so many seconds."""
-        self._dispatched.append(work(self._config, self._counts, batch, self._hosts))
+        images = self._whole(len(batch["text_lengths"]))
+        self._dispatched.append(work(self._config, self._counts, batch, images))
         self.waited += waited
 
     def finish(self, metrics: dict) -> None:

@@ -57,7 +57,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     run = Path(config.out)
     # One device needs no mesh, and is the faster for it: nothing has to say where it lives.
     mesh = parallel.make_mesh(config.mesh) if jax.device_count() > 1 else None
-    host, hosts = parallel.data_shard(mesh)
+    rows = functools.partial(parallel.rows_of_host, mesh)
 
     # ---- data ----------------------------------------------------------------------------------------------------
     _check_widths(config)
@@ -68,7 +68,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     if manifest.features:
         check_features(config, manifest)
     features = Features(config, manifest.buckets, mesh, cached=manifest.features is not None)
-    read = functools.partial(batches, config.data, transform=features.read, host=host, hosts=hosts)
+    read = functools.partial(batches, config.data, transform=features.read, rows=rows)
 
     # ---- state, new or resumed -----------------------------------------------------------------------------------
     with _writing(run):
@@ -116,7 +116,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     profile = Profile(config.profile, run, log.say)
     first_batch = position.next_step
     reader = read(start_step=first_batch)
-    window = Window(config, features.counts, hosts)
+    window = Window(config, features.counts, functools.partial(parallel.global_rows, mesh))
     stop, prompts = None, None
     try:
         with _StopSignals() as signals:
@@ -162,7 +162,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                 if events.save:
                     store.save(state, position, config, manifest.buckets)
                 if events.validate:
-                    held_out = validation_batches(config.data, transform=features.read, host=host, hosts=hosts)
+                    held_out = validation_batches(config.data, transform=features.read, rows=rows)
                     held_out = map(functools.partial(features.encode, state.codec), held_out)
                     average = parallel.on_device(state.ema, mesh)
                     loss = _validation_loss(config, average, programs.validation_loss, held_out)
