@@ -220,19 +220,20 @@ def choose_caption(record, languages: Sequence[str], draw: int):
 class BatchSource:
     """The batches of a split as a random-access source for grain: `source[step]`.
 
-    Host `host` of `hosts` gets contiguous rows of the global batch, in the order in which
-    `jax.make_array_from_process_local_data` puts them together again.
+    `rows` says which rows of a global batch of a size this host reads, as `parallel.rows_of_host` does; None is all.
     """
 
-    def __init__(self, manifest: Manifest, split: str, config: DataConfig, host: int = 0, hosts: int = 1):
+    def __init__(
+        self, manifest: Manifest, split: str, config: DataConfig, rows: Callable[[int], np.ndarray] | None = None
+    ):
         self._languages = check_languages(manifest, split, config.languages)
         self._sizes = bucket_sizes(config, manifest.buckets)
-        self._share = host, hosts
+        self._rows = rows or np.arange
         self._seed = config.seed
         self._plan = BatchPlan(manifest.counts(split), self._sizes, config.seed)
         self._store = RecordStore(manifest, split)
         for size in self._sizes:
-            _host_rows(size, host, hosts)  # raises now what the first batch of that bucket would
+            self._rows(size)  # raises now what the first batch of that bucket would
 
     def __len__(self) -> int:
         return ENDLESS
@@ -243,7 +244,7 @@ class BatchSource:
     def __getitem__(self, step: int) -> dict:
         """This host's part of the batch of a step: what `RecordStore.batch` gives, and `step`."""
         bucket, positions = self._plan.plan(step)
-        rows = _host_rows(self._sizes[bucket], *self._share)
+        rows = self._rows(self._sizes[bucket])
         draws = mix(self._seed, _CAPTION, int(step), rows)
         return {**self._store.batch(bucket, positions[rows], self._languages, draws), "step": int(step)}
 
@@ -254,8 +255,7 @@ def batches(
     start_step: int = 0,
     num_steps: int | None = None,
     transform: Callable[[dict], dict] | None = None,
-    host: int = 0,
-    hosts: int = 1,
+    rows: Callable[[int], np.ndarray] | None = None,
 ):
     """A grain iterator over the batches from `start_step` on; call its `close()` when done.
 
@@ -265,7 +265,7 @@ def batches(
     """
     import grain
 
-    source = BatchSource(load_manifest(config.path), split, config, host, hosts)
+    source = BatchSource(load_manifest(config.path), split, config, rows)
     if start_step < 0 or (num_steps is not None and num_steps < 1):
         raise LensError(f"start_step {start_step}, num_steps {num_steps}: not negative, and at least one step")
     stop = ENDLESS if num_steps is None else start_step + num_steps
@@ -282,8 +282,7 @@ def validation_batches(
     config: DataConfig,
     split: str = "validation",
     transform: Callable[[dict], dict] | None = None,
-    host: int = 0,
-    hosts: int = 1,
+    rows: Callable[[int], np.ndarray] | None = None,
 ) -> Iterator[dict]:
     """Every record of a split exactly once, bucket by bucket, in a fixed order and with the same captions each time.
 
@@ -292,7 +291,8 @@ def validation_batches(
     manifest = load_manifest(config.path)
     languages = check_languages(manifest, split, config.languages)
     sizes = bucket_sizes(config, manifest.buckets)
-    shares = [(count, size, _host_rows(size, host, hosts)) for count, size in zip(manifest.counts(split), sizes)]
+    rows = rows or np.arange
+    shares = [(count, size, rows(size)) for count, size in zip(manifest.counts(split), sizes)]
     return _validate(RecordStore(manifest, split), shares, config.seed, languages, transform)
 
 
@@ -313,6 +313,8 @@ def _validate(store, shares, seed, languages, transform) -> Iterator[dict]:
 
 def bucket_sizes(config: DataConfig, buckets: Sequence[Bucket]) -> tuple[int, ...]:
     """Images a batch of each bucket."""
+    if min(config.batch_sizes or (config.batch_size,)) < 1:
+        raise LensError(f"data.batch_size {config.batch_sizes or config.batch_size}: must be at least 1")
     if not config.batch_sizes:
         return (config.batch_size,) * len(buckets)
     # In pixels: what an area is does not depend on how many of them make a token.
@@ -352,12 +354,3 @@ def check_languages(manifest: Manifest, split: str, languages: Sequence[str]) ->
         chosen = ", ".join(languages)
         raise LensError(f"languages {chosen}: at most {reached} of the {total} {split} records have such captions")
     return languages
-
-
-def _host_rows(batch_size: int, host: int, hosts: int) -> np.ndarray:
-    if hosts < 1 or not 0 <= host < hosts:
-        raise LensError(f"host {host} of {hosts}: hosts count from 0")
-    if batch_size < 1 or batch_size % hosts:
-        raise LensError(f"batch_size {batch_size}: must be a multiple of the {hosts} host(s)")
-    share = batch_size // hosts
-    return np.arange(host * share, (host + 1) * share)
