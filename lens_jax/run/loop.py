@@ -11,25 +11,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.console import make_console
-from lens_jax.contact_sheet import contact_sheet
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.manifest import Manifest, fingerprint, load_manifest
 from lens_jax.data.pipeline import batches, bucket_sizes, check_buckets, validation_batches
-from lens_jax.encoders.pixels import PixelCodecConfig
-from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError
-from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features, fit_codec
 from lens_jax.pretraining.precompute import check_features
 from lens_jax.pretraining.programs import Programs, make_programs
+from lens_jax.pretraining.sheet import draw_sheet
 from lens_jax.run import store as checkpoint
 from lens_jax.run.log import MetricsLog, Profile, SilentLog, Window
 from lens_jax.run.optimizer import learning_rate_schedule, make_optimizer
@@ -171,16 +168,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                     log.write(step, "validation", {"loss": loss})
                     log.say(f"step {step}: validation loss {loss:.4f}")
                 if events.sample:
-                    # All hosts take part up to here; the first one draws.
+                    # All hosts draw; the first one writes.
                     prompts = prompts or features.prompts(config.samples.prompts)
-                    trees = parallel.on_device(state.ema, mesh), features.codec_params(state.codec)
-                    ema, codec_params = (parallel.local_copy(tree, mesh) for tree in trees)
+                    average, fitted = parallel.on_device(state.ema, mesh), features.codec_params(state.codec)
+                    sheet = draw_sheet(config, average, fitted, prompts, _sample_sizes(config, manifest), mesh)
+                    # As above.
+                    del average
                     if main:
-                        buckets = _sample_sizes(config, manifest)
-                        path = _sample_sheet(config, ema, codec_params, prompts, buckets, run / "samples", step)
-                        log.say(f"step {step}: samples in {path}")
-                    # These are whole copies, which must not stay either.
-                    del trees, ema, codec_params
+                        log.say(f"step {step}: samples in {_write_sheet(sheet, run / 'samples', step)}")
                 window.reset_clock()
                 if stop is not None:
                     break
@@ -272,34 +267,11 @@ def _sample_sizes(config: TrainConfig, manifest: Manifest) -> Sequence[Bucket]:
     return tuple(Bucket(*parse_size(size)) for size in config.samples.sizes) or manifest.buckets
 
 
-def _sample_sheet(
-    config: TrainConfig,
-    ema: dict,
-    codec_params: dict,
-    prompts: TextFeatures,
-    buckets: Sequence[Bucket],
-    folder: Path,
-    step: int,
-) -> Path:
-    """Draw the fixed prompts with the moving average, a row a prompt and a column a size."""
-    image_codec = config.codec if isinstance(config.codec, PixelCodecConfig) else config.codec.model
-    pipe = LensPipeline(config.model, image_codec, None, ema, codec_params, default_size=(0, 0))
-    columns = [
-        pipe(
-            prompt_embeds=prompts,
-            height=bucket.height,
-            width=bucket.width,
-            num_inference_steps=config.samples.num_inference_steps,
-            guidance_scale=config.samples.guidance_scale,
-            seed=config.samples.seed,
-        ).images
-        for bucket in buckets
-    ]
-    rows = [[np.asarray(image) for image in row] for row in zip(*columns)]
+def _write_sheet(sheet: Image.Image, folder: Path, step: int) -> Path:
     with _writing(folder):
         folder.mkdir(exist_ok=True)
         path = folder / f"step_{step:07d}.png"
-        contact_sheet(rows, config.samples.prompts).save(path)
+        sheet.save(path)
     return path
 
 

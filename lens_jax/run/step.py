@@ -11,7 +11,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from lens_jax import parallel
-from lens_jax.diffusion import flow
+from lens_jax.diffusion import flow, losses
 from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import DenoiserConfig
@@ -171,7 +171,7 @@ def _sample_losses(config: StepConfig, params, batch, lengths, t, noise):
         inputs = batch["text"], lengths, t, batch["positions"]
         return denoiser.apply(config.model, params, x, *inputs, n_image, gather)
 
-    return flow.velocity_loss(denoise, batch["latents"], t, noise, n_image)
+    return losses.velocity_loss(denoise, batch["latents"], t, noise, n_image)
 
 
 def validation_loss(config: StepConfig, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, jax.Array]:

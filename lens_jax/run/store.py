@@ -27,8 +27,6 @@ from orbax.checkpoint import v1 as ocp
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.data.buckets import Bucket
-from lens_jax.encoders import pixels
-from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import DenoiserConfig
@@ -259,7 +257,7 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def read_metadata(folder: epath.Path) -> dict[str, Any]:
-    """`config` (TrainConfig), `position` (Position), `sizes` ((height, width) it was trained on) and `checksums`."""
+    """`config` (plain JSON), `position` (Position), `sizes` ((height, width) it was trained on) and `checksums`."""
     path = epath.Path(folder) / METADATA
     try:
         if path.stat().length > _MAX_METADATA_BYTES:
@@ -270,13 +268,14 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
         if custom["checksum"] != _checksum(custom):
             raise ValueError("checksum")
         config, position, saved = custom["config"], custom["position"], dict(custom["checksums"])
+        config = dict(config)
         sizes = [(int(height), int(width)) for height, width in custom["sizes"]]
         if not sizes or any(min(size) < 1 for size in sizes):
             raise ValueError(sizes)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DamagedError(f"{path}: damaged, or not the metadata of a lens-jax checkpoint") from None
     return {
-        "config": config_files.from_dict(TrainConfig, config, str(path)),
+        "config": config,
         "position": config_files.from_dict(Position, position, str(path), "position."),
         "sizes": sizes,
         "checksums": saved,
@@ -331,7 +330,7 @@ def abstract_params(config: DenoiserConfig, part: str) -> dict:
 
 def abstract_codec(config: TrainConfig) -> dict:
     """What `load_parts` needs for the part "codec": the pixel codec's statistics; a released codec is not saved."""
-    return pixels.abstract_params(config.codec) if isinstance(config.codec, PixelCodecConfig) else {}
+    return config.codec.abstract_fitted()
 
 
 def load_parts(
