@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
+from lens_jax import config as config_files
 from lens_jax.atomic import new_directory
 from lens_jax.convert import denoiser, folder, source, table, writer
 from lens_jax.convert.component import COMPONENTS, Component
@@ -22,6 +23,7 @@ from lens_jax.convert.release import INDEX, MARK, MODEL_INDEX, SCHEDULER, is_nat
 from lens_jax.convert.source import Source
 from lens_jax.convert.table import Tensors
 from lens_jax.errors import LensError
+from lens_jax.models.denoiser import DenoiserConfig
 
 # Small files of a release that are copied as they are; the tokenizer's is 28 MB.
 _MAX_SMALL = 64_000_000
@@ -124,7 +126,9 @@ def _run_for_release(source: Path, dtype: np.dtype | None, ema: bool) -> tuple[C
     from lens_jax.run import store as checkpoint
 
     place = checkpoint.find(source)
-    config = checkpoint.read_metadata(place)["config"].model
+    config = config_files.read(
+        DenoiserConfig, checkpoint.read_metadata(place)["config"]["model"], str(place), "model", []
+    )
     part = "ema" if ema else "params"
     params = checkpoint.load_parts(place, {part: checkpoint.abstract_params(config, part)})[part]
     # Which layers of which encoder the features came from is not the denoiser's to know; a run counts them from 0.

@@ -21,7 +21,7 @@ def batch_spec(name: str, ndim: int, mesh) -> PartitionSpec:
     if name in ("positions", "n_image"):
         return PartitionSpec()
     rows = tuple(axis for axis in ROWS if mesh.shape[axis] > 1) or None
-    tokens = "sequence" if ndim == 3 and mesh.shape["sequence"] > 1 else None
+    tokens = "sequence" if name in ("latents", "text") and mesh.shape["sequence"] > 1 else None
     return PartitionSpec(rows, *((tokens,) + (None,) * (ndim - 2) if ndim > 1 else ()))
 
 

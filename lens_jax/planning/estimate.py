@@ -12,8 +12,6 @@ from lens_jax import flops, parallel
 from lens_jax.data.buckets import Bucket, areas, parse_buckets
 from lens_jax.data.manifest import NAME, load_manifest
 from lens_jax.data.pipeline import BatchPlan, bucket_sizes, check_buckets
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
-from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.errors import LensError
 from lens_jax.planning import communication, lowering, memory, program
 from lens_jax.planning.communication import Collective
@@ -138,7 +136,7 @@ def trace_programs(
 
 def count_parts(config: TrainConfig, uses: Sequence[BucketUse], cached: bool) -> int:
     """How often `trace_programs` calls its `advance`."""
-    encoders = 0 if cached else 1 + isinstance(config.text, GptOssTextConfig)
+    encoders = 0 if cached else 2
     return len(uses) * (2 + encoders) + (config.accumulation > 1)
 
 
@@ -154,10 +152,8 @@ def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool)
         "text encoder": 0,
     }
     if not cached:
-        if isinstance(config.codec, FluxCodecConfig):
-            kinds["autoencoder"] = bytes_of(lowering.abstract_autoencoder(config.codec, mesh))
-        if isinstance(config.text, GptOssTextConfig):
-            kinds["text encoder"] = bytes_of(lowering.abstract_text_encoder(config.text, mesh))
+        kinds["autoencoder"] = bytes_of(config.codec.abstract_params(mesh))
+        kinds["text encoder"] = bytes_of(config.text.abstract_params(mesh))
     inputs = []
     for use in uses:
         batch = features.abstract_batch(config, use.images, use.tokens, mesh)
@@ -209,10 +205,8 @@ def work(config: TrainConfig, use: BucketUse, caption_tokens: int, cached: bool)
     executed = flops.train_step(model, tokens.padded, tokens.text, images)
     executed += flops.recomputation(model, tokens.padded, tokens.text, images)
     encoders = 0
-    if not cached and isinstance(config.codec, FluxCodecConfig):
-        encoders += images * flops.autoencoder_encode(config.codec.model, *tokens.grid)
-    if not cached and isinstance(config.text, GptOssTextConfig):
-        encoders += images * flops.gpt_oss_forward(config.text.model, caption_tokens, PREFIX_TOKENS)
+    if not cached:
+        encoders = images * (config.codec.operations(tokens.grid) + config.text.operations(caption_tokens))
     return Work((1 - dropped) * count(caption_tokens) + dropped * count(0), executed, encoders, images)
 
 

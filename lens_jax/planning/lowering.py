@@ -18,10 +18,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from lens_jax import parallel
 from lens_jax.data.buckets import Bucket
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
-from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.errors import LensError
-from lens_jax.models import attention, autoencoder, gpt_oss
+from lens_jax.models import attention
 from lens_jax.parallel import AXES, MeshConfig
 from lens_jax.pretraining import features
 from lens_jax.pretraining.config import TrainConfig
@@ -171,16 +169,6 @@ class _NoCudnn:
         return 0
 
 
-def abstract_autoencoder(config: FluxCodecConfig, mesh: AbstractMesh | Mesh | None) -> dict:
-    """Shapes and layouts of the frozen autoencoder's parameters."""
-    return _placed(parallel.AUTOENCODER_RULES, autoencoder.abstract_params(config.model), mesh)
-
-
-def abstract_text_encoder(config: GptOssTextConfig, mesh: AbstractMesh | Mesh | None) -> dict:
-    """Shapes and layouts of the frozen language model's parameters, without the vocabulary."""
-    return _placed(parallel.GPT_OSS_RULES, gpt_oss.abstract_params(config.model, head=False), mesh)
-
-
 def abstract_pixels(images: int, bucket: Bucket, mesh: AbstractMesh | Mesh | None) -> jax.ShapeDtypeStruct:
     """A batch of images as it comes to the devices."""
     return parallel.abstract_array("pixels", (images, bucket.height, bucket.width, 3), jnp.uint8, mesh)
@@ -190,30 +178,14 @@ def trace_encoders(
     config: TrainConfig, mesh: AbstractMesh | Mesh | None, images: int, tokens: Tokens, bucket: Bucket
 ) -> dict[str, jax.stages.Traced]:
     """What is computed before a step, images to latents and captions to features, by name."""
-    if isinstance(config.codec, FluxCodecConfig):
-        name, params = "autoencoder", abstract_autoencoder(config.codec, mesh)
-    else:
-        name, params = "codec", abstract_state(config, mesh).codec
+    codec, text = config.codec, config.text
     pixels, step = abstract_pixels(images, bucket, mesh), jax.ShapeDtypeStruct((), jnp.int32)
-    static = config.codec, mesh, tokens.padded, config.seed
+    static = codec, tokens.padded, config.seed
+    inputs = text.abstract_inputs(images)
+    values = parallel.abstract_array("text_inputs", inputs.shape, inputs.dtype, mesh)
+    lengths = parallel.abstract_array("text_lengths", (images,), jnp.int32, mesh)
     with _set(mesh):
-        found = {name: features.image_program.trace(*static, params, pixels, step)}
-    if isinstance(config.text, GptOssTextConfig):
-        model, params = config.text.model, abstract_text_encoder(config.text, mesh)
-        prefill = lambda params, ids: gpt_oss.prefill(model, params, ids, config.text.selected[-1] + 1)
-        prefix = jax.ShapeDtypeStruct((PREFIX_TOKENS,), jnp.int32)
-        past = jax.eval_shape(prefill, gpt_oss.abstract_params(model, head=False), prefix)
-        ids = parallel.abstract_array("ids", (images, config.text.max_tokens), jnp.int32, mesh)
-        lengths = parallel.abstract_array("text_lengths", (images,), jnp.int32, mesh)
-        with _set(mesh):
-            found["text encoder"] = features.text_program.trace(
-                config.text, mesh, tokens.text, params, past, ids, lengths
-            )
-    return found
-
-
-def _placed(rules: dict, tree: dict, mesh: AbstractMesh | Mesh | None) -> dict:
-    if mesh is None:
-        return tree
-    places = parallel.shardings(mesh, parallel.tree_specs(rules, tree, mesh))
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+        return {
+            "codec": features.image_program.trace(*static, codec.abstract_params(mesh), pixels, step),
+            "text encoder": features.text_program.trace(text, tokens.text, text.abstract_params(mesh), values, lengths),
+        }

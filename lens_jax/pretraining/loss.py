@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lens_jax import parallel
-from lens_jax.diffusion import flow
+from lens_jax.diffusion import flow, losses
 from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import DenoiserConfig
@@ -34,14 +34,14 @@ def training_loss(
     t = _by_rows(flow.sample_noise_levels(config, key_t, len(latents), _image_tokens(batch)), latents)
     noise = _noise(key_noise, latents)
     lengths = flow.drop_captions(config, key_drop, batch["text_lengths"])
-    losses = _sample_losses(model, params, batch, lengths, t, noise)
+    by_sample = _sample_losses(model, params, batch, lengths, t, noise)
     # One-hot rather than scattered: a scatter from sharded rows has no rule.
     in_bin = jnp.clip((t * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)[:, None] == jnp.arange(NOISE_BINS)
     sums = {
-        "noise_bin_loss": jnp.sum(in_bin * losses[:, None], 0),
+        "noise_bin_loss": jnp.sum(in_bin * by_sample[:, None], 0),
         "noise_bin_count": jnp.sum(in_bin, 0, dtype=jnp.float32),
     }
-    return losses.mean(), sums
+    return by_sample.mean(), sums
 
 
 def validation_loss(
@@ -56,8 +56,8 @@ def validation_loss(
     # Shuffled, so that a noise level does not always meet the same row of the batch.
     t = jax.random.permutation(key_order, flow.noise_level_quantiles(config, len(latents), _image_tokens(batch)))
     t, noise = _by_rows(t, latents), _noise(key_noise, latents)
-    losses = _sample_losses(model, params, batch, batch["text_lengths"], t, noise)
-    return jnp.sum(losses * batch["weight"]), jnp.sum(batch["weight"])
+    by_sample = _sample_losses(model, params, batch, batch["text_lengths"], t, noise)
+    return jnp.sum(by_sample * batch["weight"]), jnp.sum(batch["weight"])
 
 
 def _sample_losses(model: DenoiserConfig, params: Tree, batch: Batch, lengths, t, noise) -> jax.Array:
@@ -68,7 +68,7 @@ def _sample_losses(model: DenoiserConfig, params: Tree, batch: Batch, lengths, t
         inputs = batch["text"], lengths, t, batch["positions"]
         return denoiser.apply(model, params["denoiser"], x, *inputs, n_image, gather)
 
-    return flow.velocity_loss(denoise, batch["latents"], t, noise, n_image)
+    return losses.velocity_loss(denoise, batch["latents"], t, noise, n_image)
 
 
 def _image_tokens(batch: Batch) -> int | jax.Array:

@@ -48,9 +48,7 @@ from lens_jax.data.manifest import (
 from lens_jax.data.pipeline import DataConfig, check_buckets
 from lens_jax.data.records import Record, decode_image
 from lens_jax.data.shards import ShardReader, ShardWriter
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
-from lens_jax.encoders.pixels import PixelCodecConfig
-from lens_jax.encoders.sentence import SentenceEncoderConfig
+from lens_jax.encoders import kinds
 from lens_jax.errors import LensError
 from lens_jax.parallel import MeshConfig
 from lens_jax.pretraining.config import TrainConfig
@@ -71,8 +69,8 @@ class Precompute:
     out: str
     # The data set of images, and its codec and text encoder.
     data: DataConfig
-    codec: PixelCodecConfig | FluxCodecConfig
-    text: SentenceEncoderConfig | GptOssTextConfig
+    codec: kinds.Images
+    text: kinds.Text
     # Images, or captions, at a time; a multiple of this process's devices.
     batch_size: int = 64
     # What is stored. In bfloat16 a token of GPT-OSS takes 23 kB, and the latents of 1024 x 1024 pixels 1 MB.
@@ -90,7 +88,7 @@ class Precompute:
             raise LensError("give both --host and --hosts, or neither")
         if self.hosts is not None and not 0 <= self.host < self.hosts:
             raise LensError(f"--host is {self.host}, --hosts {self.hosts}; hosts count from 0")
-        if isinstance(self.codec, FluxCodecConfig) and self.codec.sample:
+        if self.codec.sample:
             raise LensError("codec.sample draws other latents for every epoch; with stored ones it must be off")
 
 
@@ -286,7 +284,10 @@ def _description(options: Precompute, source: Manifest, features: Features, fitt
 def _identity_of(config) -> dict[str, Any]:
     """The fields of a codec or text encoder that its output depends on, as JSON gives them back."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {"kind": type(config).__name__, **{k: v for k, v in values.items() if k not in ("path", "sample")}}
+    return {
+        "kind": type(config).__name__,
+        **{k: v for k, v in values.items() if k not in ("path", "tokenizer", "sample")},
+    }
 
 
 def _key(made: dict[str, Any], shard: Shard) -> str:
