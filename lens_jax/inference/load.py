@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lens_jax import config as config_files
@@ -148,24 +147,31 @@ def from_run(
     text = _replaced(f"{path}: date", text, date=date)
     model = dataclasses.replace(model, **_accepted(path, "run", options, DenoiserConfig, from_run))
 
-    in_float32 = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    average = jax.tree.map(in_float32, denoiser.abstract_params(model))
+    average = denoiser.abstract_params(dataclasses.replace(model, param_dtype="float32"))
     fitted = codec.abstract_fitted()
-    wanted = {
-        "ema": parallel.abstract_params(average, parallel.DENOISER_RULES, mesh),
-        **({"codec": parallel.abstract_params(fitted, parallel.AUTOENCODER_RULES, mesh)} if fitted else {}),
-    }
-    parts = store.load_parts(folder, wanted, mesh)
+    wanted = {"ema": {"denoiser": parallel.abstract_params(average, parallel.DENOISER_RULES, mesh)}}
+    if fitted:
+        wanted["frozen"] = {"codec": parallel.abstract_params(fitted, parallel.AUTOENCODER_RULES, mesh)}
+    parts = store.load(folder, wanted, mesh, partial=True)
     return LensPipeline(
         model,
         codec,
         text.load(mesh),
-        jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"]),
-        parts["codec"] if fitted else codec.load(mesh).params,
+        jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"]["denoiser"]),
+        parts["frozen"]["codec"] if fitted else codec.load(mesh).params,
         # The squarest size it was trained on.
-        default_size=min(metadata["sizes"], key=lambda size: max(size) / min(size)),
+        default_size=_squarest(metadata.get("sizes"), str(folder)),
         mesh=mesh,
     )
+
+
+def _squarest(sizes: Any, where: str) -> tuple[int, int]:
+    """(height, width) of the squarest of the sizes that a run was trained on."""
+    count = lambda side: type(side) is int and 0 < side < 1 << 20
+    pair = lambda size: isinstance(size, list) and len(size) == 2 and all(map(count, size))
+    if not isinstance(sizes, list) or not sizes or not all(map(pair, sizes)):
+        raise LensError(f"{where}: sizes of its metadata are {sizes!s:.80}; they must be pairs of pixels")
+    return tuple(min(sizes, key=lambda size: max(size) / min(size)))
 
 
 def _replaced(what: str, config, **fields):

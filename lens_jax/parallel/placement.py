@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from lens_jax.parallel.mesh import on
 from lens_jax.errors import LensError
+from lens_jax.parallel.mesh import on
 from lens_jax.parallel.rules import Rules, Table, path_of, spec_of, tree_specs
 
 # Where `offload` keeps what only the update reads: memory of the host that a device can copy from by itself.

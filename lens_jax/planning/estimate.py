@@ -20,6 +20,8 @@ from lens_jax.planning.lowering import Lowered
 from lens_jax.pretraining import features
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Tokens
+from lens_jax.pretraining.recipe import abstract_state
+from lens_jax.run.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ def trace_programs(
     what is begun.
     """
     config = lowering.on_platform(config, platform)
-    state = lowering.abstract_state(config, mesh)
+    state = _abstract_state(config, mesh)
     found: list[TracedProgram] = []
     for use in uses:
         advance(f"tracing {use.bucket}")
@@ -134,6 +136,11 @@ def trace_programs(
     return found
 
 
+def _abstract_state(config: TrainConfig, mesh) -> State:
+    # Without a mesh the memory of the host would be that of this machine.
+    return abstract_state(config, mesh, offload=config.offload and mesh is not None)
+
+
 def count_parts(config: TrainConfig, uses: Sequence[BucketUse], cached: bool) -> int:
     """How often `trace_programs` calls its `advance`."""
     encoders = 0 if cached else 2
@@ -142,7 +149,7 @@ def count_parts(config: TrainConfig, uses: Sequence[BucketUse], cached: bool) ->
 
 def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool) -> dict[str, int]:
     """Bytes on one device of what is there throughout, by kind, from the layouts that the run gives them."""
-    state = lowering.abstract_state(config, mesh)
+    state = _abstract_state(config, mesh)
     kinds = {
         "parameters": bytes_of(state.params),
         "average": 0 if config.offload else bytes_of(state.ema),
@@ -166,7 +173,7 @@ def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool)
 
 def offloaded(config: TrainConfig, mesh) -> int:
     """Bytes that the host keeps for each of its devices."""
-    state = lowering.abstract_state(config, mesh)
+    state = _abstract_state(config, mesh)
     return bytes_of((state.ema, state.opt_state)) if config.offload else 0
 
 

@@ -1,12 +1,11 @@
 """The programs of a run, traced and lowered for devices that are not there.
 
 An abstract mesh stands for the devices and shapes for the arrays, so nothing is allocated and 1,024 devices take as
-long as one. What is lowered is what the loop calls: the functions of `training.programs`.
+long as one. What is lowered is what the loop calls: the functions of `pretraining.recipe`.
 """
 
 import contextlib
 import dataclasses
-import functools
 import re
 import time
 from collections.abc import Iterator
@@ -24,10 +23,8 @@ from lens_jax.parallel import AXES, MeshConfig
 from lens_jax.pretraining import features
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Tokens
-from lens_jax.pretraining.programs import make_programs
-from lens_jax.run import store as checkpoint
-from lens_jax.run.optimizer import make_optimizer
-from lens_jax.run.state import State, create_state
+from lens_jax.pretraining.recipe import make_programs
+from lens_jax.run.state import State
 
 Platform = Literal["cuda", "tpu"]
 # The programs with the denoiser in them.
@@ -38,15 +35,6 @@ def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh | None:
     """The mesh of a run on so many devices; None for one, which the loop runs without."""
     sizes = config.sizes(devices)
     return None if devices == 1 else AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-
-
-def abstract_state(config: TrainConfig, mesh: AbstractMesh | Mesh | None) -> State:
-    """Shapes, dtypes and layouts of all that a run keeps on its devices, or offloads."""
-    create = functools.partial(create_state, config.model, make_optimizer(config.optimizer, config.steps))
-    create = functools.partial(create, seed=config.seed)
-    # Without a mesh the memory of the host would be that of this machine.
-    offload = config.offload and mesh is not None
-    return parallel.abstract(create, mesh, checkpoint.abstract_codec(config), offload=offload)
 
 
 def on_platform(config: TrainConfig, platform: Platform) -> TrainConfig:
@@ -62,13 +50,13 @@ def trace(
 
     `config` is one of `on_platform`. One program without accumulation, else two: the micro-step and the update.
     """
-    programs = make_programs(config, make_optimizer(config.optimizer, config.steps))
+    programs = make_programs(config)
     batch = features.abstract_batch(config, images, tokens, mesh)
     # Keys are made before: inside they would have to be placed on devices.
     with _set(mesh), _cudnn_anywhere(mesh):
         if config.accumulation == 1:
             return {"train step": programs.train_step.trace(state, batch)}
-        totals = jax.eval_shape(programs.empty_totals, state.params)
+        totals = jax.eval_shape(programs.empty_totals, state, batch)
         return {
             "micro-step": programs.micro_step.trace(state, totals, batch, 0),
             "update": programs.update.trace(state, totals),

@@ -91,8 +91,8 @@ class TrainConfig:
         if self.model.param_dtype != "float32":
             # At a rate of 1e-4 nine in ten of a kernel's numbers would never move in bfloat16.
             raise LensError(
-                f"model.param_dtype is {self.model.param_dtype!r}; what is trained is float32, and model.dtype is what it "
-                "is computed in"
+                f"model.param_dtype is {self.model.param_dtype!r}; what is trained is kept in float32, whatever "
+                "model.dtype is computed in"
             )
         if not 0 <= self.ema_decay < 1:
             raise LensError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -15,25 +14,27 @@ from lens_jax import parallel
 from lens_jax.data.buckets import parse_bucket
 from lens_jax.data.mixture import START, Position
 from lens_jax.data.pipeline import Batches, batches, open_data, validation_batches
-from lens_jax.errors import LensError
-from lens_jax.models import denoiser
 from lens_jax.models.latent_grid import latent_grid
-from lens_jax.pretraining import loss as losses
 from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features, fit_codec
 from lens_jax.pretraining.meter import Meter
 from lens_jax.pretraining.precompute import check_features
+from lens_jax.pretraining.recipe import (
+    RULES,
+    abstract_state,
+    check_widths,
+    create_state,
+    make_programs,
+    make_validation_program,
+)
 from lens_jax.pretraining.sheet import draw_sheet, save_sheet
-from lens_jax.run import loop, state, store
+from lens_jax.run import loop, store
 from lens_jax.run.job import Event
 from lens_jax.run.log import Log
-from lens_jax.run.optimizer import learning_rate_schedule, make_optimizer
 from lens_jax.run.signals import StopSignals
-from lens_jax.run.state import State, Tree
-from lens_jax.run.step import Batch, Programs, StepConfig, make_programs
-
-RULES: parallel.Rules = {"denoiser": parallel.DENOISER_RULES, "codec": parallel.AUTOENCODER_RULES}
+from lens_jax.run.state import State, from_parts, to_parts
+from lens_jax.run.step import Batch, Programs
 
 
 def train(config: TrainConfig, console: Console | None = None) -> loop.Outcome:
@@ -56,8 +57,7 @@ class Pretraining:
         self.config, self._mesh, self._log = config, mesh, log
         self._rows = functools.partial(parallel.rows_of_host, mesh)
         self._data = open_data(config.data, validation=config.validation.every > 0)
-        programs = make_pretraining_programs(config)
-        self._programs = Programs(*(parallel.on(mesh, program) for program in programs))
+        self._programs = Programs(*(parallel.on(mesh, program) for program in make_programs(config)))
         self._validation_loss = parallel.on(mesh, make_validation_program(config))
         self._totals = None
         self._draws = config.samples.every > 0 and bool(config.samples.prompts)
@@ -80,12 +80,10 @@ class Pretraining:
         self.meter = Meter(config, self._features.counts, functools.partial(parallel.global_rows, self._mesh))
         if self._draws:
             # What loads the encoders or refuses a prompt must not wait for the first sheet.
-            self._prompts, self._features.codec_params({})  # noqa: B018
+            self._prompts, self._features.codec_params({})
 
     def abstract(self) -> State:
-        create = functools.partial(create_state, self.config)
-        fitted = self.config.codec.abstract_fitted()
-        return parallel.abstract(create, RULES, self._mesh, fitted, offload=self.config.offload)
+        return abstract_state(self.config, self._mesh, self.config.offload)
 
     def create(self) -> State:
         # A ladder, as big_vision has it: what init_from names, or random parameters.
@@ -98,12 +96,12 @@ class Pretraining:
             self._log.say(f"starting from {config.init_from}")
         return parallel.create(create, RULES, self._mesh, fitted, params, offload=config.offload)
 
-    def parts(self, state_: State) -> dict[str, Any]:
-        return state.to_parts(state_)
+    def parts(self, state: State) -> dict[str, Any]:
+        return to_parts(state)
 
     def resume(self, parts: dict[str, Any]) -> State:
         # What is no array is the same in the description.
-        return state.from_parts(parts, self.abstract())
+        return from_parts(parts, self.abstract())
 
     def meta(self) -> dict[str, Any]:
         """The config, and the sizes it was trained on, which is what is drawn by default."""
@@ -114,26 +112,26 @@ class Pretraining:
         at = START if position is None else Position.from_json(position, f"the checkpoints of {self.config.out}")
         return _Batches(batches(self._data, at, transform=self._features.read, rows=self._rows))
 
-    def step(self, state_: State, batches: Iterator[dict]) -> tuple[State, dict[str, Any]]:
+    def step(self, state: State, batches: Iterator[dict]) -> tuple[State, dict[str, Any]]:
         programs = self._programs
         if self.config.accumulation == 1:
-            return programs.train_step(state_, self._next(state_, batches))
+            return programs.train_step(state, self._next(state, batches))
         for micro in range(self.config.accumulation):
-            batch = self._next(state_, batches)
+            batch = self._next(state, batches)
             if self._totals is None:
-                self._totals = programs.empty_totals(state_, batch)
-            self._totals = programs.micro_step(state_, self._totals, batch, micro)
-        state_, self._totals, metrics = programs.update(state_, self._totals)
-        return state_, metrics
+                self._totals = programs.empty_totals(state, batch)
+            self._totals = programs.micro_step(state, self._totals, batch, micro)
+        state, self._totals, metrics = programs.update(state, self._totals)
+        return state, metrics
 
-    def _next(self, state_: State, batches: Iterator[dict]) -> Batch:
+    def _next(self, state: State, batches: Iterator[dict]) -> Batch:
         batch = next(batches)
         self.meter.dispatch(batch)
-        return self._features.encode(state_.frozen.get("codec", {}), batch)
+        return self._features.encode(state.frozen.get("codec", {}), batch)
 
-    def _validate(self, state_: State, step: int, log: Log) -> None:
+    def _validate(self, state: State, step: int, log: Log) -> None:
         """The loss of the moving average on the held-out split, at the same noise each time, by size."""
-        average = parallel.on_device(state_.ema, self._mesh)
+        average = parallel.on_device(state.ema, self._mesh)
         key, sums = jax.random.key(0), {}
         held_out = validation_batches(
             self._data, self.config.validation.batches, transform=self._features.read, rows=self._rows
@@ -141,7 +139,7 @@ class Pretraining:
         try:
             for i, batch in enumerate(held_out):
                 size = "{}x{}".format(*batch["bucket"])
-                batch = self._features.encode(state_.frozen.get("codec", {}), batch)
+                batch = self._features.encode(state.frozen.get("codec", {}), batch)
                 found = jax.device_get(self._validation_loss(average, batch, jax.random.fold_in(key, i)))
                 total, count = sums.get(size, (0.0, 0.0))
                 sums[size] = total + float(found[0]), count + float(found[1])
@@ -153,9 +151,9 @@ class Pretraining:
         log.write(step, "validation", {"loss": loss, "loss_by_bucket": by_size})
         log.say(f"step {step}: validation loss {loss:.4f}")
 
-    def _draw_sheet(self, state_: State, step: int, log: Log) -> None:
-        average = parallel.on_device(state_.ema["denoiser"], self._mesh)
-        codec_params = self._features.codec_params(state_.frozen.get("codec", {}))
+    def _draw_sheet(self, state: State, step: int, log: Log) -> None:
+        average = parallel.on_device(state.ema["denoiser"], self._mesh)
+        codec_params = self._features.codec_params(state.frozen.get("codec", {}))
         sheet = draw_sheet(self.config, average, codec_params, self._prompts, self._sheet_sizes, self._mesh)
         if jax.process_index() == 0:
             log.say(f"step {step}: samples in {save_sheet(sheet, Path(self.config.out) / 'samples', step)}")
@@ -182,60 +180,3 @@ class _Batches:
     @property
     def position(self) -> dict[str, Any]:
         return self._inner.position.to_json()
-
-
-def create_state(config: TrainConfig, fitted: Tree, params: dict[str, jax.Array] | None = None) -> State:
-    """A state at step 0. Pure, so `jax.eval_shape` of it describes a checkpoint.
-
-    fitted: what the codec fitted to the data. params: the denoiser's by path, those that are not drawn at random.
-    """
-    from flax.traverse_util import flatten_dict, unflatten_dict
-
-    key = jax.random.key(config.seed)
-    drawn = flatten_dict(denoiser.init(config.model, jax.random.fold_in(key, 0)), sep="/")
-    tree = {"denoiser": unflatten_dict(drawn | (params or {}), sep="/")}
-    return State(
-        step=jnp.zeros((), jnp.int32),
-        params=tree,
-        frozen={"codec": jax.tree.map(jnp.asarray, fitted)} if fitted else {},
-        # A copy: a donated state must not have an array twice.
-        ema=jax.tree.map(jnp.copy, tree),
-        opt_state=make_optimizer(config.optimizer, config.steps).init(tree),
-        extra={},
-        key=jax.random.fold_in(key, 1),
-    )
-
-
-def make_pretraining_programs(config: TrainConfig) -> Programs:
-    """The programs of a step; what `lens-jax plan` lowers for devices that are not there."""
-    static = StepConfig(
-        ema_decay=config.ema_decay,
-        skip_nonfinite=config.nonfinite == "skip",
-        accumulation=config.accumulation,
-        weigh=_images if config.weighting == "image" else None,
-        offload=config.offload,
-    )
-    loss = functools.partial(losses.training_loss, config.model, config.flow)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    return make_programs(static, loss, optimizer, learning_rate_schedule(config.optimizer, config.steps))
-
-
-def _images(batch: Batch) -> float:
-    return len(batch["latents"])
-
-
-def make_validation_program(config: TrainConfig):
-    """(params, batch, key) -> (weighted sum of losses, sum of weights)."""
-    return jax.jit(functools.partial(losses.validation_loss, config.model, config.flow))
-
-
-def check_widths(config: TrainConfig) -> None:
-    """The denoiser must take what the codec and the text encoder give."""
-    pairs = {
-        "model.latent_channels": (config.model.latent_channels, config.codec.latent_channels, "the codec"),
-        "model.text_layers": (config.model.text_layers, config.text.num_layers, "the text encoder"),
-        "model.text_width": (config.model.text_width, config.text.width, "the text encoder"),
-    }
-    for name, (wanted, given, source) in pairs.items():
-        if wanted != given:
-            raise LensError(f"{name} is {wanted}, but {source} gives {given}")

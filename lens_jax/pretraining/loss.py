@@ -1,4 +1,4 @@
-"""What pre-training minimises (report 3): the flow-matching loss of a batch of one shape, in training and validation."""
+"""What pre-training minimises (report 3): flow matching on batches of one shape."""
 
 import functools
 

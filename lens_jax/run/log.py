@@ -33,8 +33,8 @@ class Log:
         self,
         out: str,
         steps: int,
-        config: LoggingConfig = LoggingConfig(),
-        profile: ProfileConfig = ProfileConfig(),
+        config: LoggingConfig,
+        profile: ProfileConfig,
         console: Console | None = None,
     ):
         self._main = jax.process_index() == 0

@@ -289,9 +289,7 @@ def differences(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...], 
     return problems
 
 
-def load(
-    folder: epath.Path, wanted: dict[str, Any], mesh: Mesh | None = None, partial: bool = False
-) -> dict[str, Any]:
+def load(folder: epath.Path, wanted: dict[str, Any], mesh: Mesh | None = None, partial: bool = False) -> dict[str, Any]:
     """Some parts of a checkpoint, e.g. `{"ema": abstract tree}`, checked before and after they are read.
 
     partial: of each part only the arrays in `wanted`, and not all it has.
