@@ -22,8 +22,8 @@ class DataConfig:
     # Which batches an image is for: those of the size it is stored at, or of all sizes of its shape that it covers,
     # resized when it is read. A data set prepared at lens-1024 then serves all areas of lens-pretraining.
     areas: Literal["stored", "all"] = "stored"
-    # How often a batch is of each area, from the smallest; () is as often as there are images for it. The report's three
-    # areas equally often are 1 1 1.
+    # How often a batch is of each area, from the smallest; () is as often as there are images for it. 1 1 1 is the
+    # report's three areas equally often.
     area_weights: tuple[float, ...] = ()
     # Images a batch, over all hosts.
     batch_size: int = 64

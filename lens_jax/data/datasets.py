@@ -64,6 +64,11 @@ class DataSets:
 
     def languages(self, split: str) -> tuple[tuple[str, ...], ...]:
         """Languages to draw captions from, of each data set."""
+        known = list(dict.fromkeys(name for index in self.indexes for name in index.captioned.get(split, {})))
+        for name in self.config.languages:
+            if name not in known:
+                message = f"data.languages {name}: the {split} split of {', '.join(self.config.paths)} has "
+                raise LensError(message + ", ".join(known) + nearest(name, known))
         return tuple(
             _languages(index, split, self.config.languages) if weight else ()
             for index, weight in zip(self.indexes, self.config.weights)
@@ -85,6 +90,7 @@ def open_data(config: DataConfig, validation: bool = False) -> DataSets:
         if not any(feed.records and feed.weight for feed in feeds):
             missing = "prepare it with some" + (", or set validation.every 0" if split == "validation" else "")
             raise LensError(f"{', '.join(config.paths)}: no records in the {split} split; {missing}")
+        data.sizes(feeds)
         data.languages(split)
     return data
 
@@ -146,7 +152,7 @@ def _weigh_areas(config: DataConfig, feeds: list[Feed], buckets: Sequence[Bucket
 
 
 def _buckets(config: DataConfig, indexes: Sequence[Index]) -> tuple[Bucket, ...]:
-    """Sizes of batches: the wanted ones, which the data sets must have or, with all areas, cover; or those there are."""
+    """Sizes of batches: the wanted ones, which the data sets must have (all areas: cover), or else all there are."""
     wanted = parse_buckets(config.buckets)
     stored = tuple(dict.fromkeys(bucket for index in indexes for bucket in index.buckets))
     if config.areas == "all":
@@ -169,7 +175,9 @@ def _check_kinds(config: DataConfig, indexes: Sequence[Index]) -> None:
     seen: dict[str, str] = {}
     for index, path in zip(indexes, config.paths):
         if index.fingerprint in seen:
-            raise LensError(f"data.sources: {seen[index.fingerprint]} and {path} are the same data set; weigh it instead")
+            raise LensError(
+                f"data.sources: {seen[index.fingerprint]} and {path} are the same data set; weigh it instead"
+            )
         seen[index.fingerprint] = path
         first = indexes[0].features
         if (index.features is None) != (first is None):
@@ -185,15 +193,12 @@ def _languages(index: Index, split: str, wanted: Sequence[str]) -> tuple[str, ..
     """`wanted` as far as the split has them, or the languages of the train split for (); they must caption it all."""
     total = sum(stream.records for stream in index.streams if stream.split == split)
     known = index.captioned.get(split, {})
-    languages = tuple(language for language in wanted if language in known) if wanted else index.languages
-    if total and not languages:
-        message = f"languages {', '.join(wanted)}: the {split} split of {index.directory} has {', '.join(known)}"
-        raise LensError(message + nearest(wanted[0], known))
+    languages = tuple(name for name in wanted if name in known) if wanted else index.languages
     # Better now than at the first such record, hours into a run.
-    reached = sum(known.get(language, 0) for language in languages)
+    reached = sum(known.get(name, 0) for name in languages)
     if reached < total:
         raise LensError(
-            f"languages {', '.join(languages)}: at most {reached} of the {total} {split} records of {index.directory} "
-            "have such captions"
+            f"data.languages {', '.join(wanted or languages)}: at most {reached} of the {total} {split} records of "
+            f"{index.directory} have such captions; it has {', '.join(known)}"
         )
     return languages

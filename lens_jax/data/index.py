@@ -45,5 +45,16 @@ def load_index(path) -> Index:
             shards = m.select(split, bucket)
             if shards:
                 streams.append(Stream(split, bucket, 0, sum(s.records for s in shards), len(shards)))
-    return Index(m.directory, m.source, m.config, m.languages, m.holdout_languages, m.buckets, m.captioned, m.features,
-                 fingerprint(m), tuple(streams), m)
+    return Index(
+        m.directory,
+        m.source,
+        m.config,
+        m.languages,
+        m.holdout_languages,
+        m.buckets,
+        m.captioned,
+        m.features,
+        fingerprint(m),
+        tuple(streams),
+        m,
+    )

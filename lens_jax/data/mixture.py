@@ -38,6 +38,11 @@ class Shape(NamedTuple):
     # Bound on the tokens of their captions (see `Stream`); 0 where none is known.
     text_class: int = 0
 
+    @classmethod
+    def of(cls, batch: Mapping) -> "Shape":
+        """The shape of a batch that the pipeline gave."""
+        return cls(Bucket(*batch["bucket"]), batch["text_class"])
+
     def __str__(self) -> str:
         return f"{self.bucket} text {self.text_class}" if self.text_class else str(self.bucket)
 
@@ -204,6 +209,9 @@ class Plan:
         if self._once and total >= sum(self._feeds[n].records for n in members):
             return math.inf
         jitter = float(_unit(mix(self._seed, _SHAPE, self._shape_keys[group], total)))
+        if self._once:
+            # A beginning is to be a fair sample: nearly regular turns, and chance only where shapes are as frequent.
+            jitter = 0.45 + 0.1 * jitter
         return (total - since + jitter * size) / self._shape_weights[group]
 
     def _shares(self, members: np.ndarray, taken: np.ndarray, size: int) -> np.ndarray:

@@ -30,7 +30,7 @@ Rows = Callable[[int], np.ndarray] | None
 
 
 class Batches:
-    """An iterator over batches, read ahead. `position` is where a run stands that has taken what it has given so far."""
+    """An iterator over batches, read ahead. `position` is where a run stands that has taken those given so far."""
 
     def __init__(self, source: "BatchSource", count: int, transform: Callable[[dict], dict] | None):
         import grain
@@ -197,7 +197,7 @@ def pixels(record, bucket: Bucket) -> np.ndarray:
 
 
 def _features(found: list, captions: list[np.ndarray]) -> dict:
-    """Latents and text features of some records, these padded to the longest; `captions` [layers, tokens, width] each."""
+    """Latents and text features of some records, padded to the longest; `captions` [layers, tokens, width] each."""
     lengths = np.array([caption.shape[1] for caption in captions], np.int32)
     layers, _, width = captions[0].shape
     text = np.zeros((layers, len(found), lengths.max(), width), captions[0].dtype)

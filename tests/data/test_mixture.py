@@ -35,7 +35,11 @@ def saved(position: Position) -> Position:
 def test_a_run_whose_batch_size_changes_twice_loses_and_repeats_nothing():
     """Every feed is read place by place without a gap, whatever the batches: epochs are places by the number."""
     position, seen, shapes = START, [], Counter()
-    for sizes, count in ((SIZES, 41), ({s: n // 2 for s, n in SIZES.items()}, 33), ({s: 3 * n for s, n in SIZES.items()}, 57)):
+    for sizes, count in (
+        (SIZES, 41),
+        ({s: n // 2 for s, n in SIZES.items()}, 33),
+        ({s: 3 * n for s, n in SIZES.items()}, 57),
+    ):
         plan = Plan(FEEDS, sizes, 5, position)
         seen += read(plan, count)
         shapes.update(plan.draw(n).shape for n in range(count))
@@ -123,9 +127,9 @@ def test_position_is_checked():
     data, order = {"f00d": "data/a"}, {"seed": 0, "shards_together": 64}
     position = check_position(START, data, order, "the run")
     assert check_position(position, {**data, "beef": "data/b"}, order, "the run").data == {**data, "beef": "data/b"}
-    with pytest.raises(LensError, match="data/a: the run .* f00d; .* have beef"):
+    with pytest.raises(LensError, match=r"data/a: the run .* f00d; .* have beef"):
         check_position(position, {"beef": "data/a"}, order, "the run")
-    with pytest.raises(LensError, match="data.shards_together is 8, .* --data.shards-together 64"):
+    with pytest.raises(LensError, match=r"data.shards_together is 8, .* --data.shards-together 64"):
         check_position(position, data, {**order, "shards_together": 8}, "the run")
     good = Plan(FEEDS, SIZES, 0, position).position_after(3).to_json()
     assert saved(Position.from_json(good, "here")).to_json() == good

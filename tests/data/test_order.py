@@ -29,7 +29,22 @@ def test_few_shards_are_one_permutation():
 
 def test_literal_numbers():
     """A change here would break the resumption of every run."""
-    assert ReadingOrder(np.array([3, 2, 4, 1, 2]), 2, 1, 2).positions(np.arange(14)).tolist() == [1, 2, 9, 0, 6, 7, 5, 4, 3, 8, 11, 10, 2, 0]
+    assert ReadingOrder(np.array([3, 2, 4, 1, 2]), 2, 1, 2).positions(np.arange(14)).tolist() == [
+        1,
+        2,
+        9,
+        0,
+        6,
+        7,
+        5,
+        4,
+        3,
+        8,
+        11,
+        10,
+        2,
+        0,
+    ]
 
 
 def test_a_batch_touches_few_shards_and_is_random_within_them():
