@@ -64,6 +64,11 @@ class GptOssTextConfig:
         return self.max_conversation - harmony.PREFIX_TOKENS
 
     @property
+    def suffix_tokens(self) -> int:
+        """What closes a conversation behind the caption."""
+        return harmony.SUFFIX_TOKENS
+
+    @property
     def dtype(self) -> str:
         return self.model.dtype
 

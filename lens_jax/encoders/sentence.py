@@ -41,6 +41,11 @@ class SentenceEncoderConfig:
         return 1
 
     @property
+    def suffix_tokens(self) -> int:
+        """Nothing is behind a caption."""
+        return 0
+
+    @property
     def dtype(self) -> str:
         return "float32"
 

@@ -73,6 +73,10 @@ class TextConfig(Protocol):
         """T of what training reads: one static shape, so that no caption compiles anything."""
 
     @property
+    def suffix_tokens(self) -> int:
+        """Tokens behind every caption, which must stay where one is cut."""
+
+    @property
     def dtype(self) -> str:
         """Of the features."""
 

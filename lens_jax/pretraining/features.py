@@ -5,77 +5,23 @@ Wherever they come from, a step sees the same contract: `latents` [B, N, C], `te
 """
 
 import functools
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lens_jax import parallel
-from lens_jax.data.buckets import Bucket, areas
-from lens_jax.data.manifest import load_manifest
+from lens_jax.data.datasets import DataSets
+from lens_jax.data.mixture import Shape
 from lens_jax.data.pipeline import batches
 from lens_jax.encoders.images import CodecWeights, encode_rows
 from lens_jax.encoders.text import TextEncoder, TextFeatures
-from lens_jax.errors import LensError
-from lens_jax.models.latent_grid import latent_grid
-from lens_jax.models.layers import joint_positions
 from lens_jax.pretraining.config import TrainConfig
+from lens_jax.pretraining.tokens import CutCaptions, Tokens, fit_text, positions, token_counts
 
 # Batches that a codec without weights of its own is fitted on.
 _FIT_BATCHES = 32
-
-
-class Tokens(NamedTuple):
-    """How many tokens the rows of a bucket's batches have."""
-
-    # Rows and columns of latent tokens.
-    grid: tuple[int, int]
-    # Latent tokens with their padding.
-    padded: int
-    # Room for the tokens of a caption.
-    text: int
-
-    @property
-    def image(self) -> int:
-        return math.prod(self.grid)
-
-
-def token_counts(config: TrainConfig, buckets: Sequence[Bucket], sequence: int = 1) -> dict[Bucket, Tokens]:
-    """Tokens of every bucket on a mesh whose axis `sequence` has so many devices.
-
-    With `data.pad_areas` all buckets of an area have as many image tokens as the one with the most, and with
-    `data.joint_multiple` room for text is added until image and text together are a multiple of it.
-    """
-    grids = {bucket: latent_grid(config.codec, bucket.height, bucket.width) for bucket in buckets}
-    # In pixels: what an area is does not depend on how many of them make a token.
-    area = dict(zip(buckets, areas(buckets, tile=1)))
-    most = {a: max(math.prod(grids[b]) for b in buckets if area[b] == a) for a in area.values()}
-    counts = {}
-    for bucket, grid in grids.items():
-        padded = math.prod(grid)
-        if config.data.pad_areas:
-            padded = _round_up(most[area[bucket]], sequence)
-        elif padded % sequence:
-            raise LensError(
-                f"mesh.sequence {sequence} does not divide the {padded} image tokens of {bucket}; set data.pad_areas"
-            )
-        text = _round_up(config.text.max_tokens, sequence)
-        while (padded + text) % config.data.joint_multiple:
-            text += sequence
-            if text > config.text.max_tokens + sequence * config.data.joint_multiple:
-                raise LensError(
-                    f"data.joint_multiple {config.data.joint_multiple} cannot be reached with mesh.sequence {sequence} "
-                    f"and {padded} image tokens; use a power of two"
-                )
-        counts[bucket] = Tokens(grid, padded, text)
-    return counts
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def abstract_batch(config: TrainConfig, images: int, tokens: Tokens, mesh=None) -> dict:
@@ -94,10 +40,11 @@ def abstract_batch(config: TrainConfig, images: int, tokens: Tokens, mesh=None) 
 class Features:
     """The codec and the text encoder in front of a run, and what is done to a batch before the step."""
 
-    def __init__(self, config: TrainConfig, buckets: Sequence[Bucket], mesh=None, cached: bool = False):
+    def __init__(self, config: TrainConfig, shapes: Sequence[Shape], mesh=None, cached: bool = False):
         """With `cached` batches come with latents and features, and the networks are loaded for samples only."""
         self._config, self._mesh, self._cached = config, mesh, cached
-        self.counts = token_counts(config, buckets, 1 if mesh is None else mesh.shape["sequence"])
+        self.counts = token_counts(config, shapes, 1 if mesh is None else mesh.shape["sequence"])
+        self._cut = CutCaptions()
         if not cached:
             # Better now than when the first batch comes.
             self.codec, self.text_encoder  # noqa: B018
@@ -112,20 +59,28 @@ class Features:
         return self._config.text.load(self._mesh)
 
     def read(self, batch: dict) -> dict:
-        """The host's part, done in the reading threads: captions become what the devices make features of."""
-        batch, tokens = dict(batch), self.counts[Bucket(*batch["bucket"])]
+        """The host's part, done in the reading threads: captions become what the devices make features of.
+
+        Both get the room for text that the batch's shape has.
+        """
+        batch, tokens = dict(batch), self.counts[Shape.of(batch)]
         if self._cached:
             batch["latents"] = _pad(batch["latents"], tokens.padded)
-            batch["text"] = tuple(_pad(layer, tokens.text) for layer in batch["text"])
         else:
             batch["text_inputs"], batch["text_lengths"] = self.text_encoder.tokens(batch.pop("captions"))
+        lengths, behind = batch["text_lengths"], self._config.text.suffix_tokens
+        for name in {"text", "text_inputs"} & batch.keys():
+            batch[name] = jax.tree.map(lambda values: fit_text(values, lengths, tokens.text, behind), batch[name])
+        batch["text_lengths"] = np.minimum(lengths, np.int32(tokens.text))
+        self._cut.add(int((lengths > tokens.text).sum()), len(lengths))
         return batch
 
     def encode(self, fitted: dict, batch: dict) -> dict:
         """The devices' part: this process's rows to the whole batch, spread over the mesh; `fitted` as below."""
         batch = dict(batch)
-        step, tokens = np.int32(batch.pop("step")), self.counts[Bucket(*batch.pop("bucket"))]
-        batch["positions"] = _positions(tokens)
+        step, tokens = np.int32(batch.pop("step")), self.counts[Shape.of(batch)]
+        del batch["bucket"], batch["text_class"]
+        batch["positions"] = positions(tokens)
         if self._config.data.pad_areas:
             batch["n_image"] = np.int32(tokens.image)
         batch = parallel.place_batch(batch, self._mesh)
@@ -155,9 +110,9 @@ class Features:
 
     def latents(self, fitted: dict, pixels: np.ndarray) -> np.ndarray:
         """Latents [B, N, C] on the host of images uint8 [B, H, W, 3] of one bucket, without padding."""
-        bucket = pixels.shape[1:3]
-        batch = self.encode(fitted, {"pixels": pixels, "bucket": bucket, "step": 0})
-        return np.asarray(batch["latents"])[:, : self.counts[Bucket(*bucket)].image]
+        batch = {"pixels": pixels, "bucket": pixels.shape[1:3], "text_class": 0, "step": 0}
+        tokens = self.counts[Shape.of(batch)]
+        return np.asarray(self.encode(fitted, batch)["latents"])[:, : tokens.image]
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
         """Text tokens of each caption."""
@@ -203,23 +158,14 @@ def _pad(x, length: int):
     return (np if isinstance(x, np.ndarray) else jnp).pad(x, ((0, 0), (0, missing), (0, 0)))
 
 
-def fit_codec(config: TrainConfig) -> dict:
+def fit_codec(config: TrainConfig, data: DataSets) -> dict:
     """What a codec without weights of its own fits to the images of the first batches; {} for one that has some."""
     if not config.codec.abstract_fitted():
         return {}
-    made = load_manifest(config.data.path).features
-    if made:
-        return {name: np.array(value, np.float32) for name, value in made["fitted"].items()}
-    reader = batches(config.data, num_steps=_FIT_BATCHES)
+    if data.features:
+        return {name: np.array(value, np.float32) for name, value in data.features["fitted"].items()}
+    reader = batches(data, count=_FIT_BATCHES)
     try:
         return config.codec.fit(batch["pixels"] for batch in reader)
     finally:
         reader.close()
-
-
-@functools.cache
-def _positions(tokens: Tokens) -> np.ndarray:
-    """Positions of the grid, of its padding, and of the text."""
-    positions = joint_positions(*tokens.grid, tokens.text)
-    padding = np.zeros((tokens.padded - tokens.image, 3), np.int32)
-    return np.concatenate([positions[: tokens.image], padding, positions[tokens.image :]])
