@@ -133,7 +133,7 @@ def train(argv: list[str]) -> int:
     from lens_jax.parallel import processes as distributed
 
     distributed.initialize(heartbeat=config.heartbeat_seconds)
-    from lens_jax.run.loop import train as run
+    from lens_jax.pretraining.job import train as run
 
     with distributed.ending_alone():
         stopped_by = run(config).stopped_by

@@ -22,9 +22,13 @@ from lens_jax import config as config_files
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser
 from lens_jax.pretraining.config import TrainConfig
-from lens_jax.run import loop, step
-from lens_jax.run import store as checkpoint
+from lens_jax.pretraining.job import train
+from lens_jax.pretraining.meter import Meter
+from lens_jax.pretraining.recipe import abstract_state
+from lens_jax.run import step, store
 from lens_jax.run.log import read_metrics
+from lens_jax.run.state import from_parts, to_parts
+from lens_jax.run.store import Store
 
 
 def with_out(config, out, **changes):
@@ -48,7 +52,7 @@ def assert_same_bits(actual, expected):
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_config, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "whole"
-    return loop.train(with_out(tiny_config, out)).state, out
+    return train(with_out(tiny_config, out)).state, out
 
 
 def test_run_writes_all_it_promises(uninterrupted, tiny_config):
@@ -71,7 +75,7 @@ def test_run_writes_all_it_promises(uninterrupted, tiny_config):
 def test_learns(tiny_config, tmp_path):
     """Forty steps on eight pictograms bring the loss well below that of predicting nothing (about 2)."""
     optimizer = dataclasses.replace(tiny_config.optimizer, learning_rate=5e-3)
-    loop.train(with_out(tiny_config, tmp_path / "run", steps=60, optimizer=optimizer))
+    train(with_out(tiny_config, tmp_path / "run", steps=60, optimizer=optimizer))
     losses = [record["loss"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl", "train")]
     assert np.mean(losses[-5:]) < 0.75 * losses[0]
 
@@ -79,21 +83,21 @@ def test_learns(tiny_config, tmp_path):
 def test_stop_and_resume_is_bit_identical(uninterrupted, tiny_config, tmp_path, monkeypatch):
     """Stopped by a signal in the middle and started again: the same bits in parameters, average and optimiser."""
     stop_at = 3
-    window_start = loop.Window.start
+    dispatch = Meter.dispatch
 
-    def start_and_signal(window, batch, waited):
-        window_start(window, batch, waited)
+    def start_and_signal(meter, batch):
+        dispatch(meter, batch)
         monkeypatch.seen += 1
         if monkeypatch.seen == stop_at * tiny_config.accumulation:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.seen = 0
-    monkeypatch.setattr(loop.Window, "start", start_and_signal)
+    monkeypatch.setattr(Meter, "dispatch", start_and_signal)
     config = with_out(tiny_config, tmp_path / "run")
-    outcome = loop.train(config)
+    outcome = train(config)
     assert outcome.stopped_by == signal.SIGTERM
     assert int(outcome.state.step) == stop_at
-    resumed = loop.train(config)
+    resumed = train(config)
     assert resumed.stopped_by is None
     assert_same_bits(resumed.state, uninterrupted[0])
     # The record of the steps is the same too: none twice, none missing.
@@ -105,38 +109,38 @@ def test_stop_and_resume_is_bit_identical(uninterrupted, tiny_config, tmp_path, 
 
 def test_told_twice_leaves_without_saving(uninterrupted, tiny_config, tmp_path, monkeypatch):
     """The user does not want to wait; nothing half-written is in the way of the next start."""
-    window_start = loop.Window.start
+    dispatch = Meter.dispatch
 
-    def start_and_signal(window, batch, waited):
-        window_start(window, batch, waited)
+    def start_and_signal(meter, batch):
+        dispatch(meter, batch)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop.Window, "start", start_and_signal)
+    monkeypatch.setattr(Meter, "dispatch", start_and_signal)
     config = with_out(tiny_config, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config)
+        train(config)
     assert newest_step(tmp_path / "run") == 0
     monkeypatch.undo()
-    assert_same_bits(loop.train(config).state, uninterrupted[0])
+    assert_same_bits(train(config).state, uninterrupted[0])
 
 
 def test_a_clock_that_jumps_changes_nothing(uninterrupted, tiny_config, tmp_path, monkeypatch):
     """Months to and fro, at every look at it but while saving: the same bits and checkpoints, and rates as they are."""
-    jumps, now, save = itertools.cycle((0, 1e7, -2e7, 86400)), time.time, checkpoint.CheckpointStore.save
+    jumps, now, save = itertools.cycle((0, 1e7, -2e7, 86400)), time.time, Store.save
     steady = threading.Event()
     monkeypatch.setattr(time, "time", lambda: now() + (0 if steady.is_set() else next(jumps)))
 
-    def save_all(store, *args):
+    def save_all(self, *args):
         # Orbax gives a save twenty minutes by this clock: a jump then is a save that failed, which another test has.
         steady.set()
-        save(store, *args)
-        store.wait()
+        save(self, *args)
+        self.wait()
         steady.clear()
 
-    monkeypatch.setattr(checkpoint.CheckpointStore, "save", save_all)
+    monkeypatch.setattr(Store, "save", save_all)
     run = tmp_path / "run"
-    assert_same_bits(loop.train(with_out(tiny_config, run)).state, uninterrupted[0])
+    assert_same_bits(train(with_out(tiny_config, run)).state, uninterrupted[0])
     assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [4, 8]
     records = read_metrics(run / "metrics.jsonl", "train")
     assert [record["step"] for record in records] == [2, 4, 6, 8]
@@ -175,10 +179,11 @@ def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):
     assert final.returncode == 0, final.stderr
 
     undisturbed = dataclasses.replace(config, out=str(tmp_path / "whole"), checkpoint=tiny_config.checkpoint)
-    expected = loop.train(undisturbed).state
-    actual, position = checkpoint.restore_newest(run / "checkpoints", jax.eval_shape(lambda: expected))
-    assert position.next_step == steps * config.accumulation
-    assert_same_bits(actual, expected)
+    expected = train(undisturbed).state
+    abstract = abstract_state(config, None, offload=False)
+    parts, meta = Store(store.folder_of(config.out, config.checkpoint), config.checkpoint).restore(to_parts(abstract))
+    assert meta["position"]["batches"] == steps * config.accumulation
+    assert_same_bits(from_parts(parts, abstract), expected)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -206,7 +211,7 @@ def newest_step(run: Path) -> int:
 def test_offloaded_average_and_moments_change_nothing(uninterrupted, tiny_config, tmp_path):
     """Neither while training, validating, sampling and saving nor when a run goes on with it, or without it again."""
     offloaded = with_out(tiny_config, tmp_path / "run", offload=True)
-    state = loop.train(offloaded).state
+    state = train(offloaded).state
     assert_same_bits(state, uninterrupted[0])
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert {x.sharding.memory_kind for x in (*jax.tree.leaves(state.ema), *moments)} == {"pinned_host"}
@@ -215,12 +220,12 @@ def test_offloaded_average_and_moments_change_nothing(uninterrupted, tiny_config
         rest = tmp_path / f"rest_{after}"
         shutil.copytree(before, rest)
         shutil.rmtree(rest / "checkpoints" / "8")
-        assert_same_bits(loop.train(with_out(tiny_config, rest, offload=after)).state, uninterrupted[0])
+        assert_same_bits(train(with_out(tiny_config, rest, offload=after)).state, uninterrupted[0])
 
 
 def test_finished_run_is_left_alone(uninterrupted, tiny_config):
     state, out = uninterrupted
-    again = loop.train(with_out(tiny_config, out))
+    again = train(with_out(tiny_config, out))
     assert_same_bits(again.state, state)
 
 
@@ -228,8 +233,8 @@ def poison(monkeypatch, at_step: int) -> None:
     """One micro-step's gradients become NaN in the update that ends step `at_step`."""
     original = step.micro_step
 
-    def poisoned(config, state, totals, batch, micro):
-        totals = original(config, state, totals, batch, micro)
+    def poisoned(config, loss, state, totals, batch, micro):
+        totals = original(config, loss, state, totals, batch, micro)
         bad = jax.numpy.where((state.step == at_step - 1) & (micro == 1), np.nan, 1.0)
         return jax.tree.map(lambda x: x * bad, totals)
 
@@ -239,13 +244,13 @@ def poison(monkeypatch, at_step: int) -> None:
 def test_nonfinite_loss_stops_and_is_not_saved(tiny_config, tmp_path, monkeypatch):
     poison(monkeypatch, at_step=6)
     with pytest.raises(LensError, match=r"step 6: the loss \(nan\)"):
-        loop.train(with_out(tiny_config, tmp_path / "run"))
+        train(with_out(tiny_config, tmp_path / "run"))
     assert newest_step(tmp_path / "run") == 4
 
 
 def test_nonfinite_loss_is_skipped_when_asked(tiny_config, tmp_path, monkeypatch):
     poison(monkeypatch, at_step=6)
-    state = loop.train(with_out(tiny_config, tmp_path / "run", nonfinite="skip")).state
+    state = train(with_out(tiny_config, tmp_path / "run", nonfinite="skip")).state
     assert int(state.step) == 8
     assert all(np.isfinite(x).all() for x in all_arrays(state).values() if x.dtype == np.float32)
     assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl", "skipped")] == [6]
@@ -254,7 +259,7 @@ def test_nonfinite_loss_is_skipped_when_asked(tiny_config, tmp_path, monkeypatch
 def test_other_model_size_lists_the_differences(uninterrupted, tiny_config):
     model = dataclasses.replace(tiny_config.model, layers=3)
     with pytest.raises(LensError, match=r"another model.*blocks/image/down/kernel is \[2, .* has \[3, "):
-        loop.train(with_out(tiny_config, uninterrupted[1], model=model, steps=10))
+        train(with_out(tiny_config, uninterrupted[1], model=model, steps=10))
 
 
 def test_other_data_set_is_refused(uninterrupted, tiny_config, tmp_path):
@@ -266,13 +271,13 @@ def test_other_data_set_is_refused(uninterrupted, tiny_config, tmp_path):
     )
     data = dataclasses.replace(tiny_config.data, path=str(other))
     with pytest.raises(LensError, match="not the data set that"):
-        loop.train(with_out(tiny_config, uninterrupted[1], data=data, steps=10))
+        train(with_out(tiny_config, uninterrupted[1], data=data, steps=10))
 
 
 def test_full_disk_leaves_the_previous_checkpoint_whole(tiny_config, tmp_path):
     """The second checkpoint does not fit: one line, exit code 2, and the run goes on from the first."""
     config = with_out(tiny_config, tmp_path / "run", samples=dataclasses.replace(tiny_config.samples, every=0))
-    loop.train(dataclasses.replace(config, steps=4))
+    train(dataclasses.replace(config, steps=4))
     # The kernel refuses to let files grow past 40 blocks, as a full disk does: arrays fail, the metrics still fit.
     limited = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command_for(config, tmp_path)]
     failed = subprocess.run(limited, env=environment(tmp_path), capture_output=True, text=True, check=False)
@@ -282,8 +287,8 @@ def test_full_disk_leaves_the_previous_checkpoint_whole(tiny_config, tmp_path):
     assert "could not be saved" in errors[0]
     assert "earlier checkpoints are whole" in errors[0]
     assert "Traceback" not in failed.stderr
-    assert checkpoint.find(tmp_path / "run").name == "4"
-    assert int(loop.train(config).state.step) == 8
+    assert store.find(tmp_path / "run").name == "4"
+    assert int(train(config).state.step) == 8
 
 
 def test_accumulation_equals_one_large_batch(tiny_config, pictograms):
