@@ -19,6 +19,9 @@ class DataConfig:
     source_weights: tuple[float, ...] = ()
     # Buckets the data sets must have, as `prepare --buckets` takes them; () takes those they have.
     buckets: tuple[str, ...] = ()
+    # Classes of caption lengths the data sets must have, as `prepare` takes them: batches of a class have room for its
+    # captions and no more. () takes those they have, which may be none.
+    caption_classes: tuple[int, ...] = ()
     # Which batches an image is for: those of the size it is stored at, or of all sizes of its shape that it covers,
     # resized when it is read. A data set prepared at lens-1024 then serves all areas of lens-pretraining.
     areas: Literal["stored", "all"] = "stored"

@@ -57,6 +57,11 @@ class DataSets:
         config = self.config if split == "train" else dataclasses.replace(self.config, area_weights=())
         return make_feeds(config, pairs, self.buckets)
 
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """All shapes that a batch of either split may have."""
+        return tuple(sorted({feed.shape for split in ("train", "validation") for feed in self.feeds(split)[0]}))
+
     def sizes(self, feeds: Iterable[Feed]) -> dict[Shape, int]:
         """Images a batch of every shape."""
         sizes = batch_sizes(self.config, self.buckets)
@@ -91,6 +96,7 @@ def open_data(config: DataConfig, validation: bool = False) -> DataSets:
             missing = "prepare it with some" + (", or set validation.every 0" if split == "validation" else "")
             raise LensError(f"{', '.join(config.paths)}: no records in the {split} split; {missing}")
         data.sizes(feeds)
+        _check_classes(config, {feed.shape.text_class for feed in feeds})
         data.languages(split)
     return data
 
@@ -168,6 +174,16 @@ def _buckets(config: DataConfig, indexes: Sequence[Index]) -> tuple[Bucket, ...]
         f"data.buckets {names}: {', '.join(config.paths)} has {has}; prepare it with --buckets {names}"
         + (", or set data.areas all" if config.areas == "stored" else "")
     )
+
+
+def _check_classes(config: DataConfig, classes: set[int]) -> None:
+    """Captions longer than all classes are of class 0."""
+    if config.caption_classes and not set() < classes - {0} <= set(config.caption_classes):
+        wanted, has = (" ".join(map(str, sorted(numbers))) for numbers in (config.caption_classes, classes - {0}))
+        raise LensError(
+            f"data.caption_classes {wanted}: {', '.join(config.paths)} has {has or 'none'}; prepare it with "
+            f"--caption-classes {wanted}"
+        )
 
 
 def _check_kinds(config: DataConfig, indexes: Sequence[Index]) -> None:

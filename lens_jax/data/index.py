@@ -58,3 +58,6 @@ def load_index(path) -> Index:
         tuple(streams),
         m,
     )
+
+
+NAME = "manifest.json"

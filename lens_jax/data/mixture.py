@@ -273,8 +273,8 @@ def check_position(position: Position, data: Mapping[str, str], order: Mapping[s
     for fingerprint, path in position.data.items():
         if fingerprint not in data:
             raise LensError(
-                f"{path}: {where} was trained on this data set as it was with the fingerprint {fingerprint}; data.path "
-                f"or data.sources now have {', '.join(data)}. Use another `out` for a new run"
+                f"{', '.join(data.values())}: not the data set that {where} was trained on (fingerprint "
+                f"{', '.join(data)}; it had {fingerprint}, then at {path}); use another `out` for a new run"
             )
     for name, value in position.order.items():
         if order.get(name) != value:

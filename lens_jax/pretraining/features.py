@@ -16,7 +16,8 @@ from lens_jax import parallel
 from lens_jax.data.datasets import DataSets
 from lens_jax.data.mixture import Shape
 from lens_jax.data.pipeline import batches
-from lens_jax.encoders import harmony, pixels
+from lens_jax.encoders import harmony
+from lens_jax.encoders import pixels as pixel_codec
 from lens_jax.encoders.frozen import FrozenAutoencoder, FrozenTextEncoder, encode_images, encode_text
 from lens_jax.encoders.images import from_uint8
 from lens_jax.encoders.pixels import PixelCodecConfig
@@ -154,7 +155,7 @@ class Features:
 def image_program(config, mesh, padded: int, seed: int, params: dict, pixels: jax.Array, step: jax.Array):
     """uint8 [B, H, W, 3] -> latents [B, padded, C] laid out as a batch's are."""
     if isinstance(config, PixelCodecConfig):
-        encode = lambda params, pixels: pixels.encode(config, params, from_uint8(pixels))
+        encode = lambda params, images: pixel_codec.encode(config, params, from_uint8(images))
         if mesh is not None:
             # Each device its rows: a reshape of rows that are spread has no rule of its own.
             rows = PartitionSpec(jax.typeof(pixels).sharding.spec[0])
@@ -194,6 +195,6 @@ def fit_codec(config: TrainConfig, data: DataSets) -> dict:
         return {name: np.array(value, np.float32) for name, value in data.features["fitted"].items()}
     reader = batches(data, count=_FIT_BATCHES)
     try:
-        return pixels.fit(config.codec, (batch["pixels"] for batch in reader))
+        return pixel_codec.fit(config.codec, (batch["pixels"] for batch in reader))
     finally:
         reader.close()

@@ -34,6 +34,7 @@ from rich.text import Text
 from lens_jax import parallel
 from lens_jax.console import make_console
 from lens_jax.data import feature_records
+from lens_jax.data.datasets import open_data
 from lens_jax.data.feature_records import FeatureRecord
 from lens_jax.data.manifest import (
     FEATURES,
@@ -45,7 +46,8 @@ from lens_jax.data.manifest import (
     read_source,
     write_manifest,
 )
-from lens_jax.data.pipeline import DataConfig, check_buckets
+from lens_jax.data.mixture import Shape
+from lens_jax.data.pipeline import DataConfig
 from lens_jax.data.records import Record, decode_image
 from lens_jax.data.shards import ShardReader, ShardWriter
 from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
@@ -97,17 +99,16 @@ class Precompute:
 def precompute(options: Precompute) -> Path | None:
     """Make this process's shards; the path of the data set once all shards of all processes are there, else None."""
     console = make_console()
-    source = load_manifest(options.data.path)
+    data, source = open_data(options.data), load_manifest(options.data.path)
     if source.features:
         raise LensError(f"{options.data.path}: holds features already; give the data set of images")
-    check_buckets(options.data, source)
     host, hosts = jax.process_index(), jax.process_count()
     if options.hosts is not None:
         host, hosts = options.host, options.hosts
     run = TrainConfig(codec=options.codec, text=options.text, data=dataclasses.replace(options.data, joint_multiple=1))
     mesh = _local_mesh(options)
-    features = Features(run, source.buckets, mesh)
-    fitted = fit_codec(run)
+    features = Features(run, [Shape(bucket) for bucket in source.buckets], mesh)
+    fitted = fit_codec(run, data)
     made = _description(options, source, features, fitted)
     keys = [_key(made, shard) for shard in source.shards]
 

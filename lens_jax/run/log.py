@@ -19,11 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lens_jax import config as config_files
 from lens_jax import flops
-from lens_jax.data.buckets import Bucket
+from lens_jax.data.mixture import Shape
 from lens_jax.errors import LensError
 from lens_jax.models import attention
 from lens_jax.pretraining.config import TrainConfig
-from lens_jax.pretraining.features import Tokens
+from lens_jax.pretraining.tokens import Tokens
 from lens_jax.run.config import ProfileConfig
 from lens_jax.run.step import NOISE_BINS
 
@@ -43,13 +43,13 @@ class Work:
     computed_operations: float
 
 
-def work(config: TrainConfig, counts: dict[Bucket, Tokens], batch: dict, hosts: int = 1) -> Work:
+def work(config: TrainConfig, counts: dict[Shape, Tokens], batch: dict, hosts: int = 1) -> Work:
     """Exact counts for one of `hosts` equal parts of a batch (`bucket`, `text_lengths`), scaled to the whole.
 
     Captions are dropped on the device, which does not say how many, so the expected number is counted as padding.
     """
-    bucket = Bucket(*batch["bucket"])
-    tokens, lengths = counts[bucket], np.asarray(batch["text_lengths"])
+    shape = Shape.of(batch)
+    tokens, lengths = counts[shape], np.asarray(batch["text_lengths"])
     count, image = len(lengths), tokens.image
     operations = lambda text, images: flops.train_step(config.model, image, text, images)
     captioned = sum(operations(int(n), int(images)) for n, images in zip(*np.unique(lengths, return_counts=True)))
@@ -59,7 +59,7 @@ def work(config: TrainConfig, counts: dict[Bucket, Tokens], batch: dict, hosts: 
     model = dataclasses.replace(config.model, attention=kernel)
     computed = model, tokens.padded, tokens.text, images
     return Work(
-        bucket=str(bucket),
+        bucket=str(shape.bucket),
         images=images,
         tokens=images / count * (image * count + (1 - dropped) * int(lengths.sum())),
         computed_tokens=images * (tokens.padded + tokens.text),
@@ -75,7 +75,7 @@ class Window:
     one has been dispatched too.
     """
 
-    def __init__(self, config: TrainConfig, counts: dict[Bucket, Tokens], hosts: int = 1):
+    def __init__(self, config: TrainConfig, counts: dict[Shape, Tokens], hosts: int = 1):
         self._config, self._counts, self._hosts = config, counts, hosts
         self._dispatched: collections.deque[Work] = collections.deque()
         self.reset_clock()

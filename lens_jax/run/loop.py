@@ -19,8 +19,9 @@ from lens_jax import parallel
 from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet
 from lens_jax.data.buckets import Bucket
-from lens_jax.data.manifest import Manifest, fingerprint, load_manifest
-from lens_jax.data.pipeline import batches, bucket_sizes, check_buckets, validation_batches
+from lens_jax.data.datasets import DataSets, batch_sizes, open_data
+from lens_jax.data.mixture import START, check_position
+from lens_jax.data.pipeline import batches, validation_batches
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError
@@ -34,7 +35,7 @@ from lens_jax.run import store as checkpoint
 from lens_jax.run.log import MetricsLog, Profile, SilentLog, Window
 from lens_jax.run.optimizer import learning_rate_schedule, make_optimizer
 from lens_jax.run.state import State, create_state
-from lens_jax.run.store import CheckpointStore, Position
+from lens_jax.run.store import CheckpointStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +62,15 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
 
     # ---- data ----------------------------------------------------------------------------------------------------
     _check_widths(config)
-    manifest = load_manifest(config.data.path)
-    check_buckets(config.data, manifest)
-    for size in bucket_sizes(config.data, manifest.buckets):
+    data = open_data(config.data, validation=config.validation.every > 0)
+    for size in batch_sizes(config.data, data.buckets).values():
         parallel.check_batch_size(size, mesh)
-    if manifest.features:
-        check_features(config, manifest)
-    features = Features(config, manifest.buckets, mesh, cached=manifest.features is not None)
-    read = functools.partial(batches, config.data, transform=features.read, host=host, hosts=hosts)
+    if data.features:
+        for index in data.indexes:
+            check_features(config, index)
+    features = Features(config, data.shapes, mesh, cached=data.features is not None)
+    rows = lambda size: np.arange(host * size // hosts, (host + 1) * size // hosts)
+    options = {"transform": features.read, "rows": rows}
 
     # ---- state, new or resumed -----------------------------------------------------------------------------------
     with _writing(run):
@@ -79,7 +81,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
             partial.replace(run / "config.json")
     optimizer = make_optimizer(config.optimizer, config.steps)
     create = functools.partial(create_state, config.model, optimizer, seed=config.seed)
-    position = Position(next_step=0, fingerprint=fingerprint(manifest))
+    position = START
     checkpoints = checkpoint.folder_of(config)
     abstract = parallel.abstract(create, mesh, checkpoint.abstract_codec(config), offload=config.offload)
     # A ladder, as big_vision has it: (1) a checkpoint of this run, (2) what init_from names, (3) random parameters.
@@ -87,17 +89,12 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
     if resumed is None:
         params, codec_params = warm_start.load(config, mesh, console.print) if config.init_from else ({}, None)
         if codec_params is None:
-            codec_params = parallel.of_first_process(fit_codec(config))
+            codec_params = parallel.of_first_process(fit_codec(config, data))
         state = parallel.create(create, mesh, codec_params, params, offload=config.offload)
         console.print(f"new run in {run}" + (f", from {config.init_from}" if config.init_from else ""))
     else:
         state, saved = resumed
-        if saved.fingerprint != position.fingerprint:
-            raise LensError(
-                f"{config.data.path}: not the data set that {run} was trained on (fingerprint {position.fingerprint}, "
-                f"the checkpoint has {saved.fingerprint}); use another `out` for a new run"
-            )
-        position = saved
+        position = check_position(saved, data.fingerprints, data.order, str(run))
         console.print(f"resuming {run} after step {int(state.step)}")
     store = CheckpointStore(checkpoints, config.checkpoint, mesh)
 
@@ -114,8 +111,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
         return Outcome(state, None)
     log = MetricsLog(config, start, console) if main else SilentLog()
     profile = Profile(config.profile, run, log.say)
-    first_batch = position.next_step
-    reader = read(start_step=first_batch)
+    reader = batches(data, position, **options)
     window = Window(config, features.counts, hosts)
     stop, prompts = None, None
     try:
@@ -157,12 +153,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                 _report(pending, window, log, config)
                 pending = None
                 profile.end(step)
-                taken = config.accumulation * (step - start)
-                position = dataclasses.replace(position, next_step=first_batch + taken)
                 if events.save:
-                    store.save(state, position, config, manifest.buckets)
+                    store.save(state, reader.position, config, data.buckets)
                 if events.validate:
-                    held_out = validation_batches(config.data, transform=features.read, host=host, hosts=hosts)
+                    held_out = validation_batches(data, config.validation.batches, **options)
                     held_out = map(functools.partial(features.encode, state.codec), held_out)
                     average = parallel.on_device(state.ema, mesh)
                     loss = _validation_loss(config, average, programs.validation_loss, held_out)
@@ -176,7 +170,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Outcome:
                     trees = parallel.on_device(state.ema, mesh), features.codec_params(state.codec)
                     ema, codec_params = (parallel.local_copy(tree, mesh) for tree in trees)
                     if main:
-                        buckets = _sample_sizes(config, manifest)
+                        buckets = _sample_sizes(config, data)
                         path = _sample_sheet(config, ema, codec_params, prompts, buckets, run / "samples", step)
                         log.say(f"step {step}: samples in {path}")
                     # These are whole copies, which must not stay either.
@@ -268,8 +262,8 @@ def _validation_loss(config: TrainConfig, ema: dict, validate_fn, held_out: Iter
     return total / count
 
 
-def _sample_sizes(config: TrainConfig, manifest: Manifest) -> Sequence[Bucket]:
-    return tuple(Bucket(*parse_size(size)) for size in config.samples.sizes) or manifest.buckets
+def _sample_sizes(config: TrainConfig, data: DataSets) -> Sequence[Bucket]:
+    return tuple(Bucket(*parse_size(size)) for size in config.samples.sizes) or data.buckets
 
 
 def _sample_sheet(

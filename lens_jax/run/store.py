@@ -8,7 +8,6 @@ there; checksums tell when that has changed since.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -27,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.data.buckets import Bucket
+from lens_jax.data.mixture import Position
 from lens_jax.encoders import pixels
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.errors import LensError
@@ -45,16 +45,6 @@ _MAX_METADATA_BYTES = 16_000_000
 
 class DamagedError(LensError):
     """A checkpoint that is not what was saved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """Where in the data a checkpoint stands."""
-
-    # The next batch to be taken.
-    next_step: int
-    # Identifies the data set, so that a run is not silently resumed on another one.
-    fingerprint: str
 
 
 def folder_of(config: TrainConfig) -> epath.Path:
@@ -96,7 +86,7 @@ class CheckpointStore:
         metadata = {
             "format": FORMAT,
             "config": config_files.to_dict(config),
-            "position": dataclasses.asdict(position),
+            "position": position.to_json(),
             "sizes": [[size.height, size.width] for size in sizes],
             "checksums": checksums(parts, self._mesh),
         }
@@ -277,7 +267,7 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: damaged, or not the metadata of a lens-jax checkpoint") from None
     return {
         "config": config_files.from_dict(TrainConfig, config, str(path)),
-        "position": config_files.from_dict(Position, position, str(path), "position."),
+        "position": Position.from_json(position, str(path)),
         "sizes": sizes,
         "checksums": saved,
     }

@@ -12,6 +12,7 @@ from lens_jax import parallel
 from lens_jax.convert import denoiser as release_denoiser
 from lens_jax.convert import native, source
 from lens_jax.data.buckets import Bucket
+from lens_jax.data.mixture import Position
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.errors import LensError
 from lens_jax.pretraining import warm_start
@@ -19,7 +20,7 @@ from lens_jax.pretraining.config import TrainConfig
 from lens_jax.run.config import CheckpointConfig
 from lens_jax.run.optimizer import OptimizerConfig, make_optimizer
 from lens_jax.run.state import create_state
-from lens_jax.run.store import CheckpointStore, Position
+from lens_jax.run.store import CheckpointStore
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def run(config, tmp_path_factory) -> Path:
     state = new_state(config, seed=5)
     state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema))
     store = CheckpointStore(run / "checkpoints", CheckpointConfig())
-    store.save(state, Position(0, "abc"), config, [Bucket(16, 16)])
+    store.save(state, Position(), config, [Bucket(16, 16)])
     store.close()
     return run
 

@@ -177,7 +177,7 @@ def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):
     undisturbed = dataclasses.replace(config, out=str(tmp_path / "whole"), checkpoint=tiny_config.checkpoint)
     expected = loop.train(undisturbed).state
     actual, position = checkpoint.restore_newest(run / "checkpoints", jax.eval_shape(lambda: expected))
-    assert position.next_step == steps * config.accumulation
+    assert position.batches == steps * config.accumulation
     assert_same_bits(actual, expected)
 
 

@@ -16,6 +16,7 @@ import pytest
 from etils import epath
 
 from lens_jax.data.buckets import Bucket
+from lens_jax.data.mixture import Position
 from lens_jax.errors import LensError
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.pretraining.config import TrainConfig
@@ -24,7 +25,7 @@ from lens_jax.run.config import CheckpointConfig
 from lens_jax.run.integrity import checksums
 from lens_jax.run.optimizer import OptimizerConfig, make_optimizer
 from lens_jax.run.state import State, create_state
-from lens_jax.run.store import CheckpointStore, Position
+from lens_jax.run.store import CheckpointStore
 
 CONFIG = TrainConfig(
     model=DenoiserConfig(
@@ -49,7 +50,7 @@ def at_step(state: State, step: int) -> State:
 def save(folder, state: State, steps, keep: int = 2, keep_every: int = 0) -> None:
     store = CheckpointStore(folder, CheckpointConfig(keep=keep, keep_every=keep_every))
     for step in steps:
-        store.save(at_step(state, step), Position(next_step=3 * step, fingerprint="abc"), CONFIG, [Bucket(16, 16)])
+        store.save(at_step(state, step), Position(batches=3 * step, data={"abc": "data"}), CONFIG, [Bucket(16, 16)])
     store.close()
 
 
@@ -68,7 +69,7 @@ def restore(folder: Path, state: State):
 
 def assert_is_step(found, state: State, step: int) -> None:
     actual, position = found
-    assert position.next_step == 3 * step
+    assert position.batches == 3 * step
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(actual.ema), jax.device_get(at_step(state, step).ema))
     assert int(actual.step) == step
 
@@ -103,7 +104,7 @@ def change_metadata(folder: Path) -> None:
     """Still JSON, still of the right types: another position in the data."""
     path = folder / "_CHECKPOINT_METADATA"
     values = json.loads(path.read_text())
-    values["custom_metadata"]["position"]["next_step"] += 1
+    values["custom_metadata"]["position"]["batches"] += 1
     path.write_text(json.dumps(values))
 
 
