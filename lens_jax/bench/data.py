@@ -12,7 +12,7 @@ import numpy as np
 from lens_jax.bench import measure
 from lens_jax.data import images
 from lens_jax.data.buckets import Bucket, fit_image
-from lens_jax.data.manifest import load_manifest
+from lens_jax.data.index import load_index
 from lens_jax.data.pipeline import BatchPlan, DataConfig, RecordStore, batches, bucket_sizes
 from lens_jax.data.prepare import FolderConfig, in_threads, prepare_folder
 
@@ -94,7 +94,7 @@ def bench_data(bench: DataBench) -> dict:
 
 def _epoch(data: DataConfig, images: Path, folder: Path) -> tuple[list, list]:
     """The batches of an epoch, twice: as original files and as files of the records' images, (path, H, W) each."""
-    manifest = load_manifest(data.path)
+    manifest = load_index(data.path)
     plan = BatchPlan(manifest.counts("train"), bucket_sizes(data, manifest.buckets), data.seed)
     store = RecordStore(manifest, "train")
     folder.mkdir()
