@@ -191,8 +191,8 @@ def command_for(config, folder: Path) -> list[str]:
     """The command line that trains `config` in a process of its own."""
     script = folder / "config.py"
     script.write_text(
-        "import json\nfrom lens_jax import config as c\n"
-        f"config = c.from_dict(c.TrainConfig, json.loads({json.dumps(config_files.to_dict(config))!r}), 'test')\n"
+        "import json\nfrom lens_jax import config as c\nfrom lens_jax.pretraining.config import TrainConfig\n"
+        f"config = c.from_dict(TrainConfig, json.loads({json.dumps(config_files.to_dict(config))!r}), 'test')\n"
     )
     return [sys.executable, "-m", "lens_jax", "train", str(script)]
 

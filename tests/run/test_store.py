@@ -207,7 +207,7 @@ def test_checksum_sees_every_change():
 
 
 def test_settings_are_checked():
-    with pytest.raises(LensError, match=r"checkpoint.keep_every is -1; it must be 0 or more"):
+    with pytest.raises(LensError, match=r"checkpoint.keep_every is -1; it must be at least 0"):
         dataclasses.replace(CONFIG, checkpoint=CheckpointConfig(keep_every=-1))
     with pytest.raises(LensError, match=r"checkpoint.path is 's3://bucket/run'; accepted: a folder"):
         CheckpointConfig(path="s3://bucket/run")
