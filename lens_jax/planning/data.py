@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 from lens_jax.data.buckets import Bucket, areas, parse_buckets
+from lens_jax.data.caption_length import text_class
 from lens_jax.data.config import DataConfig
 from lens_jax.data.datasets import Origin, batch_sizes, make_feeds, open_data
 from lens_jax.data.index import NAME, Stream
@@ -84,7 +85,7 @@ def data_use(config: TrainConfig, sequence: int, caption_tokens: int = CAPTION_T
 
     def use(shape: Shape, share: float) -> BucketUse:
         bucket, counts = shape.bucket, tokens[shape]
-        mine = [min(n, counts.text) for n in lengths if not classes or class_of(n, classes) == shape.text_class]
+        mine = [min(n, counts.text) for n in lengths if not classes or text_class(n, classes) == shape.text_class]
         text = sum(mine) / len(mine) if mine else float(min(shape.text_class, counts.text))
         return BucketUse(bucket, shape.text_class, of_area[bucket], sizes[bucket], counts, share, text)
 
@@ -103,21 +104,16 @@ def caption_lengths(config: TrainConfig, caption_tokens: int) -> list[int]:
     return [min(round(n) + SUFFIX_TOKENS, config.text.max_tokens) for n in quantiles]
 
 
-def class_of(tokens: int, classes: Sequence[int]) -> int:
-    """The class of a caption with so many tokens: the smallest bound that it keeps, or 0."""
-    return min((bound for bound in classes if tokens <= bound), default=0)
-
-
 def _expected_feeds(data: DataConfig, buckets: Sequence[Bucket], lengths: Sequence[int]):
     """Feeds of a data set that has a million images of every size, their captions of these lengths."""
     shares: dict[int, float] = {}
     for tokens in lengths:
-        found = class_of(tokens, data.caption_classes)
-        shares[found] = shares.get(found, 0.0) + 1 / len(lengths)
+        bound = text_class(tokens, data.caption_classes)
+        shares[bound] = shares.get(bound, 0.0) + 1 / len(lengths)
     streams = [
-        (Origin(0, Stream("train", bucket, text_class, round(1e6 * share), 1)), "expected", 1.0)
+        (Origin(0, Stream("train", bucket, bound, round(1e6 * share), 1)), "expected", 1.0)
         for bucket in buckets
-        for text_class, share in shares.items()
+        for bound, share in shares.items()
     ]
     # Every size is taken to have its own images, whichever others they serve too.
     return make_feeds(replace(data, areas="stored"), streams, buckets)[0]

@@ -40,6 +40,7 @@ from lens_jax.console import make_console
 from lens_jax.data import feature_records
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.caption_length import check_classes, text_class
+from lens_jax.data.config import DataConfig
 from lens_jax.data.datasets import open_data
 from lens_jax.data.feature_records import FeatureRecord
 from lens_jax.data.index import (
@@ -54,7 +55,6 @@ from lens_jax.data.index import (
     stream_name,
 )
 from lens_jax.data.mixture import Shape
-from lens_jax.data.pipeline import DataConfig
 from lens_jax.data.records import Record, decode_image
 from lens_jax.data.writer import HashedShard
 from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
