@@ -11,7 +11,8 @@ counted. Not run by us.
 """
 
 from lens_jax.data.buckets import CAPTION_CLASSES
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.parallel import MeshConfig
 from lens_jax.pretraining.config import DataConfig, TrainConfig, ValidationConfig

@@ -204,9 +204,9 @@ def plan(argv: list[str]) -> None:
 
 
 def sample(argv: list[str]) -> None:
-    from lens_jax.inference.command import SampleConfig, sample_to_folder
+    from lens_jax.inference.command import SampleCommand, sample_to_folder
 
-    sample_to_folder(parse(SampleConfig, argv, "lens-jax sample"))
+    sample_to_folder(parse(SampleCommand, argv, "lens-jax sample"))
 
 
 def plot(argv: list[str]) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lens_jax.parallel.mesh import ROWS
+from lens_jax.parallel.layout import ROWS
 
 
 def gather(params: dict, dtype) -> dict:

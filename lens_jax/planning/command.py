@@ -31,6 +31,8 @@ class PlanConfig:
     hardware: Name = "h100"
     # How many of them.
     devices: int = 8
+    # In how many slices they are (TPUs), joined by the network of the data centre.
+    slices: int = 1
     # Share of the peak rate that is reached, of 1. Denoiser and frozen encoders are taken to reach the same.
     mfu: float = 0.4
     # Price of one device for an hour, in any currency; 0 leaves the cost out.
@@ -65,6 +67,8 @@ class Plan:
     devices: int
     # Devices along each axis; none for one device.
     mesh: dict[str, int]
+    # How it lies on the devices, or that this was not checked; "" where there is nothing to say.
+    layout: str
     data: str
     # Bytes on one device throughout, and those of the fullest program, by kind.
     resident: dict[str, int]
@@ -116,9 +120,9 @@ def plan(options: PlanConfig, console: Console | None = None) -> Plan:
 def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda what, of: None) -> Plan:
     """Trace everything and add it up. `advance` is told what is begun, and how many such parts there are."""
     config, hardware = options.config, HARDWARE[options.hardware]
-    mesh, data, shapes = _lay_out(config, options)
+    mesh, layout, data, shapes = _lay_out(config, options)
     if options.compile:
-        mesh = topology.slice_mesh(config.mesh, options.hardware, options.devices)
+        mesh = topology.slice_mesh(config.mesh, options.hardware, options.devices, options.slices)
     parts = estimate.count_parts(config, shapes, data.cached)
     begin = lambda what: advance(what, parts)
     static = hardware.platform, options.lower, options.compile
@@ -140,6 +144,7 @@ def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda 
         hardware=options.hardware,
         devices=options.devices,
         mesh={} if mesh is None else dict(mesh.shape),
+        layout=layout,
         data=data.source,
         resident=resident,
         working=fullest.peak.kinds,
@@ -159,12 +164,15 @@ def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda 
     )
 
 
-def _lay_out(config: TrainConfig, options: PlanConfig) -> tuple[Any, DataUse, list[BucketUse]]:
-    """(mesh, data, shapes to trace); LensError where the run cannot be split over the devices."""
+def _lay_out(config: TrainConfig, options: PlanConfig) -> tuple[Any, str, DataUse, list[BucketUse]]:
+    """(mesh, how it lies on the devices, data, shapes to trace); LensError where the run could not start on them."""
+    described = topology.describe(options.hardware, options.devices, options.slices)
     mesh = lowering.abstract_mesh(config.mesh, options.devices)
     data = data_use(config, 1 if mesh is None else mesh.shape["sequence"], options.caption_tokens)
     estimate.check_shapes(config, data, mesh)
-    return mesh, data, largest_shapes(data.buckets)
+    sizes = sorted({use.images for use in data.buckets})
+    layout = topology.check(config.mesh, options.hardware, described, sizes)
+    return mesh, layout, data, largest_shapes(data.buckets)
 
 
 def _does_not_fit(found: Plan, options: PlanConfig) -> str:
@@ -179,7 +187,7 @@ def _does_not_fit(found: Plan, options: PlanConfig) -> str:
     )
 
     def peak_bytes(config: TrainConfig) -> int:
-        mesh, data, shapes = _lay_out(config, options)
+        mesh, _, data, shapes = _lay_out(config, options)
         resident = estimate.resident(config, mesh, shapes, data.cached)
         if sum(resident.values()) > found.usable:
             return sum(resident.values())
@@ -194,6 +202,8 @@ def show(found: Plan, options: PlanConfig, console: Console) -> None:
     """The plan as tables."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     console.print(f"{options.config.out} on {found.devices} {found.hardware}: {mesh}; {found.data}")
+    if found.layout:
+        console.print(found.layout)
     console.print(_memory_table(found))
     console.print(_program_table(found))
     console.print(_time_table(found, options))

@@ -12,8 +12,6 @@ from lens_jax.data.config import DataConfig
 from lens_jax.data.datasets import Origin, batch_sizes, make_feeds, open_data
 from lens_jax.data.index import NAME, Stream
 from lens_jax.data.mixture import Shape, batch_shares
-from lens_jax.encoders.harmony import SUFFIX_TOKENS
-from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.errors import LensError
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.tokens import Tokens, token_counts
@@ -94,14 +92,13 @@ def data_use(config: TrainConfig, sequence: int, caption_tokens: int = CAPTION_T
 
 def caption_lengths(config: TrainConfig, caption_tokens: int) -> list[int]:
     """Quantiles of the text tokens of captions that have so many on average, with those behind every caption."""
-    if isinstance(config.text, SentenceEncoderConfig):
-        return [min(caption_tokens, config.text.max_tokens)]
-    if not caption_tokens:
-        return [SUFFIX_TOKENS]
+    behind, most = config.text.suffix_tokens, config.text.max_tokens
+    if not behind or not caption_tokens:  # clauses, of which there are few
+        return [min(caption_tokens + behind, most)]
     spread = math.sqrt(math.log(1 + _SPREAD**2))
     normal = NormalDist(math.log(caption_tokens) - spread**2 / 2, spread)
     quantiles = (math.exp(normal.inv_cdf((i + 0.5) / _QUANTILES)) for i in range(_QUANTILES))
-    return [min(round(n) + SUFFIX_TOKENS, config.text.max_tokens) for n in quantiles]
+    return [min(round(n) + behind, most) for n in quantiles]
 
 
 def _expected_feeds(data: DataConfig, buckets: Sequence[Bucket], lengths: Sequence[int]):

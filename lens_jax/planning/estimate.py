@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 
 from lens_jax import flops, parallel
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
-from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.errors import LensError
 from lens_jax.planning import communication, lowering, memory, program
 from lens_jax.planning.communication import Collective
@@ -18,6 +16,8 @@ from lens_jax.planning.hardware import Hardware
 from lens_jax.planning.lowering import Lowered
 from lens_jax.pretraining import features
 from lens_jax.pretraining.config import TrainConfig
+from lens_jax.pretraining.recipe import abstract_state
+from lens_jax.run.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def trace_programs(
     what is begun.
     """
     config = lowering.on_platform(config, platform)
-    state = lowering.abstract_state(config, mesh)
+    state = _abstract_state(config, mesh)
     found: list[TracedProgram] = []
     for use in uses:
         advance(f"tracing {use.bucket}")
@@ -71,15 +71,20 @@ def trace_programs(
     return found
 
 
+def _abstract_state(config: TrainConfig, mesh) -> State:
+    # Without a mesh the memory of the host would be that of this machine.
+    return abstract_state(config, mesh, offload=config.offload and mesh is not None)
+
+
 def count_parts(config: TrainConfig, uses: Sequence[BucketUse], cached: bool) -> int:
     """How often `trace_programs` calls its `advance`."""
-    encoders = 0 if cached else 1 + isinstance(config.text, GptOssTextConfig)
+    encoders = 0 if cached else 2
     return len(uses) * (2 + encoders) + (config.accumulation > 1)
 
 
 def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool) -> dict[str, int]:
     """Bytes on one device of what is there throughout, by kind, from the layouts that the run gives them."""
-    state = lowering.abstract_state(config, mesh)
+    state = _abstract_state(config, mesh)
     kinds = {
         "parameters": bytes_of(state.params),
         "average": 0 if config.offload else bytes_of(state.ema),
@@ -89,10 +94,8 @@ def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool)
         "text encoder": 0,
     }
     if not cached:
-        if isinstance(config.codec, FluxCodecConfig):
-            kinds["autoencoder"] = bytes_of(lowering.abstract_autoencoder(config.codec, mesh))
-        if isinstance(config.text, GptOssTextConfig):
-            kinds["text encoder"] = bytes_of(lowering.abstract_text_encoder(config.text, mesh))
+        kinds["autoencoder"] = bytes_of(config.codec.abstract_params(mesh))
+        kinds["text encoder"] = bytes_of(config.text.abstract_params(mesh))
     inputs = []
     for use in uses:
         batch = features.abstract_batch(config, use.images, use.tokens, mesh)
@@ -105,7 +108,7 @@ def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool)
 
 def offloaded(config: TrainConfig, mesh) -> int:
     """Bytes that the host keeps for each of its devices."""
-    state = lowering.abstract_state(config, mesh)
+    state = _abstract_state(config, mesh)
     return bytes_of((state.ema, state.opt_state)) if config.offload else 0
 
 
@@ -141,10 +144,8 @@ def work(config: TrainConfig, use: BucketUse, cached: bool) -> Work:
     executed = flops.train_step(model, tokens.padded, tokens.text, images)
     executed += flops.recomputation(model, tokens.padded, tokens.text, images)
     encoders = 0
-    if not cached and isinstance(config.codec, FluxCodecConfig):
-        encoders += images * flops.autoencoder_encode(config.codec.model, *tokens.grid)
-    if not cached and isinstance(config.text, GptOssTextConfig):
-        encoders += images * flops.gpt_oss_forward(config.text.model, caption_tokens, PREFIX_TOKENS)
+    if not cached:
+        encoders = images * (config.codec.operations(tokens.grid) + config.text.operations(caption_tokens))
     return Work((1 - dropped) * count(caption_tokens) + dropped * count(0), executed, encoders, images)
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from lens_jax import flops
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models.denoiser import LENS, DenoiserConfig

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from lens_jax import config as config_files
-from lens_jax.convert import load
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.mixture import Shape
-from lens_jax.encoders.frozen import FluxCodecConfig, FrozenAutoencoder, GptOssTextConfig, encode_images
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
+from lens_jax.encoders.images import encode_rows
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.pretraining.features import Features
@@ -34,8 +35,7 @@ def relative_error(actual, expected) -> float:
 def test_latents_are_those_of_the_release(small_lens, goldens):
     answers = SafetensorsFile(goldens / "tiny_release" / "golden_io.safetensors")
     pixels = np.round((answers["pixels"].transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
-    params = FrozenAutoencoder(small_lens.codec).params
-    latents = encode_images(small_lens.codec, None, params, pixels, None)
+    latents = encode_rows(small_lens.codec, small_lens.codec.load().params, pixels, None)
     # The images are rounded to 8 bits here: half a level of 255 is 0.4 % of what they span.
     assert relative_error(latents, answers["normalized_latents"]) <= 1e-2
 
@@ -49,8 +49,8 @@ def test_features_are_those_of_the_pipeline(small_lens, small_release):
     batch["pixels"] = np.zeros((3, 64, 64, 3), np.uint8)
     with pytest.warns(UserWarning, match="its end is cut"):
         batch = features.encode({}, features.read(batch))
-    encoder = load.load_text_encoder(small_release, text.selected, "float32", text.date)
-    expected = encoder.encode(prompts[:2])
+    # The sampler's: of the whole conversation, whatever a run's limit is.
+    expected = dataclasses.replace(text, path=str(small_release), max_conversation=512).load().encode(prompts[:2])
     assert np.asarray(batch["text_lengths"]).tolist() == [*expected.lengths, text.max_tokens]
     assert expected.lengths[1] == 0
     for layer, wanted in zip(batch["text"], expected.layers):

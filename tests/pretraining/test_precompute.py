@@ -13,7 +13,7 @@ from lens_jax.data.feature_records import FeatureRecord
 from lens_jax.data.index import NAME, load_index
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
-from lens_jax.pretraining.config import SampleConfig, ValidationConfig
+from lens_jax.pretraining.config import SheetConfig, ValidationConfig
 from lens_jax.pretraining.precompute import Precompute, precompute
 from lens_jax.run import loop
 from lens_jax.run.log import read_metrics
@@ -39,7 +39,7 @@ def stored(small_lens, tmp_path_factory):
 def test_training_on_them_is_the_same(small_lens, stored, tmp_path):
     """The released networks; what differs is how many rows a product had."""
     cached = dataclasses.replace(small_lens, data=dataclasses.replace(small_lens.data, path=str(stored)))
-    undrawn = dataclasses.replace(small_lens, samples=SampleConfig(every=0))
+    undrawn = dataclasses.replace(small_lens, samples=SheetConfig(every=0))
     np.testing.assert_allclose(losses(cached, tmp_path / "a"), losses(undrawn, tmp_path / "b"), rtol=1e-5)
     assert (tmp_path / "a" / "samples").is_dir()
     LensPipeline.from_pretrained(tmp_path / "a")("a cat", num_inference_steps=1, height=32, width=32)
@@ -47,7 +47,7 @@ def test_training_on_them_is_the_same(small_lens, stored, tmp_path):
 
 def test_pixels_and_sentence_vectors_too(tiny_config, tmp_path):
     data = precompute(options(tiny_config, tmp_path / "features"))
-    undrawn = dataclasses.replace(tiny_config, samples=SampleConfig(every=0))
+    undrawn = dataclasses.replace(tiny_config, samples=SheetConfig(every=0))
     cached = dataclasses.replace(undrawn, data=dataclasses.replace(tiny_config.data, path=str(data)))
     np.testing.assert_allclose(losses(cached, tmp_path / "a"), losses(undrawn, tmp_path / "b"), rtol=1e-6)
 

@@ -7,7 +7,8 @@ import pytest
 
 from lens_jax.data.buckets import CAPTION_CLASSES, LENS_PRETRAINING, Bucket
 from lens_jax.data.mixture import Shape
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.errors import LensError, LensWarning
 from lens_jax.pretraining.config import DataConfig, TrainConfig
 from lens_jax.pretraining.tokens import CutCaptions, fit_text, token_counts

@@ -288,7 +288,7 @@ def test_full_disk_leaves_the_previous_checkpoint_whole(tiny_config, tmp_path):
 
 def test_accumulation_equals_one_large_batch(tiny_config, pictograms):
     """Gradients of micro-batches add up to those of the whole, given the same noise."""
-    from lens_jax.diffusion import flow
+    from lens_jax.diffusion import losses
     from lens_jax.models import layers
 
     rng = np.random.default_rng(0)
@@ -301,7 +301,7 @@ def test_accumulation_equals_one_large_batch(tiny_config, pictograms):
     def gradient(rows):
         def loss(p):
             denoise = lambda x, t: denoiser.apply(tiny_config.model, p, x, (text[rows],), lengths[rows], t, positions)
-            return flow.velocity_loss(denoise, latents[rows], t[rows], noise[rows]).mean()
+            return losses.velocity_loss(denoise, latents[rows], t[rows], noise[rows]).mean()
 
         return jax.grad(loss)(params)
 

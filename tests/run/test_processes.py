@@ -25,7 +25,7 @@ from lens_jax import parallel
 from lens_jax.data.datasets import open_data
 from lens_jax.data.mixture import START
 from lens_jax.data.pipeline import batches
-from lens_jax.pretraining.config import SampleConfig, ValidationConfig
+from lens_jax.pretraining.config import SheetConfig, ValidationConfig
 from lens_jax.run import store as checkpoint
 from lens_jax.run.config import CheckpointConfig, LoggingConfig
 from lens_jax.run.log import read_metrics
@@ -49,7 +49,7 @@ def config(tiny_config, tmp_path_factory):
         model=dataclasses.replace(tiny_config.model, layers=1, mlp_width=80),
         data=dataclasses.replace(tiny_config.data, batch_size=8, pad_areas=True, languages=("en",)),
         checkpoint=CheckpointConfig(every=SAVE_EVERY, keep=2, keep_every=6),
-        samples=SampleConfig(every=0),
+        samples=SheetConfig(every=0),
         validation=ValidationConfig(every=0),
         logging=LoggingConfig(every=1),
         heartbeat_seconds=HEARTBEAT,
@@ -68,7 +68,7 @@ def whole(config, cache, tmp_path_factory) -> Path:
     full = dataclasses.replace(
         config,
         validation=ValidationConfig(every=STEPS, batches=1),
-        samples=SampleConfig(every=STEPS, prompts=("red apple",), sizes=("16x16",), num_inference_steps=1),
+        samples=SheetConfig(every=STEPS, prompts=("red apple",), sizes=("16x16",), num_inference_steps=1),
     )
     Processes(full, run, cache).succeed()
     return run
