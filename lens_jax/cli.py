@@ -100,9 +100,18 @@ def _show_warning(otherwise: Callable, message, category, *where, **options) -> 
 def prepare(argv: list[str]) -> None:
     from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
 
+    def folder(config: FolderConfig) -> None:
+        if not config.tokenizer:
+            prepare_folder(config)
+            return
+        from lens_jax.encoders.tokenizer import HarmonyTokenizer
+
+        tokenizer = HarmonyTokenizer.from_folder(config.tokenizer)
+        prepare_folder(config, count_tokens=lambda text: len(tokenizer.encode(text)))
+
     kinds: dict[str, tuple[type, Callable]] = {
         "openmoji": (OpenMojiConfig, prepare_openmoji),
-        "folder": (FolderConfig, prepare_folder),
+        "folder": (FolderConfig, folder),
     }
     usage = (
         "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"

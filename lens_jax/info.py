@@ -1,6 +1,7 @@
 """`lens-jax info`: what a checkpoint or a data set holds, from its metadata alone."""
 
 import math
+from collections import defaultdict
 from pathlib import Path
 
 from rich.table import Table
@@ -8,7 +9,7 @@ from rich.table import Table
 from lens_jax.console import make_console
 from lens_jax.convert import native, release
 from lens_jax.convert.folder import open_component
-from lens_jax.data.manifest import NAME, fingerprint, load_manifest
+from lens_jax.data.index import NAME, SPLITS, load_index
 from lens_jax.errors import LensError
 
 
@@ -29,24 +30,28 @@ def describe(path: str) -> None:
 
 
 def _describe_data(folder: Path) -> None:
-    manifest = load_manifest(folder)
+    index = load_index(folder)
     console = make_console()
-    console.print(f"data set {folder}: source {manifest.source}, licence {manifest.licence}")
-    if made := manifest.features:
+    console.print(f"data set {folder}: source {index.source}, licence {index.licence}")
+    if made := index.features:
         console.print(
             f"latents of {made['codec']['kind']}; {made['layers']} text layers of {made['text_width']} channels, at "
             f"most {made['max_tokens']} tokens, of {made['text']['kind']}; {made['dtype']}"
         )
-    console.print(f"fingerprint {fingerprint(manifest)}")
-    console.print(
-        f"captions in {', '.join(manifest.languages)}; held out: {', '.join(manifest.holdout_languages) or '-'}"
-    )
-    table = Table("bucket", "train", "validation")
-    for i, bucket in enumerate(manifest.buckets):
-        table.add_row(str(bucket), *(f"{manifest.counts(split)[i]:,}" for split in ("train", "validation")))
+    console.print(f"fingerprint {index.fingerprint}")
+    console.print(f"captions in {', '.join(index.languages)}; held out: {', '.join(index.holdout_languages) or '-'}")
+    table = Table("bucket", "captions up to", "train", "validation")
+    found = defaultdict(dict)
+    for stream in index.streams:
+        found[stream.bucket, stream.text_class][stream.split] = stream.records
+    for (bucket, most), counts in found.items():
+        tokens = f"{most} tokens" if most else "any length"
+        table.add_row(str(bucket), tokens, *(f"{counts.get(split, 0):,}" for split in SPLITS))
     console.print(table)
-    if manifest.dropped:
-        console.print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items()))
+    if index.caption_classes:
+        console.print(f"caption lengths counted by: {index.caption_count}")
+    if index.dropped:
+        console.print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in index.dropped.items()))
 
 
 def _describe_release(path: Path) -> None:

@@ -89,6 +89,7 @@ def open_data(config: DataConfig, validation: bool = False) -> DataSets:
     """
     indexes = tuple(load_index(path) for path in config.paths)
     _check_kinds(config, indexes)
+    _check_classes(config, indexes)
     data = DataSets(config, indexes, _buckets(config, indexes))
     for split in ("train", "validation") if validation else ("train",):
         feeds, _ = data.feeds(split)
@@ -96,7 +97,6 @@ def open_data(config: DataConfig, validation: bool = False) -> DataSets:
             missing = "prepare it with some" + (", or set validation.every 0" if split == "validation" else "")
             raise LensError(f"{', '.join(config.paths)}: no records in the {split} split; {missing}")
         data.sizes(feeds)
-        _check_classes(config, {feed.shape.text_class for feed in feeds})
         data.languages(split)
     return data
 
@@ -176,14 +176,13 @@ def _buckets(config: DataConfig, indexes: Sequence[Index]) -> tuple[Bucket, ...]
     )
 
 
-def _check_classes(config: DataConfig, classes: set[int]) -> None:
-    """Captions longer than all classes are of class 0."""
-    if config.caption_classes and not set() < classes - {0} <= set(config.caption_classes):
-        wanted, has = (" ".join(map(str, sorted(numbers))) for numbers in (config.caption_classes, classes - {0}))
-        raise LensError(
-            f"data.caption_classes {wanted}: {', '.join(config.paths)} has {has or 'none'}; prepare it with "
-            f"--caption-classes {wanted}"
-        )
+def _check_classes(config: DataConfig, indexes: Sequence[Index]) -> None:
+    for index, path in zip(indexes, config.paths):
+        if config.caption_classes and set(index.caption_classes) != set(config.caption_classes):
+            wanted, has = (" ".join(map(str, classes)) for classes in (config.caption_classes, index.caption_classes))
+            raise LensError(
+                f"data.caption_classes {wanted}: {path} has {has or 'none'}; prepare it with --caption-classes {wanted}"
+            )
 
 
 def _check_kinds(config: DataConfig, indexes: Sequence[Index]) -> None:

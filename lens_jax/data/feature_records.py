@@ -1,11 +1,16 @@
-"""One example after the networks that training does not change: latents and text features, as a msgpack map.
+"""One example after the networks that training does not change: latents and text features.
 
-    {"v": 1, "latents": bytes, "tokens": int, "channels": int, "dtype": "bfloat16" or "float32",
-     "captions": {language: [[tokens, bytes], ...]}, "layers": int, "text_width": int,
-     "height": int, "width": int, "source": str, "licence": str}
+    4 bytes     length of the header, little-endian
+    header      msgpack map {"v": 2, "tokens": int, "channels": int, "dtype": "bfloat16" or "float32",
+                "captions": {language: [tokens, ...]}, "layers": int, "text_width": int,
+                "height": int, "width": int, "source": str, "licence": str}
+    zeros       up to a multiple of 64 bytes
+    arrays      latents [tokens, channels], then each caption [layers, tokens, text_width]
 
-In bfloat16 a text token of GPT-OSS takes 4 x 2,880 x 2 = 23,040 bytes and the latents of 1024 x 1024 pixels 1.05 MB.
-Never float16: features reach 10,000, and their sums in attention leave its range.
+A record may hold the features of many captions, of which an epoch takes one: where an array starts follows from the
+header, so decoding copies none of them. In bfloat16 a text token of GPT-OSS takes 4 x 2,880 x 2 = 23,040 bytes and the
+latents of 1024 x 1024 pixels 1.05 MB. Never float16: features reach 10,000, and sums of them in attention leave its
+range.
 """
 
 from collections.abc import Mapping
@@ -18,11 +23,13 @@ import numpy as np
 from lens_jax.data.records import MAX_CAPTIONS, MAX_LANGUAGES, MAX_SIDE, MAX_TEXT, unpack
 from lens_jax.errors import LensError
 
-VERSION = 1
+VERSION = 2
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 # 64 captions of 512 tokens in float32 stay below.
 MAX_RECORD_BYTES = 2 << 30
+MAX_HEADER_BYTES = 1 << 20
 MAX_SIZES = 1 << 20
+_ALIGNED = 64
 
 
 @dataclass(frozen=True)
@@ -40,37 +47,45 @@ class FeatureRecord:
     source: str = ""
     licence: str = ""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest caption."""
+        return max(caption.shape[1] for texts in self.captions.values() for caption in texts)
+
 
 def encode(record: FeatureRecord) -> bytes:
     """Bytes of one entry; all arrays in the dtype of the latents."""
-    dtype = str(record.latents.dtype)
-    first = next(iter(record.captions.values()))[0]
-    pack = lambda x: np.ascontiguousarray(x.astype(record.latents.dtype, copy=False)).tobytes()
+    captions = [caption for texts in record.captions.values() for caption in texts]
     fields = {
         "v": VERSION,
-        "latents": pack(record.latents),
         "tokens": record.latents.shape[0],
         "channels": record.latents.shape[1],
-        "dtype": dtype,
-        "captions": {name: [[x.shape[1], pack(x)] for x in texts] for name, texts in record.captions.items()},
-        "layers": first.shape[0],
-        "text_width": first.shape[2],
+        "dtype": str(record.latents.dtype),
+        "captions": {name: [caption.shape[1] for caption in texts] for name, texts in record.captions.items()},
+        "layers": captions[0].shape[0],
+        "text_width": captions[0].shape[2],
         "height": record.height,
         "width": record.width,
         "source": record.source,
         "licence": record.licence,
     }
-    return msgpack.packb(fields, use_bin_type=True)
+    header = msgpack.packb(fields, use_bin_type=True)
+    start = len(header).to_bytes(4, "little") + header
+    arrays = [x.astype(record.latents.dtype, copy=False).tobytes() for x in (record.latents, *captions)]
+    return b"".join((start, bytes(-len(start) % _ALIGNED), *arrays))
 
 
 def decode(data: bytes, where: str) -> FeatureRecord:
     """The record in `data`, its arrays views of it. LensError names `where` for anything that is not one."""
-    fields = unpack(data, where, MAX_RECORD_BYTES)
 
     def need(condition: bool, message: str) -> None:
         if not condition:
             raise LensError(f"{where}: {message}")
 
+    need(len(data) <= MAX_RECORD_BYTES, f"record of {len(data)} bytes; at most {MAX_RECORD_BYTES} are accepted")
+    size = int.from_bytes(data[:4], "little")
+    need(len(data) >= 4 + size, "cut inside its header")
+    fields = unpack(data[4 : 4 + size], where, MAX_HEADER_BYTES)
     need(fields.get("v") == VERSION, f"no feature record of version {VERSION}")
     sizes = [fields.get(name) for name in ("tokens", "channels", "layers", "text_width", "height", "width")]
     need(all(type(size) is int and 0 < size <= MAX_SIZES for size in sizes), "its sizes must be positive integers")
@@ -80,25 +95,25 @@ def decode(data: bytes, where: str) -> FeatureRecord:
     need(dtype is not None, f"dtype {fields.get('dtype')!r:.40}; accepted: {', '.join(DTYPES)}")
     source, licence = fields.get("source"), fields.get("licence")
     need(all(isinstance(x, str) and len(x) <= MAX_TEXT for x in (source, licence)), "source and licence must be texts")
-
-    def array(name: str, raw, *shape: int) -> np.ndarray:
-        count = 1
-        for size in shape:
-            count *= size
-        fits = isinstance(raw, bytes) and len(raw) == count * dtype.itemsize
-        need(fits, f"{name} must be {list(shape)} numbers of {fields['dtype']}")
-        return np.frombuffer(raw, dtype).reshape(shape)
-
     captions = fields.get("captions")
     need(isinstance(captions, dict) and 0 < len(captions) <= MAX_LANGUAGES, "'captions' must map languages to lists")
-    texts = {}
-    for language, entries in captions.items():
+    for language, counts in captions.items():
         name = f"captions[{language!r:.40}]"
-        need(isinstance(entries, list) and 0 < len(entries) <= MAX_CAPTIONS, f"{name} must list its features")
-        pairs = all(
-            isinstance(e, list) and len(e) == 2 and type(e[0]) is int and 0 <= e[0] <= MAX_TEXT for e in entries
-        )
-        need(pairs, f"{name} must hold pairs of a number of tokens and bytes")
-        texts[language] = tuple(array(name, raw, layers, count, text_width) for count, raw in entries)
-    latents = array("latents", fields.get("latents"), tokens, channels)
+        need(isinstance(counts, list) and 0 < len(counts) <= MAX_CAPTIONS, f"{name} must list its lengths")
+        need(all(type(n) is int and 0 <= n <= MAX_TEXT for n in counts), f"{name} must hold numbers of tokens")
+
+    start = 4 + size + -(4 + size) % _ALIGNED
+    numbers = tokens * channels + layers * text_width * sum(n for counts in captions.values() for n in counts)
+    expected = start + numbers * dtype.itemsize
+    need(len(data) == expected, f"{len(data)} bytes, its header says {expected}")
+
+    def array(*shape: int) -> np.ndarray:
+        nonlocal start
+        count = int(np.prod(shape, dtype=np.int64))
+        view = np.frombuffer(data, dtype, count, start).reshape(shape)
+        start += count * dtype.itemsize
+        return view
+
+    latents = array(tokens, channels)
+    texts = {name: tuple(array(layers, n, text_width) for n in counts) for name, counts in captions.items()}
     return FeatureRecord(latents, texts, height, width, source, licence)

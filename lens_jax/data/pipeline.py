@@ -9,16 +9,13 @@ import numpy as np
 
 from lens_jax.data import images
 from lens_jax.data.buckets import Bucket, fit_image
-from lens_jax.data.config import DataConfig
-from lens_jax.data.datasets import DataSets, open_data
+from lens_jax.data.datasets import DataSets
 from lens_jax.data.mixture import START, Draw, Plan, Position, check_position
 from lens_jax.data.order import ReadingOrder
 from lens_jax.data.permutation import mix
 from lens_jax.data.reader import RecordReader
 from lens_jax.data.records import decode_image
 from lens_jax.errors import LensError
-
-__all__ = ["Batches", "DataConfig", "batches", "open_data", "validation_batches"]
 
 # grain wants a length; at a thousand batches a second this one lasts 35 years.
 ENDLESS = 1 << 40

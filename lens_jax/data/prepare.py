@@ -1,9 +1,10 @@
-"""Make a data set: pictograms composed into scenes, or a folder of captioned pictures, written as shards by bucket."""
+"""Make a data set: pictograms composed into scenes, or a folder of captioned images, written as shards by stream."""
 
 import hashlib
 import json
+import tempfile
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ import numpy as np
 
 from lens_jax.atomic import new_directory
 from lens_jax.console import make_console
-from lens_jax.data import images, phrases, scenes
+from lens_jax.data import caption_length, images, phrases, scenes
 from lens_jax.data.buckets import RATIOS, Bucket, assign, fit_image, make_buckets, parse_buckets
-from lens_jax.data.manifest import NAME, SPLITS, Manifest, load_manifest, write_manifest
+from lens_jax.data.index import NAME, SPLITS, load_index
 from lens_jax.data.records import Record, encode
-from lens_jax.data.shard_set import ShardSet
 from lens_jax.data.sources import folder, openmoji
+from lens_jax.data.writer import DataWriter
 from lens_jax.errors import LensError, nearest
 
 MAX_NAMED_FAILURES = 1000
@@ -31,7 +32,7 @@ class OpenMojiConfig:
     out: str = "data/openmoji"
     # How many concepts (1 to 80), the most distinct first.
     concepts: int = 64
-    # Pictures have about size² pixels.
+    # Images have about size² pixels.
     size: int = 24
     # Aspect ratios W:H, one bucket each.
     ratios: tuple[str, ...] = ("1:1", "3:4", "4:3")
@@ -39,7 +40,7 @@ class OpenMojiConfig:
     tile: int = 4
     # Composed scenes in the train split.
     scenes: int = 3000
-    # Canonical pictures (one object on white, captioned by its name) of each concept in each bucket.
+    # Canonical images (one object on white, captioned by its name) of each concept in each bucket.
     copies: int = 20
     # Caption languages.
     languages: tuple[str, ...] = ("en", "de", "es", "fr", "zh", "it", "ja", "ko", "ru")
@@ -55,13 +56,13 @@ class OpenMojiConfig:
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """A folder of pictures with captions in .txt files, metadata.jsonl or metadata.csv."""
+    """A folder of images with captions in .txt files, metadata.jsonl or metadata.csv."""
 
     # Folder to read, with all folders in it.
     path: str
     # Directory to write; it must not exist yet.
     out: str = "data/folder"
-    # Pictures have about size² pixels (unless `buckets` are given).
+    # Images have about size² pixels (unless `buckets` are given).
     size: int = 512
     # Aspect ratios W:H, one bucket each.
     ratios: tuple[str, ...] = RATIOS
@@ -70,23 +71,33 @@ class FolderConfig:
     # Instead of size, ratios and tile: sizes HxW, or the report's tables lens-512, lens-768, lens-1024, lens-1440,
     # lens-pretraining (the first three together).
     buckets: tuple[str, ...] = ()
-    # Pictures with a side shorter than this are left out.
+    # Images with a side shorter than this are left out.
     min_side: int = 64
-    # Pictures that would have to be enlarged more than this are left out.
+    # Images that would have to be enlarged more than this are left out.
     max_upscale: float = 1.0
-    # Share of the pictures in the validation split, chosen by content, so that duplicates stay together.
+    # Share of the images in the validation split, chosen by content, so that duplicates stay together.
     validation: float = 0.02
     # Language of captions that name none.
     language: str = "en"
-    # Licence of the pictures, stored with each.
+    # Licence of the images, stored with each.
     licence: str = "unspecified"
     # "jpeg", "webp", or "png" (exact).
     encoding: str = "jpeg"
+    # Records whose captions are about as long lie together, so that batches of them pad little: the longest of each
+    # class in tokens that reach the denoiser, 22 more than the caption's own, such as 64 128 192 256 415. () is for
+    # sets that are small beside a batch.
+    caption_classes: tuple[int, ...] = ()
+    # Folder of the tokenizer.json that counts them. Without one they are estimated, half too long in English.
+    tokenizer: str | None = None
+    # Write records in a random order, so that reading neighbours of a shard is as good as drawing images.
+    shuffle: bool = True
+    # A shard is closed when its records reach this many MiB.
+    shard_mib: int = 256
     # Threads that decode and resize.
     threads: int = 2
-    # Seed of the choice of the validation split.
+    # Seed of the order and of the choice of the validation split.
     seed: int = 0
-    # Stop at the first problem instead of listing it in the manifest.
+    # Stop at the first problem instead of listing it in the index.
     strict: bool = False
     # Replace a data set that is already there.
     overwrite: bool = False
@@ -114,27 +125,21 @@ def prepare_openmoji(config: OpenMojiConfig, progress: bool = True) -> Path:
         )
 
     total = config.concepts * len(buckets) * config.copies + config.scenes + config.validation
-    with new_directory(config.out, config.overwrite, NAME) as directory, ShardSet(directory) as shards:
+    with new_directory(config.out, config.overwrite, NAME) as directory, DataWriter(directory, buckets) as writer:
         for split, scene in _progress(_openmoji_scenes(config, concepts, buckets), total, "drawing", progress):
             languages = train_languages if split == "train" else config.languages
-            shards.write(split, scene.bucket, encode(record(scene, languages)), languages)
+            writer.write(split, scene.bucket, 0, encode(record(scene, languages)), languages)
         names = [
             {"id": c.id, "code_point": f"U+{openmoji.CODE_POINTS[c.id]:04X}", "names": dict(c.names)} for c in concepts
         ]
         text = json.dumps(names, ensure_ascii=False, indent=1) + "\n"
         (directory / "concepts.json").write_text(text, encoding="utf-8")
-        write_manifest(
-            Manifest(
-                directory=directory,
-                source="openmoji",
-                config=_plain(config),
-                licence=openmoji.LICENCE,
-                languages=train_languages,
-                holdout_languages=config.holdout_languages,
-                buckets=buckets,
-                captioned=shards.captioned(),
-                shards=shards.finish(),
-            )
+        writer.finish(
+            source="openmoji",
+            config=_plain(config),
+            licence=openmoji.LICENCE,
+            languages=train_languages,
+            holdout_languages=config.holdout_languages,
         )
     return _report(config.out, progress)
 
@@ -193,6 +198,7 @@ def _check_openmoji(config: OpenMojiConfig) -> None:
 class _Fitted:
     split: str
     bucket: Bucket
+    text_class: int
     entry: bytes
     languages: tuple[str, ...]
 
@@ -203,49 +209,77 @@ class _Rejected:
     bucket: Bucket | None = None
 
 
-def prepare_folder(config: FolderConfig, progress: bool = True) -> Path:
-    """Write the data set of a folder to config.out and return that path. Same folder and config, same records."""
+def prepare_folder(
+    config: FolderConfig, progress: bool = True, count_tokens: Callable[[str], int] | None = None
+) -> Path:
+    """Write the data set of a folder to config.out and return that path. Same folder and config, same records.
+
+    `count_tokens` says how many tokens a caption has, from any thread; the command line makes it of config.tokenizer.
+    Memory does not grow with the folder.
+    """
     buckets = _check_folder(config)
-    found = list(_progress(folder.scan(config.path, config.language), None, "looking", progress))
-    if not found:
-        raise LensError(f"{config.path}: no pictures in it; accepted are {', '.join(folder.SUFFIXES)}")
-    dropped: Counter[str] = Counter()
-    by_bucket: dict[str, Counter[str]] = defaultdict(Counter)
-    failed: list[dict[str, str]] = []
-    with new_directory(config.out, config.overwrite, NAME) as directory, ShardSet(directory) as shards:
-        results = in_threads(lambda item: _fit(item, buckets, config), found, config.threads)
-        for result in _progress(results, len(found), "fitting", progress):
+    if config.tokenizer and not count_tokens:
+        raise LensError(f"tokenizer {config.tokenizer}: pass a function of it as count_tokens")
+    root = folder.root_of(config.path)
+    left_out = _LeftOut(config)
+    with (
+        new_directory(config.out, config.overwrite, NAME) as directory,
+        DataWriter(directory, buckets, config.shard_mib << 20) as writer,
+        tempfile.TemporaryDirectory(prefix=".listing-", dir=directory) as work,
+    ):
+        scan = folder.Scan(root, config.language, Path(work), config.seed if config.shuffle else None)
+        total = 0
+        for problem in _progress(scan.look(), None, "looking", progress):
+            if problem:
+                left_out.add(_Rejected(problem))
+            else:
+                total += 1
+        if not total:
+            raise LensError(f"{config.path}: no images in it; accepted are {', '.join(folder.SUFFIXES)}")
+        count = count_tokens or caption_length.estimate
+        results = in_threads(lambda item: _fit(item, buckets, config, count), scan.items(), config.threads)
+        for result in _progress(results, total, "fitting", progress):
             if isinstance(result, _Fitted):
-                shards.write(result.split, result.bucket, result.entry, result.languages)
-                continue
-            problem = result.problem
-            if config.strict:
-                raise LensError(f"{config.path}: {problem}; without --strict such files are left out")
-            dropped[problem.reason] += 1
-            if result.bucket:
-                by_bucket[str(result.bucket)][problem.reason] += 1
-            if len(failed) < MAX_NAMED_FAILURES:
-                failed.append({"file": problem.name, "reason": problem.reason, "detail": problem.detail})
-        if not shards.count("train"):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+                writer.write(result.split, result.bucket, result.text_class, result.entry, result.languages)
+            else:
+                left_out.add(result)
+        if not writer.count("train"):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.reasons.most_common())
             raise LensError(f"{config.path}: nothing left to train on ({reasons or 'all in the validation split'})")
-        write_manifest(
-            Manifest(
-                directory=directory,
-                source="folder",
-                config=_plain(config),
-                licence=config.licence,
-                languages=tuple(sorted(shards.captioned()["train"])),
-                holdout_languages=(),
-                buckets=buckets,
-                captioned=shards.captioned(),
-                shards=shards.finish(),
-                dropped=dict(dropped),
-                dropped_by_bucket=by_bucket,
-                failed=tuple(failed),
-            )
+        counted_by = "tokenizer" if count_tokens else "estimate"
+        writer.finish(
+            source="folder",
+            config=_plain(config),
+            licence=config.licence,
+            languages=tuple(sorted(writer.captioned()["train"])),
+            holdout_languages=(),
+            caption_classes=config.caption_classes,
+            caption_count=counted_by if config.caption_classes else "",
+            dropped=left_out.reasons,
+            dropped_by_bucket=left_out.by_bucket,
+            failed=tuple(left_out.named),
         )
     return _report(config.out, progress)
+
+
+class _LeftOut:
+    """What could not be used, counted; the first are named."""
+
+    def __init__(self, config: FolderConfig):
+        self._config = config
+        self.reasons: Counter[str] = Counter()
+        self.by_bucket: dict[str, Counter[str]] = defaultdict(Counter)
+        self.named: list[dict[str, str]] = []
+
+    def add(self, rejected: _Rejected) -> None:
+        problem = rejected.problem
+        if self._config.strict:
+            raise LensError(f"{self._config.path}: {problem}; without --strict such files are left out")
+        self.reasons[problem.reason] += 1
+        if rejected.bucket:
+            self.by_bucket[str(rejected.bucket)][problem.reason] += 1
+        if len(self.named) < MAX_NAMED_FAILURES:
+            self.named.append({"file": problem.name, "reason": problem.reason, "detail": problem.detail})
 
 
 def _check_folder(config: FolderConfig) -> tuple[Bucket, ...]:
@@ -253,6 +287,9 @@ def _check_folder(config: FolderConfig) -> tuple[Bucket, ...]:
         raise LensError(f"validation {config.validation}: a share from 0 to below 1")
     if not config.max_upscale > 0 or config.min_side < 1 or config.threads < 1:
         raise LensError("max_upscale must be above 0, min_side and threads at least 1")
+    if config.shard_mib < 1:
+        raise LensError(f"shard_mib {config.shard_mib}: at least 1")
+    caption_length.check_classes(config.caption_classes)
     images.encode_image(np.zeros((1, 1, 3), np.uint8), config.encoding)  # refuses an unknown encoding
     out, source = Path(config.out).resolve(), Path(config.path).resolve()
     if out.is_relative_to(source):
@@ -261,21 +298,27 @@ def _check_folder(config: FolderConfig) -> tuple[Bucket, ...]:
 
 
 def _fit(
-    item: folder.Captioned | folder.Problem, buckets: Sequence[Bucket], config: FolderConfig
+    item: folder.Found | folder.Problem,
+    buckets: Sequence[Bucket],
+    config: FolderConfig,
+    count_tokens: Callable[[str], int],
 ) -> _Fitted | _Rejected:
     if isinstance(item, folder.Problem):
         return _Rejected(item)
+    captions = folder.captions_of(item, config.language)
+    if isinstance(captions, folder.Problem):
+        return _Rejected(captions)
     try:
         if item.path.stat().st_size > images.MAX_ENCODED_BYTES:
             detail = f"over {images.MAX_ENCODED_BYTES} bytes"
             return _Rejected(folder.Problem(item.name, "does not decode", detail))
         data = item.path.read_bytes()
-        picture = images.open_image(data, item.name)
+        image = images.open_image(data, item.name)
     except LensError as error:
         return _Rejected(folder.Problem(item.name, "does not decode", str(error).removeprefix(f"{item.name}: ")))
     except OSError as error:
         return _Rejected(folder.Problem(item.name, "cannot be read", str(error.strerror)))
-    width, height = picture.size
+    width, height = image.size
     bucket = None if min(height, width) < config.min_side else assign(height, width, buckets, config.max_upscale)
     if bucket is None:
         detail = f"{height}x{width}; min_side {config.min_side}, max_upscale {config.max_upscale:g}"
@@ -283,8 +326,8 @@ def _fit(
         closest = min(buckets, key=lambda b: (abs(np.log(width * b.height / (height * b.width))), b.height * b.width))
         return _Rejected(folder.Problem(item.name, "too small", detail), closest)
     record = Record(
-        image=images.encode_image(fit_image(picture, bucket), config.encoding),
-        captions=item.captions,
+        image=images.encode_image(fit_image(image, bucket), config.encoding),
+        captions=captions,
         height=bucket.height,
         width=bucket.width,
         source=item.name,
@@ -297,7 +340,11 @@ def _fit(
         return _Rejected(folder.Problem(item.name, "bad caption", str(error).removeprefix(f"{item.name}: ")))
     digest = hashlib.sha256(b"%d:" % config.seed + data).digest()
     held_out = int.from_bytes(digest[:8], "big") < config.validation * 2**64
-    return _Fitted("validation" if held_out else "train", bucket, entry, tuple(item.captions))
+    most = 0
+    if config.caption_classes:
+        longest = caption_length.longest(captions.values(), count_tokens)
+        most = caption_length.text_class(longest, config.caption_classes)
+    return _Fitted("validation" if held_out else "train", bucket, most, entry, tuple(captions))
 
 
 def in_threads(function, items: Iterable, threads: int) -> Iterator:
@@ -337,22 +384,22 @@ def _progress(items: Iterable, total: int | None, what: str, show: bool) -> Iter
 
 def _report(out: str, show: bool) -> Path:
     """A table of the finished data set; returns its path."""
-    manifest = load_manifest(out)
+    data = load_index(out)
     if show:
         from rich.table import Table
 
-        table = Table(title=f"{out}: {manifest.source}, {manifest.licence}")
+        table = Table(title=f"{out}: {data.source}, {data.licence}")
         table.add_column("bucket (HxW)")
         for column in (*SPLITS, "too small"):
             table.add_column(column, justify="right")
-        counts = [manifest.counts(split) for split in SPLITS]
-        for index, bucket in enumerate(manifest.buckets):
-            small = manifest.dropped_by_bucket.get(str(bucket), {}).get("too small", 0)
+        counts = [data.counts(split) for split in SPLITS]
+        for index, bucket in enumerate(data.buckets):
+            small = data.dropped_by_bucket.get(str(bucket), {}).get("too small", 0)
             table.add_row(str(bucket), *(f"{c[index]:,}" for c in counts), f"{small:,}")
         console = make_console()
         console.print(table)
-        for reason, count in sorted(manifest.dropped.items()):
+        for reason, count in sorted(data.dropped.items()):
             console.print(f"left out: {count:,} {reason}")
-        if manifest.failed:
+        if data.failed:
             console.print(f'named in {Path(out) / NAME} under "failed"')
     return Path(out)

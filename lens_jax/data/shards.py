@@ -5,6 +5,7 @@ as one with no records. So a reader checks that the file exists, and takes the n
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,8 @@ class ShardWriter:
         self.path = Path(path)
         self.count = 0
         self._partial = self.path.with_name(self.path.name + ".partial")
-        self._writer = ArrayRecordWriter(str(self._partial), "group_size:1" + ("" if compress else ",uncompressed"))
+        with self._writing():
+            self._writer = ArrayRecordWriter(str(self._partial), "group_size:1" + ("" if compress else ",uncompressed"))
 
     def write(self, record: Record) -> None:
         """Append one record."""
@@ -36,18 +38,29 @@ class ShardWriter:
 
     def write_entry(self, entry: bytes) -> None:
         """Append one record that is encoded already."""
-        self._writer.write(entry)
+        with self._writing():
+            self._writer.write(entry)
         self.count += 1
 
     def close(self) -> None:
         """Finish the file and give it its name."""
-        self._writer.close()
+        with self._writing():
+            self._writer.close()
         os.replace(self._partial, self.path)
 
     def abandon(self) -> None:
         """Drop what was written."""
-        self._writer.close()
+        with contextlib.suppress(RuntimeError):  # repeats why it could not be written
+            self._writer.close()
         self._partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except RuntimeError as error:
+            failed = f"{self.path}: cannot be written ({_reason(error)})"
+            raise LensError(_too_many(self.path, error) or failed) from error
 
     def __enter__(self):
         return self
@@ -59,27 +72,35 @@ class ShardWriter:
 class ShardReader:
     """Random access to the records of one shard; safe to share between threads.
 
-    `expected` is the number of records the manifest promises; None skips that check. `decode` makes a record of an
-    entry and its place. Damage raises LensError.
+    `expected` and `size` are the records and bytes that the index promises; None skips that check. `decode` makes a
+    record of an entry and its place. Damage raises LensError.
     """
 
     def __init__(
-        self, path: str | os.PathLike, expected: int | None = None, decode: Callable[[bytes, str], Any] = decode
+        self,
+        path: str | os.PathLike,
+        expected: int | None = None,
+        size: int | None = None,
+        decode: Callable[[bytes, str], Any] = decode,
     ):
         from array_record.python.array_record_module import ArrayRecordReader
 
         self.path, self._decode = Path(path), decode
-        if not self.path.is_file():
-            raise LensError(f"{self.path}: no such shard")
+        try:
+            found = self.path.stat().st_size
+        except OSError as error:
+            raise LensError(f"{self.path}: no such shard ({error.strerror}); prepare the data set again") from None
+        if size is not None and found != size:
+            raise LensError(f"{self.path}: {found} bytes, the index says {size}; truncated? prepare the data set again")
         try:
             # Read-ahead would fetch neighbours that a shuffled epoch does not want.
             self._reader = ArrayRecordReader(str(self.path), "readahead_buffer_size:0")
             self._count = self._reader.num_records()
         except RuntimeError as error:
-            raise LensError(_damaged(self.path, error)) from error
+            raise LensError(_failed(self.path, error)) from error
         if expected is not None and self._count != expected:
             raise LensError(
-                f"{self.path}: holds {self._count} records, the manifest says {expected}; "
+                f"{self.path}: holds {self._count} records, the index says {expected}; "
                 "the file is truncated or from another data set: prepare it again"
             )
 
@@ -96,7 +117,7 @@ class ShardReader:
         try:
             entries = self._reader.read([int(position) for position in positions])
         except RuntimeError as error:
-            raise LensError(_damaged(self.path, error)) from error
+            raise LensError(_failed(self.path, error)) from error
         return [self._decode(entry, f"{self.path}[{position}]") for entry, position in zip(entries, positions)]
 
     def close(self) -> None:
@@ -111,6 +132,20 @@ class ShardReader:
         self.close()
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).splitlines()[0].split(";")[0][:120]
-    return f"{path}: truncated or damaged ArrayRecord file ({reason}); prepare the data set again"
+def _failed(path: Path, error: Exception) -> str:
+    damaged = f"{path}: truncated or damaged ArrayRecord file ({_reason(error)}); prepare the data set again"
+    return _too_many(path, error) or damaged
+
+
+def _too_many(path: Path, error: Exception) -> str:
+    """What to say if descriptors have run out, else nothing; array_record tells its reasons apart by words alone."""
+    if not any(os.strerror(number).lower() in str(error).lower() for number in (errno.EMFILE, errno.ENFILE)):
+        return ""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"{path}: too many open files, this process may have {limit}; raise the limit: ulimit -n {4 * limit}"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].split(";")[0][:120]

@@ -13,7 +13,7 @@ import os
 
 import numpy as np
 
-from lens_jax.data.manifest import SPLITS, fingerprint, load_manifest
+from lens_jax.data.index import SPLITS, load_index
 from lens_jax.errors import LensError
 
 
@@ -22,7 +22,7 @@ def as_tfds(data_dir: str | os.PathLike, tfds_dir: str | os.PathLike):
 
     Does nothing when it is there already. LensError when the data set or the package is missing.
     """
-    manifest = load_manifest(data_dir)
+    index = load_index(data_dir)
     try:
         import importlib_resources  # noqa: F401  (imported by tensorflow-datasets, missing from its requirements)
         import tensorflow_datasets as tfds
@@ -47,19 +47,19 @@ def as_tfds(data_dir: str | os.PathLike, tfds_dir: str | os.PathLike):
             }
             return tfds.core.DatasetInfo(
                 builder=self,
-                description=f"{manifest.source}, prepared by lens-jax, fingerprint {fingerprint(manifest)}",
+                description=f"{index.source}, prepared by lens-jax, fingerprint {index.fingerprint}",
                 features=tfds.features.FeaturesDict(features),
-                license=manifest.licence,
+                license=index.licence,
             )
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in SPLITS if any(manifest.counts(split))}
+            return {split: self._generate_examples(split) for split in SPLITS if any(index.counts(split))}
 
         def _generate_examples(self, split):
-            for index, record in enumerate(manifest.records(split)):
+            for number, record in enumerate(index.records(split)):
                 pairs = [(language, text) for language, texts in record.captions.items() for text in texts]
                 yield (
-                    index,
+                    number,
                     {
                         "image": io.BytesIO(record.image),
                         "captions": [{"language": language, "text": text} for language, text in pairs],
@@ -72,7 +72,7 @@ def as_tfds(data_dir: str | os.PathLike, tfds_dir: str | os.PathLike):
                 )
 
     # The name carries the fingerprint, so that a data set prepared anew is not mistaken for the old one.
-    LensData.name = f"lens_{manifest.source}_{fingerprint(manifest)}"
+    LensData.name = f"lens_{index.source}_{index.fingerprint}"
     builder = LensData(data_dir=os.fspath(tfds_dir), file_format="array_record")
     builder.download_and_prepare()
     return builder

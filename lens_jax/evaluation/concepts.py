@@ -18,7 +18,7 @@ from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet
 from lens_jax.data import scenes
 from lens_jax.data.buckets import Bucket
-from lens_jax.data.manifest import Manifest, load_manifest
+from lens_jax.data.index import Index, load_index
 from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError, nearest
 from lens_jax.inference.pipeline import LensPipeline
@@ -67,7 +67,7 @@ class Score:
 def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
     """Evaluate, print a table, and write `evaluation.json` and `evaluation.png`."""
     console = console or make_console()
-    manifest = load_manifest(config.data)
+    manifest = load_index(config.data)
     if manifest.source != "openmoji":
         raise LensError(f"{config.data}: evaluation needs pictograms, this data set is of source {manifest.source!r}")
     concepts = openmoji.load_concepts(int(manifest.config["concepts"]))
@@ -134,7 +134,7 @@ def _draw(pipe: LensPipeline, prompts: list[str], bucket: Bucket, config: Evalua
     return np.stack([np.asarray(image) for image in images])
 
 
-def _write(out: Path, config: EvaluateConfig, manifest: Manifest, scores: list[Score]) -> None:
+def _write(out: Path, config: EvaluateConfig, manifest: Index, scores: list[Score]) -> None:
     report = {
         "config": dataclasses.asdict(config),
         "concepts": int(manifest.config["concepts"]),

@@ -15,7 +15,8 @@ from lens_jax.atomic import write_json
 from lens_jax.console import make_console
 from lens_jax.errors import LensError
 from lens_jax.planning import estimate, fit, lowering, topology
-from lens_jax.planning.estimate import DataUse, Padding, TracedProgram, Traffic, Work
+from lens_jax.planning.data import CAPTION_TOKENS, BucketUse, DataUse, Padding, data_use, largest_shapes, padding
+from lens_jax.planning.estimate import TracedProgram, Traffic, Work
 from lens_jax.planning.hardware import HARDWARE, Hardware, Name
 from lens_jax.pretraining.config import TrainConfig
 
@@ -36,8 +37,9 @@ class PlanConfig:
     mfu: float = 0.4
     # Price of one device for an hour, in any currency; 0 leaves the cost out.
     price: float = 0.0
-    # Text tokens a caption has on average (the report's 109 words are about 150 of GPT-OSS).
-    caption_tokens: int = 150
+    # Text tokens a caption has on average (the report's 109 words are about 150 of GPT-OSS), not counting the 22 that
+    # stand behind every caption.
+    caption_tokens: int = CAPTION_TOKENS
     # Lower every program too, and not only trace it.
     lower: bool = True
     # Compile every program with the TPU's own compiler and take the memory that it says: up to some minutes each.
@@ -126,15 +128,18 @@ def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda 
     static = hardware.platform, options.lower, options.compile
     programs = estimate.trace_programs(config, mesh, shapes, data.cached, *static, begin)
     resident = estimate.resident(config, mesh, shapes, data.cached)
-    work = estimate.step_work(config, data, options.caption_tokens)
+    work = estimate.step_work(config, data)
     rate = options.devices * hardware.peak
     seconds = (work.model + work.encoders) / (options.mfu * rate)
     fullest = max(programs, key=lambda one: one.peak.bytes)
     hours = config.steps * seconds * options.devices / 3600
-    areas = defaultdict(list)
+    buckets, areas = defaultdict(list), defaultdict(list)
     for use in data.buckets:
+        buckets[use.bucket].append(use)
         areas[use.area].append(use)
-    padding = lambda uses, name: estimate.padding(config, uses, options.caption_tokens, name)
+    of_areas = [padding(config, uses, f"{len({u.bucket for u in uses})} sizes") for uses in areas.values()]
+    if len(areas) > 1:
+        of_areas.append(padding(config, data.buckets, "all"))
     return Plan(
         hardware=options.hardware,
         devices=options.devices,
@@ -151,23 +156,23 @@ def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda 
         hfu=work.executed / (seconds * rate),
         seconds=seconds,
         traffic=estimate.traffic(config, data, programs, mesh, hardware),
-        buckets=[padding([use], str(use.bucket)) for use in data.buckets],
-        areas=[padding(uses, f"{len(uses)} sizes") for uses in areas.values()],
+        buckets=[padding(config, uses, str(bucket)) for bucket, uses in buckets.items()],
+        areas=of_areas,
         device_hours=hours,
         days=config.steps * seconds / 86400,
         cost=hours * options.price if options.price else None,
     )
 
 
-def _lay_out(config: TrainConfig, options: PlanConfig) -> tuple[Any, str, DataUse, list[estimate.BucketUse]]:
+def _lay_out(config: TrainConfig, options: PlanConfig) -> tuple[Any, str, DataUse, list[BucketUse]]:
     """(mesh, how it lies on the devices, data, shapes to trace); LensError where the run could not start on them."""
     described = topology.describe(options.hardware, options.devices, options.slices)
     mesh = lowering.abstract_mesh(config.mesh, options.devices)
-    data = estimate.data_use(config, 1 if mesh is None else mesh.shape["sequence"])
+    data = data_use(config, 1 if mesh is None else mesh.shape["sequence"], options.caption_tokens)
     estimate.check_shapes(config, data, mesh)
     sizes = sorted({use.images for use in data.buckets})
     layout = topology.check(config.mesh, options.hardware, described, sizes)
-    return mesh, layout, data, estimate.largest_shapes(data.buckets)
+    return mesh, layout, data, largest_shapes(data.buckets)
 
 
 def _does_not_fit(found: Plan, options: PlanConfig) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from lens_jax.data.pipeline import DataConfig
+from lens_jax.data.config import DataConfig
 from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.encoders import kinds
 from lens_jax.encoders.pixels import PixelCodecConfig

@@ -12,8 +12,9 @@ from rich.console import Console
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.data.buckets import parse_bucket
+from lens_jax.data.datasets import open_data
 from lens_jax.data.mixture import START, Position
-from lens_jax.data.pipeline import Batches, batches, open_data, validation_batches
+from lens_jax.data.pipeline import Batches, batches, validation_batches
 from lens_jax.models.latent_grid import latent_grid
 from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.config import TrainConfig

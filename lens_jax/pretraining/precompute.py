@@ -1,19 +1,22 @@
 """`lens-jax precompute`: a data set of images to one of latents and text features, which trains without encoders.
 
-    OUT/<shard of the data set>      feature records, one for each of the shard's records, in their order
-    OUT/<shard>.json                 what it was made from (`key`), written when the shard is complete
-    OUT/manifest.json                written when all shards are there
+    OUT/<stream>/<number>.array_record   feature records of one shard of the images, those of one class of lengths
+    OUT/notes/<split>-<size>-<number>.json    what they were made from (`key`), written when all of them are there
+    OUT/index.json                       written when all shards are there
 
-A shard's key is a hash of its records and of all that its features depend on: weights, layers, date, sizes. So a run
-that was stopped goes on, and after a change only what changed is made again. Any number of processes share the work
-without talking to each other: each takes every n-th shard, and whoever finds all complete writes the manifest.
+Here the length of every caption is known, so records go to the class that holds the longest of theirs. The shards that
+come of one shard of the images have one number in all classes, which the shard's place among those of its size and split
+gives; a class that none of its records is in has no file there, and a shard of no records in the index. A note's key is
+a hash of the shard's records and of all that their features depend on: weights, layers, date, sizes. So a run that was
+stopped goes on, and after a change only what changed is made again. Any number of processes share the work without
+talking to each other: each takes every n-th shard, and whoever finds all complete writes the index.
 """
 
 import dataclasses
 import hashlib
 import json
-import os
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -32,24 +35,28 @@ from rich.progress import (
 from rich.text import Text
 
 from lens_jax import parallel
+from lens_jax.atomic import write_json
 from lens_jax.console import make_console
 from lens_jax.data import feature_records
+from lens_jax.data.buckets import Bucket
+from lens_jax.data.caption_length import check_classes, text_class
 from lens_jax.data.config import DataConfig
-from lens_jax.data.datasets import open_data
+from lens_jax.data.datasets import DataSets, open_data
 from lens_jax.data.feature_records import FeatureRecord
-from lens_jax.data.manifest import (
+from lens_jax.data.index import (
     FEATURES,
     NAME,
-    Manifest,
+    Index,
+    IndexWriter,
     Shard,
-    fingerprint,
-    load_manifest,
+    load_index,
     read_source,
-    write_manifest,
+    shard_name,
+    stream_name,
 )
 from lens_jax.data.mixture import Shape
 from lens_jax.data.records import Record, decode_image
-from lens_jax.data.shards import ShardReader, ShardWriter
+from lens_jax.data.writer import HashedShard
 from lens_jax.encoders import kinds
 from lens_jax.errors import LensError
 from lens_jax.parallel import MeshConfig
@@ -61,6 +68,8 @@ _LENGTHS = (64, 128, 256)
 # Images of a shard held at a time: with captions of 172 tokens 0.3 GB.
 _RECORDS = 64
 _MAX_NOTE = 1 << 20
+_NOTES = "notes"
+_OURS = re.compile(rf"{NAME}|{_NOTES}|(train|validation)-\d+x\d+(-text\d+)?(\.shards)?|.*\.partial-\w+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +86,9 @@ class Precompute:
     batch_size: int = 64
     # What is stored. In bfloat16 a token of GPT-OSS takes 23 kB, and the latents of 1024 x 1024 pixels 1 MB.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    # Records whose captions are about as long lie together, so that batches of them pad little: the longest of each
+    # class in text tokens, such as 64 128 192 256 415. () is for sets that are small beside a batch.
+    caption_classes: tuple[int, ...] = ()
     # Devices of this process that share the text encoder's weights: -1 all of them, 1 none.
     fsdp: int = -1
     # This process makes every `hosts`-th shard, from number `host` on. Without the two the cluster says, or it is one.
@@ -90,6 +102,7 @@ class Precompute:
             raise LensError("give both --host and --hosts, or neither")
         if self.hosts is not None and not 0 <= self.host < self.hosts:
             raise LensError(f"--host is {self.host}, --hosts {self.hosts}; hosts count from 0")
+        check_classes(self.caption_classes)
         if self.codec.sample:
             raise LensError("codec.sample draws other latents for every epoch; with stored ones it must be off")
 
@@ -97,7 +110,7 @@ class Precompute:
 def precompute(options: Precompute) -> Path | None:
     """Make this process's shards; the path of the data set once all shards of all processes are there, else None."""
     console = make_console()
-    data, source = open_data(options.data), load_manifest(options.data.path)
+    data, source = open_data(options.data), load_index(options.data.path)
     if source.features:
         raise LensError(f"{options.data.path}: holds features already; give the data set of images")
     host, hosts = jax.process_index(), jax.process_count()
@@ -108,40 +121,93 @@ def precompute(options: Precompute) -> Path | None:
     features = Features(run, [Shape(bucket) for bucket in source.buckets], mesh)
     fitted = fit_codec(run, data)
     made = _description(options, source, features, fitted)
-    keys = [_key(made, shard) for shard in source.shards]
 
     out = Path(options.out)
     _check_target(out)
+    tasks = _tasks(source, made, options.caption_classes)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        (out / _NOTES).mkdir(parents=True, exist_ok=True)
         # Until all is there again nobody may take it for a data set.
-        if not _complete(out, source, keys):
+        if not all(_finished(out, task) is not None for task in tasks):
             (out / NAME).unlink(missing_ok=True)
     except OSError as error:
         raise LensError(f"{out}: cannot be written: {error.strerror}") from None
-    mine = [(shard, key) for shard, key in zip(source.shards, keys)][host::hosts]
-    todo = [(shard, key) for shard, key in mine if _finished(out, shard, key) is None]
+    mine = tasks[host::hosts]
+    todo = [task for task in mine if _finished(out, task) is None]
     if len(todo) < len(mine):
         console.print(f"{len(mine) - len(todo)} of {len(mine)} shards are there already")
-    total = sum(shard.records for shard, _ in todo)
     worker = _Worker(options, features, fitted, mesh)
     with _bar(console) as bar:
-        task = bar.add_task("encoding", total=total)
-        for shard, key in todo:
-            _make_shard(out, source, shard, key, worker, lambda count: bar.advance(task, count))
-    if not _complete(out, source, keys):
+        bar_task = bar.add_task("encoding", total=sum(task.shard.records for task in todo))
+        for task in todo:
+            _make(out, source, task, options.caption_classes, worker, lambda count: bar.advance(bar_task, count))
+    done = [_finished(out, task) for task in tasks]
+    if any(parts is None for parts in done):
         console.print(f"this process's part is done; {out} becomes a data set when the others have finished theirs")
         return None
-    shards = tuple(_finished(out, shard, key) for shard, key in zip(source.shards, keys))
-    write_manifest(dataclasses.replace(source, directory=out, source=FEATURES, config=made, shards=shards))
-    _tidy(out, source)
-    size = sum(shard.bytes for shard in shards)
-    console.print(f"{sum(s.records for s in shards):,} records, {size / 1e9:.2f} GB in {out}")
+    _write_index(out, source, made, options.caption_classes, tasks, done)
+    _tidy(out, tasks)
+    size = sum(part[1] for parts in done for part in parts.values())
+    console.print(f"{sum(task.shard.records for task in tasks):,} records, {size / 1e9:.2f} GB in {out}")
     return out
 
 
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """A shard of images, and where what is made of it goes."""
+
+    shard: Shard
+    split: str
+    bucket: Bucket
+    # Its number among the shards of that split and size.
+    number: int
+    key: str
+
+    @property
+    def note(self) -> str:
+        return f"{_NOTES}/{stream_name(self.split, self.bucket, 0)}-{self.number:06d}.json"
+
+    def name(self, most: int) -> str:
+        """The shard of the records with captions of at most so many tokens."""
+        return shard_name(stream_name(self.split, self.bucket, most), self.number)
+
+
+# What is made of a task: (records, bytes, sha256) by class of caption lengths.
+_Parts = dict[int, tuple[int, int, str]]
+
+
+def _tasks(source: Index, made: dict[str, Any], classes: tuple[int, ...]) -> list[_Task]:
+    tasks, numbers = [], Counter()
+    for stream in source.streams:
+        place = stream.split, stream.bucket
+        for shard in source.shards(stream):
+            tasks.append(_Task(shard, *place, numbers[place], _key(made, shard, classes)))
+            numbers[place] += 1
+    return tasks
+
+
+def _write_index(
+    out: Path, source: Index, made: dict[str, Any], classes: tuple[int, ...], tasks: list[_Task], done: list[_Parts]
+) -> None:
+    used = defaultdict(set)
+    for task, parts in zip(tasks, done):
+        used[task.split, task.bucket].update(parts)
+    writer = IndexWriter(out)
+    for task, parts in zip(tasks, done):
+        for most in used[task.split, task.bucket]:
+            writer.add(task.split, task.bucket, most, *parts.get(most, (0, 0, hashlib.sha256().hexdigest())))
+    kept = "licence", "languages", "holdout_languages", "buckets", "captioned", "dropped", "dropped_by_bucket", "failed"
+    writer.finish(
+        source=FEATURES,
+        config=made,
+        caption_classes=classes,
+        caption_count="encoder" if classes else "",
+        **{name: getattr(source, name) for name in kept},
+    )
+
+
 def _check_target(out: Path) -> None:
-    """LensError for a folder of something else: shards here have the names that those of the images have."""
+    """LensError for a folder of something else: streams here have the names that those of the images have."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -149,21 +215,20 @@ def _check_target(out: Path) -> None:
     names = {path.name for path in out.iterdir()}
     if NAME in names and read_source(out) != FEATURES:
         raise LensError(f"--out {out}: is a data set of images; give another folder")
-    ours = (".array_record", ".array_record.json", ".partial")
-    others = sorted(name for name in names - {NAME} if not name.endswith(ours))
+    others = sorted(names if _NOTES not in names else (name for name in names if not _OURS.fullmatch(name)))
     if others:
         raise LensError(f"--out {out}: holds {others[0]}, which is not ours; give another folder")
 
 
-def check_features(config: TrainConfig, manifest: Manifest) -> None:
+def check_features(config: TrainConfig, data: DataSets) -> None:
     """LensError where stored features were made by other networks than the run's config names."""
-    made = manifest.features
+    made = data.features
     for name in ("codec", "text"):
         ours = _identity_of(getattr(config, name))
         for field, theirs in made[name].items():
             if ours.get(field) != theirs:
                 raise LensError(
-                    f"{manifest.directory}: made with {name}.{field} {theirs!r:.60}, the config says "
+                    f"{data.config.paths[0]}: made with {name}.{field} {theirs!r:.60}, the config says "
                     f"{ours.get(field)!r:.60}; precompute again, or change the config"
                 )
 
@@ -209,26 +274,26 @@ def _filled(rows: np.ndarray, size: int) -> np.ndarray:
     return rows[np.minimum(np.arange(size), len(rows) - 1)]
 
 
-def _make_shard(out: Path, source: Manifest, shard: Shard, key: str, worker: _Worker, advance) -> None:
-    """Write one shard and then the note that it is complete."""
-    digest = hashlib.sha256()
+def _make(out: Path, source: Index, task: _Task, classes: tuple[int, ...], worker: _Worker, advance) -> None:
+    """Write what is made of one shard, and then the note that it is complete."""
+    shards: dict[int, HashedShard] = {}
     try:
-        reader = ShardReader(source.directory / shard.name, shard.records)
-        with reader, ShardWriter(out / shard.name, compress=False) as writer:
-            for start in range(0, shard.records, _RECORDS):
-                found = reader.read(range(start, min(start + _RECORDS, shard.records)))
+        with source.open(task.shard) as reader:
+            for start in range(0, task.shard.records, _RECORDS):
+                found = reader.read(range(start, min(start + _RECORDS, task.shard.records)))
                 for record in _encoded(found, worker):
-                    entry = feature_records.encode(record)
-                    writer.write_entry(entry)
-                    digest.update(len(entry).to_bytes(8, "big") + entry)
+                    most = text_class(record.longest, classes)
+                    if most not in shards:
+                        shards[most] = HashedShard(out / task.name(most), compress=False)
+                    shards[most].write(feature_records.encode(record))
                 advance(len(found))
-        size = (out / shard.name).stat().st_size
-        note = dataclasses.asdict(dataclasses.replace(shard, bytes=size, sha256=digest.hexdigest()))
-        partial = out / f"{shard.name}.json.partial"
-        partial.write_text(json.dumps({"key": key, "shard": note}), encoding="utf-8")
-        os.replace(partial, out / f"{shard.name}.json")
+        parts = {str(most): shards.pop(most).close() for most in sorted(shards)}
+        write_json(out / task.note, {"key": task.key, "parts": parts})
     except OSError as error:
-        raise LensError(f"{out / shard.name}: cannot be written: {error.strerror}") from None
+        raise LensError(f"{out / task.note}: cannot be written: {error.strerror}") from None
+    finally:
+        for shard in shards.values():
+            shard.abandon()
 
 
 def _encoded(found: list[Record], worker: _Worker) -> Iterator[FeatureRecord]:
@@ -239,38 +304,48 @@ def _encoded(found: list[Record], worker: _Worker) -> Iterator[FeatureRecord]:
         yield FeatureRecord(latents, texts, record.height, record.width, record.source, record.licence)
 
 
-def _finished(out: Path, shard: Shard, key: str) -> Shard | None:
-    """What a shard's note says, if it was made from the same and the file is as long as it says."""
-    path = out / f"{shard.name}.json"
+def _finished(out: Path, task: _Task) -> _Parts | None:
+    """What a task's note says, if it was made from the same and the files are as long as it says."""
+    path = out / task.note
     try:
         if path.stat().st_size > _MAX_NOTE:
             return None
         note = json.loads(path.read_text(encoding="utf-8"))
-        made = Shard(**note["shard"])
-        same = note["key"] == key and made == dataclasses.replace(shard, bytes=made.bytes, sha256=made.sha256)
-        return made if same and (out / made.name).stat().st_size == made.bytes else None
-    except (OSError, ValueError, KeyError, TypeError):
+        if note["key"] != task.key:
+            return None
+        parts = {
+            int(most): (int(count), int(size), str(sha256)) for most, (count, size, sha256) in note["parts"].items()
+        }
+        whole = sum(count for count, _, _ in parts.values()) == task.shard.records
+        whole &= all((out / task.name(most)).stat().st_size == size for most, (_, size, _) in parts.items())
+        return parts if whole and all(len(bytes.fromhex(part[2])) == 32 for part in parts.values()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _complete(out: Path, source: Manifest, keys: list[str]) -> bool:
-    return all(_finished(out, shard, key) for shard, key in zip(source.shards, keys))
+def _tidy(out: Path, tasks: list[_Task]) -> None:
+    """Remove what an earlier state of the data set left. Only what we wrote has such names."""
+    index = load_index(out)
+    notes = {task.note for task in tasks}
+    for path in (out / _NOTES).iterdir():
+        if f"{_NOTES}/{path.name}" not in notes:
+            path.unlink(missing_ok=True)
+    known = {stream.name: {Path(shard.name).name for shard in index.shards(stream)} for stream in index.streams}
+    for path in out.iterdir():
+        if path.suffix == ".shards" and path.stem not in known:
+            path.unlink(missing_ok=True)
+        if path.is_dir() and path.name != _NOTES:
+            for shard in path.iterdir():
+                if shard.name not in known.get(path.name, ()):
+                    shard.unlink(missing_ok=True)
+            if path.name not in known:
+                path.rmdir()
 
 
-def _tidy(out: Path, source: Manifest) -> None:
-    """Remove shards of an earlier state of the data set. Only what we wrote has such names."""
-    known = {shard.name for shard in source.shards}
-    for note in out.glob("*.array_record.json"):
-        name = note.name.removesuffix(".json")
-        if name not in known:
-            (out / name).unlink(missing_ok=True)
-            note.unlink()
-
-
-def _description(options: Precompute, source: Manifest, features: Features, fitted: dict) -> dict[str, Any]:
-    """What the manifest says of how the records were made, as JSON."""
+def _description(options: Precompute, source: Index, features: Features, fitted: dict) -> dict[str, Any]:
+    """What the index says of how the records were made, as JSON."""
     return {
-        "of": fingerprint(source),
+        "of": source.fingerprint,
         "codec": _identity_of(options.codec),
         "text": _identity_of(options.text),
         "weights": features.weights(),
@@ -291,10 +366,10 @@ def _identity_of(config) -> dict[str, Any]:
     }
 
 
-def _key(made: dict[str, Any], shard: Shard) -> str:
-    """Of a shard's records and of what its features depend on. `of` is the whole data set: not that."""
+def _key(made: dict[str, Any], shard: Shard, classes: tuple[int, ...]) -> str:
+    """Of a shard's records and of all that their features depend on. `of` is the whole data set: not that."""
     relevant = {name: value for name, value in made.items() if name != "of"}
-    return hashlib.sha256(json.dumps([shard.sha256, relevant], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([shard.sha256, relevant, classes], sort_keys=True).encode()).hexdigest()
 
 
 def _local_mesh(options: Precompute):

@@ -61,15 +61,11 @@ def token_counts(config: TrainConfig, shapes: Sequence[Shape], sequence: int = 1
 
 def _room(config: TrainConfig, padded: int, text_class: int, sequence: int) -> int:
     """The least room for captions of a class beside so many image tokens."""
-    least = min(text_class or config.text.max_tokens, config.text.max_tokens)
-    multiple = config.data.joint_multiple
-    for text in range(_round_up(least, sequence), least + sequence * (multiple + 1), sequence):
-        if (padded + text) % multiple == 0:
-            return text
-    raise LensError(
-        f"data.joint_multiple {multiple} cannot be reached with mesh.sequence {sequence} and {padded} image tokens; "
-        "use a power of two"
-    )
+    text = _round_up(min(text_class or config.text.max_tokens, config.text.max_tokens), sequence)
+    # This ends: `sequence` divides the image tokens.
+    while (padded + text) % config.data.joint_multiple:
+        text += sequence
+    return text
 
 
 def _round_up(number: int, multiple: int) -> int:

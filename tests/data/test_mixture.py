@@ -127,7 +127,7 @@ def test_position_is_checked():
     data, order = {"f00d": "data/a"}, {"seed": 0, "shards_together": 64}
     position = check_position(START, data, order, "the run")
     assert check_position(position, {**data, "beef": "data/b"}, order, "the run").data == {**data, "beef": "data/b"}
-    with pytest.raises(LensError, match=r"data/a: the run .* f00d; .* have beef"):
+    with pytest.raises(LensError, match=r"data/a: not the data set that the run was .*beef; it had f00d"):
         check_position(position, {"beef": "data/a"}, order, "the run")
     with pytest.raises(LensError, match=r"data.shards_together is 8, .* --data.shards-together 64"):
         check_position(position, data, {**order, "shards_together": 8}, "the run")

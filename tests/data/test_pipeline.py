@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from lens_jax.data.buckets import LENS_PRETRAINING, Bucket, parse_buckets
+from lens_jax.data.config import DataConfig
 from lens_jax.data.datasets import open_data, serves
 from lens_jax.data.mixture import START, Position, Shape, batch_shares
 from lens_jax.data.permutation import permute
-from lens_jax.data.pipeline import BatchSource, DataConfig, batches, validation_batches
+from lens_jax.data.pipeline import BatchSource, batches, validation_batches
 from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
 from lens_jax.data.reader import RecordReader
 from lens_jax.data.records import decode_image

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lens_jax.data import phrases, prepare, scenes
 from lens_jax.data.buckets import Bucket
-from lens_jax.data.manifest import load_manifest
+from lens_jax.data.index import load_index
 from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
 from lens_jax.data.records import decode_image
 from lens_jax.data.sources import openmoji
@@ -52,7 +52,7 @@ def scenes_on_white(sprite):
 
 
 def test_pictogram_captions_are_true(pictograms):
-    manifest = load_manifest(pictograms)
+    manifest = load_index(pictograms)
     names = {entry["id"]: entry["names"] for entry in json.loads((pictograms / "concepts.json").read_text())}
     assert sum(manifest.counts("train")) == 60 + 8 * 3
     assert manifest.languages == tuple(name for name in phrases.LANGUAGES if name not in ("it", "ko"))
@@ -94,14 +94,13 @@ def test_pictogram_captions_are_true(pictograms):
 
 
 def test_same_config_same_data_and_nothing_is_overwritten_unasked(pictograms, tmp_path):
-    from lens_jax.data.manifest import fingerprint
 
     again = prepare_openmoji(tiny(tmp_path / "again"), progress=False)
-    assert fingerprint(load_manifest(again)) == fingerprint(load_manifest(pictograms))
+    assert load_index(again).fingerprint == load_index(pictograms).fingerprint
     with pytest.raises(LensError, match="--overwrite"):
         prepare_openmoji(tiny(again), progress=False)
     other = prepare_openmoji(tiny(again, seed=1, overwrite=True), progress=False)
-    assert fingerprint(load_manifest(other)) != fingerprint(load_manifest(pictograms))
+    assert load_index(other).fingerprint != load_index(pictograms).fingerprint
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to_ada.txt").write_text("Dear Ada")
     with pytest.raises(LensError, match="not ours to replace"):
@@ -168,7 +167,7 @@ def test_folder_names_every_problem(tmp_path):
         csv.writer(file).writerows([["file_name", "caption", "language"], ["b.png", "two, or more", "it"], ["b.png"]])
 
     out = prepare_folder(folder_config(root, tmp_path), progress=False)
-    manifest = load_manifest(out)
+    manifest = load_index(out)
     assert dict(manifest.dropped) == {
         "bad caption": 1,
         "bad row": 6,
@@ -208,7 +207,7 @@ def test_folder_splits_and_refusals(tmp_path):
     for seed in range(40):
         save(root / f"{seed:02d}.png", (40, 40), seed // 2).with_suffix(".txt").write_text(f"image {seed}")
     out = prepare_folder(folder_config(root, tmp_path, validation=0.3, encoding="png"), progress=False)
-    manifest = load_manifest(out)
+    manifest = load_index(out)
     train, validation = ({record.image for record in manifest.records(split)} for split in ("train", "validation"))
     assert train
     assert validation
@@ -229,12 +228,12 @@ def test_tfds_reads_it_back_without_tensorflow(pictograms, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     code = f"""
 import sys
-from lens_jax.data.manifest import load_manifest
+from lens_jax.data.index import load_index
 from lens_jax.data.records import decode_image
 from lens_jax.data.tfds_builder import as_tfds
 builder = as_tfds({str(pictograms)!r}, {str(tmp_path)!r})
 expected = {{}}
-for record in load_manifest({str(pictograms)!r}).records("train"):
+for record in load_index({str(pictograms)!r}).records("train"):
     expected.setdefault(record.captions["en"][0].encode(), []).append(decode_image(record).tobytes())
 source = builder.as_data_source(split="train")
 assert len(source) == 84, len(source)

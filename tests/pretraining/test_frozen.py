@@ -11,14 +11,14 @@ import pytest
 
 from lens_jax import config as config_files
 from lens_jax.convert.safetensors import SafetensorsFile
-from lens_jax.data.buckets import LENS_PRETRAINING, Bucket
+from lens_jax.data.buckets import Bucket
+from lens_jax.data.mixture import Shape
 from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.encoders.images import encode_rows
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
-from lens_jax.pretraining.config import DataConfig, TrainConfig
-from lens_jax.pretraining.features import Features, token_counts
+from lens_jax.pretraining.features import Features
 from lens_jax.run import loop
 from lens_jax.run.log import read_metrics
 
@@ -44,8 +44,9 @@ def test_features_are_those_of_the_pipeline(small_lens, small_release):
     """The sampler's encoder and training's agree; a blank caption is no text; a long one keeps what follows it."""
     text = small_lens.text
     prompts = ["a red apple, two cats", "", "word " * 60]
-    features = Features(small_lens, [Bucket(64, 64)])
-    batch = {"captions": prompts, "bucket": (64, 64), "step": 0, "pixels": np.zeros((3, 64, 64, 3), np.uint8)}
+    features = Features(small_lens, [Shape(Bucket(64, 64))])
+    batch = {"captions": prompts, "bucket": (64, 64), "text_class": 0, "step": 0}
+    batch["pixels"] = np.zeros((3, 64, 64, 3), np.uint8)
     with pytest.warns(UserWarning, match="its end is cut"):
         batch = features.encode({}, features.read(batch))
     # The sampler's: of the whole conversation, whatever a run's limit is.
@@ -103,17 +104,6 @@ def test_what_does_not_fit_is_named(small_lens, goldens):
         Features(dataclasses.replace(small_lens, codec=FluxCodecConfig(path="/nowhere")), [])
     with pytest.raises(LensError, match=r"text.max_conversation is 100; it must be at least 119"):
         GptOssTextConfig(max_conversation=100)
-
-
-def test_token_counts_of_the_report():
-    """27 buckets, three lengths; with room for the whole text each a multiple of 128 (spec of cuDNN's blocks)."""
-    data = DataConfig(pad_areas=True, joint_multiple=128)
-    config = TrainConfig(codec=FluxCodecConfig(), text=GptOssTextConfig(), data=data)
-    counts = token_counts(config, LENS_PRETRAINING)
-    assert len(counts) == 27
-    assert {(c.padded, c.text) for c in counts.values()} == {(1064, 472), (2400, 416), (4232, 504)}
-    assert {c.padded + c.text for c in counts.values()} == {1536, 2816, 4736}
-    assert max(c.image for c in counts.values()) == 4232
 
 
 def _golden_text(goldens):

@@ -10,7 +10,7 @@ import pytest
 from lens_jax import cli
 from lens_jax.data import feature_records
 from lens_jax.data.feature_records import FeatureRecord
-from lens_jax.data.manifest import NAME, load_manifest
+from lens_jax.data.index import NAME, load_index
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.pretraining.config import SheetConfig, ValidationConfig
@@ -57,17 +57,17 @@ def test_stopped_shared_and_changed(small_lens, stored, tmp_path, capsys):
     out = tmp_path / "features"
     assert precompute(options(small_lens, out, host=0, hosts=2)) is None
     with pytest.raises(LensError, match="no data set at"):
-        load_manifest(out)
+        load_index(out)
     assert precompute(options(small_lens, out, host=1, hosts=2)) == out
-    assert [s.sha256 for s in load_manifest(out).shards] == [s.sha256 for s in load_manifest(stored).shards]
+    assert [s.sha256 for s in load_index(out).shards] == [s.sha256 for s in load_index(stored).shards]
 
-    first, second, *_ = load_manifest(out).shards
-    times = {shard.name: (out / shard.name).stat().st_mtime_ns for shard in load_manifest(out).shards}
+    first, second, *_ = load_index(out).shards
+    times = {shard.name: (out / shard.name).stat().st_mtime_ns for shard in load_index(out).shards}
     (out / first.name).write_bytes((out / first.name).read_bytes()[:-1])
     (out / f"{second.name}.json").write_text("{")
     precompute(options(small_lens, out))
     again = {
-        shard.name for shard in load_manifest(out).shards if (out / shard.name).stat().st_mtime_ns != times[shard.name]
+        shard.name for shard in load_index(out).shards if (out / shard.name).stat().st_mtime_ns != times[shard.name]
     }
     assert again == {first.name, second.name}
     capsys.readouterr()
@@ -76,7 +76,7 @@ def test_stopped_shared_and_changed(small_lens, stored, tmp_path, capsys):
     # Another date is other features.
     other = dataclasses.replace(small_lens, text=dataclasses.replace(small_lens.text, date="2030-01-01"))
     precompute(options(other, out))
-    assert not {s.sha256 for s in load_manifest(out).shards} & {s.sha256 for s in load_manifest(stored).shards}
+    assert not {s.sha256 for s in load_index(out).shards} & {s.sha256 for s in load_index(stored).shards}
 
 
 def test_what_they_were_made_with_must_fit(small_lens, stored, tmp_path):
@@ -92,10 +92,10 @@ def test_what_they_were_made_with_must_fit(small_lens, stored, tmp_path):
 
 def test_nothing_else_is_written_over(small_lens, stored, tmp_path):
     """Shards have the names that the images' have: a mistyped --out must not cost a data set."""
-    images = load_manifest(small_lens.data.path)
+    images = load_index(small_lens.data.path)
     with pytest.raises(LensError, match="is a data set of images; give another folder"):
         precompute(options(small_lens, images.directory))
-    assert load_manifest(images.directory).shards == images.shards
+    assert load_index(images.directory).shards == images.shards
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(LensError, match=r"holds thesis.tex, which is not ours"):
         precompute(options(small_lens, tmp_path))
@@ -103,7 +103,7 @@ def test_nothing_else_is_written_over(small_lens, stored, tmp_path):
 
 def test_sizes_are_those_of_the_accounting(stored):
     """Bytes: 4 a number here; a record holds little besides."""
-    manifest = load_manifest(stored)
+    manifest = load_index(stored)
     record = next(manifest_records(manifest))
     numbers = record.latents.size + sum(x.size for texts in record.captions.values() for x in texts)
     assert record.latents.dtype == np.float32
