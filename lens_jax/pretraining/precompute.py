@@ -52,7 +52,7 @@ from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.errors import LensError
-from lens_jax.parallel import MeshConfig
+from lens_jax.parallel import MeshConfig, processes
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features, fit_codec
 
@@ -101,9 +101,8 @@ def precompute(options: Precompute) -> Path | None:
     if source.features:
         raise LensError(f"{options.data.path}: holds features already; give the data set of images")
     check_buckets(options.data, source)
-    host, hosts = jax.process_index(), jax.process_count()
-    if options.hosts is not None:
-        host, hosts = options.host, options.hosts
+    # They share no collective, and one may be done hours before another: they must not have met.
+    host, hosts = processes.part() if options.hosts is None else (options.host, options.hosts)
     run = TrainConfig(codec=options.codec, text=options.text, data=dataclasses.replace(options.data, joint_multiple=1))
     mesh = _local_mesh(options)
     features = Features(run, source.buckets, mesh)
