@@ -162,9 +162,10 @@ def initialize(
 
 @contextlib.contextmanager
 def ending_alone() -> Iterator[None]:
-    """Of several processes, ends one at once when the block fails, with one line.
+    """Of several processes, ends one at once when the block fails, with one line; when it succeeds, all end together.
 
-    Python would first wait until all others have ended too, and those wait for this one.
+    After a failure Python would first wait until all others have ended too, and those wait for this one. After success
+    JAX would wait for five minutes, and then end with an error whoever is still drawing samples, say.
     """
     import jax
 
@@ -174,6 +175,7 @@ def ending_alone() -> Iterator[None]:
     who = f"process {jax.process_index()} of {jax.process_count()}"
     try:
         yield
+        _wait_for_all()
     except LensError as error:
         code, line = 2, f"lens-jax: error: {who}: {error}"
     except KeyboardInterrupt:
@@ -192,6 +194,15 @@ def ending_alone() -> Iterator[None]:
         # The others lose their meeting point with it. Where all fail alike, each shall say so first.
         time.sleep(1)
     os._exit(code)
+
+
+def _wait_for_all() -> None:
+    """Until every process is here; as long as they live, of which the heartbeat tells."""
+    # As Orbax does; what is public synchronises through devices, and these may have work.
+    from jax._src.distributed import global_state
+
+    if global_state.client is not None:
+        global_state.client.wait_at_barrier("lens-jax: the end", 1000 * 7 * 86_400)  # milliseconds
 
 
 # What collectives and JAX's service say when another process is gone, over Gloo, NCCL and gRPC.

@@ -28,7 +28,9 @@ class Programs(NamedTuple):
 def step_config(config: TrainConfig) -> StepConfig:
     """What the step depends on, of everything in a run."""
     skip = config.nonfinite == "skip"
-    return StepConfig(config.model, config.flow, config.ema_decay, skip, config.weighting, config.offload)
+    return StepConfig(
+        config.model, config.flow, config.ema_decay, skip, config.weighting, config.offload, config.mesh.reduce_dtype
+    )
 
 
 def make_programs(config: TrainConfig, optimizer: optax.GradientTransformation) -> Programs:

@@ -36,6 +36,8 @@ class StepConfig:
     weighting: Literal["batch", "image"] = "batch"
     # Average and moments are in the memory of the host, and come to the devices for the update alone.
     offload: bool = False
+    # What gradients are summed in over the devices.
+    reduce_dtype: Literal["compute", "float32"] = "compute"
 
 
 class Totals(struct.PyTreeNode):
@@ -165,7 +167,7 @@ def _by_rows(x: jax.Array, latents: jax.Array) -> jax.Array:
 
 def _sample_losses(config: StepConfig, params, batch, lengths, t, noise):
     n_image = batch.get("n_image")
-    gather = functools.partial(parallel.gather, dtype=config.model.dtype)
+    gather = functools.partial(parallel.gather, dtype=config.model.dtype, reduce_dtype=config.reduce_dtype)
 
     def denoise(x, t):
         inputs = batch["text"], lengths, t, batch["positions"]

@@ -267,6 +267,34 @@ def test_one_that_fails_does_not_wait_for_the_others():
     assert codes[0] == -signal.SIGABRT
 
 
+# JAX lets them end two seconds apart here, and five minutes otherwise.
+APART = """
+import functools, os, signal, time
+import jax
+jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=2)
+from lens_jax.parallel import processes as distributed
+distributed.initialize(heartbeat=5)
+with distributed.ending_alone():
+    if jax.process_index() == %d:
+        time.sleep(5)
+        if %r:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_one_may_end_much_later(late):
+    codes, ended = run_two(APART % (late, False))
+    assert codes == [0, 0], ended
+
+
+def test_who_waits_at_the_end_is_told_that_the_other_is_gone():
+    codes, ended = run_two(APART % (0, True))
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] not in (0, -signal.SIGKILL)
+    assert "process 1 of 2: another process is gone" in ended[1][1].splitlines()[-1]
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
