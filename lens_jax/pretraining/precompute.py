@@ -4,9 +4,9 @@
     OUT/notes/<split>-<size>-<number>.json    what they were made from (`key`), written when all of them are there
     OUT/index.json                       written when all shards are there
 
-Here the length of every caption is known, so records go to the class that holds the longest of theirs. The shards that
-come of one shard of the images have one number in all classes, which the shard's place among those of its size and split
-gives; a class that none of its records is in has no file there, and a shard of no records in the index. A note's key is
+Here the length of every caption is known, so records go to the class that holds the longest of theirs. The shards
+that come of one shard of the images have one number in all classes, which the shard's place among those of its size and
+split gives; a class that none of its records is in has no file there, and a shard of no records in the index. A note's key is
 a hash of the shard's records and of all that their features depend on: weights, layers, date, sizes. So a run that was
 stopped goes on, and after a change only what changed is made again. Any number of processes share the work without
 talking to each other: each takes every n-th shard, and whoever finds all complete writes the index.
@@ -59,7 +59,7 @@ from lens_jax.data.records import Record, decode_image
 from lens_jax.data.writer import HashedShard
 from lens_jax.encoders import kinds
 from lens_jax.errors import LensError
-from lens_jax.parallel import MeshConfig
+from lens_jax.parallel import MeshConfig, processes
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features, fit_codec
 
@@ -113,9 +113,8 @@ def precompute(options: Precompute) -> Path | None:
     data, source = open_data(options.data), load_index(options.data.path)
     if source.features:
         raise LensError(f"{options.data.path}: holds features already; give the data set of images")
-    host, hosts = jax.process_index(), jax.process_count()
-    if options.hosts is not None:
-        host, hosts = options.host, options.hosts
+    # They share no collective, and one may be done hours before another: they must not have met.
+    host, hosts = processes.part() if options.hosts is None else (options.host, options.hosts)
     run = TrainConfig(codec=options.codec, text=options.text, data=dataclasses.replace(options.data, joint_multiple=1))
     mesh = _local_mesh(options)
     features = Features(run, [Shape(bucket) for bucket in source.buckets], mesh)

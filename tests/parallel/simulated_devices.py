@@ -4,6 +4,7 @@ python simulated_devices.py steps MESH ...     five steps on each mesh "data,fsd
 python simulated_devices.py padding MESH ...   micro-steps of nine ratios, padded, in one program
 python simulated_devices.py splash MESH ...    a micro-step whose attention is the TPU kernel, interpreted
 python simulated_devices.py offload MESH ...   two steps with average and moments in the host's memory
+python simulated_devices.py sums MESH ...      gradients in bfloat16, summed in either dtype
 
 Each prints a JSON line for every mesh, of which "none" is one device without any: how far its numbers are, relative to
 their size, from those of one device, unpadded and with XLA's attention.
@@ -22,8 +23,10 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from jax.sharding import PartitionSpec  # noqa: E402
 
 from lens_jax import parallel  # noqa: E402
 from lens_jax.data.buckets import RATIOS, make_buckets  # noqa: E402
@@ -32,10 +35,10 @@ from lens_jax.models import attention  # noqa: E402
 from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
 from lens_jax.models.layers import joint_positions  # noqa: E402
 from lens_jax.parallel import MeshConfig  # noqa: E402
-from lens_jax.run import integrity  # noqa: E402
 from lens_jax.pretraining.config import TrainConfig  # noqa: E402
 from lens_jax.pretraining.loss import training_loss  # noqa: E402
 from lens_jax.pretraining.recipe import RULES, create_state  # noqa: E402
+from lens_jax.run import integrity  # noqa: E402
 from lens_jax.run.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer  # noqa: E402
 from lens_jax.run.step import StepConfig, micro_step, train_step  # noqa: E402
 
@@ -162,6 +165,29 @@ def offload(mesh, reference: bool = False) -> dict:
     return {"state": jax.device_get(trees), "places": places, "checksums": sums}
 
 
+def sums(mesh, reference: bool = False) -> dict:
+    """Gradients of a bfloat16 product with a gathered weight, by what they are summed in; exact on one device."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.standard_normal((64, 32), np.float32), "bias": np.zeros(32, np.float32)}
+    batch = {
+        name: 1 + rng.standard_normal((64, width), np.float32) for name, width in (("inputs", 64), ("targets", 32))
+    }
+    specs = {"kernel": PartitionSpec("fsdp"), "bias": PartitionSpec()}
+    if mesh is not None:
+        specs = specs if mesh.shape["fsdp"] > 1 else dict.fromkeys(specs, PartitionSpec())
+        params = jax.device_put(params, parallel.shardings(mesh, specs))
+    batch = parallel.place_batch(batch, mesh)
+    dtype = "float32" if reference else "bfloat16"
+
+    def loss(params, batch, reduce_dtype):
+        weights = parallel.gather(params, dtype, reduce_dtype)
+        inputs, targets = (batch[name].astype("bfloat16").astype(dtype) for name in ("inputs", "targets"))
+        return jnp.sum((inputs @ weights["kernel"] + weights["bias"]) * targets)
+
+    gradient = parallel.on(mesh, jax.jit(jax.grad(loss), static_argnums=2))
+    return {kind: np.asarray(gradient(params, batch, kind)["kernel"]) for kind in ("compute", "float32")}
+
+
 def difference(actual, expected) -> float:
     """The largest relative difference of any leaf."""
     relative = lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b))
@@ -169,7 +195,7 @@ def difference(actual, expected) -> float:
 
 
 def main() -> None:
-    function = {"steps": steps, "padding": padding, "splash": splash, "offload": offload}[sys.argv[1]]
+    function = {"steps": steps, "padding": padding, "splash": splash, "offload": offload, "sums": sums}[sys.argv[1]]
     expected = function(None, reference=True)
     for name in sys.argv[2:]:
         mesh = None if name == "none" else parallel.make_mesh(MeshConfig(*map(int, name.split(","))))
