@@ -9,7 +9,8 @@ learning rate at which others fine-tune all of it. At 40 % of the peak of eight 
 (`lens-jax plan finetune --devices 8`). Not run by us.
 """
 
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.parallel import MeshConfig
 from lens_jax.pretraining.config import DataConfig, TrainConfig, ValidationConfig

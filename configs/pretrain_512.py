@@ -10,7 +10,9 @@ and a tenth of the captions dropped. 1.33e22 operations: at 40 % of the peak of 
 counted. Not run by us.
 """
 
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.data.buckets import CAPTION_CLASSES
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.parallel import MeshConfig
 from lens_jax.pretraining.config import DataConfig, TrainConfig, ValidationConfig
@@ -27,6 +29,7 @@ config = TrainConfig(
     data=DataConfig(
         path="data/stage1",
         buckets=("512x512",),
+        caption_classes=CAPTION_CLASSES,
         batch_size=3072,
         pad_areas=True,
         joint_multiple=128,

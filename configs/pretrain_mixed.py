@@ -22,7 +22,13 @@ config = dataclasses.replace(
     accumulation=3,
     weighting="batch",
     data=dataclasses.replace(
-        stage1.data, path="data/stage2", buckets=("lens-pretraining",), batch_sizes=(1024, 512, 256)
+        stage1.data,
+        path="data/stage2",
+        buckets=("lens-pretraining",),
+        # An image is stored at the largest size that it covers, and serves all areas up to that.
+        areas="all",
+        area_weights=(1, 1, 1),
+        batch_sizes=(1024, 512, 256),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2000),
 )

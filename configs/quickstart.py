@@ -7,7 +7,7 @@ lens-jax train quickstart
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
-from lens_jax.pretraining.config import DataConfig, SampleConfig, TrainConfig, ValidationConfig
+from lens_jax.pretraining.config import DataConfig, SheetConfig, TrainConfig, ValidationConfig
 from lens_jax.run.config import CheckpointConfig, LoggingConfig
 from lens_jax.run.optimizer import OptimizerConfig
 
@@ -31,7 +31,7 @@ config = TrainConfig(
     data=DataConfig(path="data/openmoji", batch_size=16, threads=1),
     optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", beta2=0.99),
     checkpoint=CheckpointConfig(every=500, keep=2),
-    samples=SampleConfig(
+    samples=SheetConfig(
         every=1100,
         prompts=("red apple", "banana", "cat", "octopus", "rocket", "fox on the left, house on the right"),
     ),

@@ -7,6 +7,7 @@
 Safetensors because leaves then load through a memory map, whole or in slices, and never run code.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
+from lens_jax import config as config_files
 from lens_jax.atomic import new_directory
 from lens_jax.convert import denoiser, folder, source, table, writer
 from lens_jax.convert.component import COMPONENTS, Component
@@ -22,6 +24,8 @@ from lens_jax.convert.release import INDEX, MARK, MODEL_INDEX, SCHEDULER, is_nat
 from lens_jax.convert.source import Source
 from lens_jax.convert.table import Tensors
 from lens_jax.errors import LensError
+from lens_jax.models import denoiser as model
+from lens_jax.models.denoiser import DenoiserConfig
 
 # Small files of a release that are copied as they are; the tokenizer's is 28 MB.
 _MAX_SMALL = 64_000_000
@@ -121,12 +125,15 @@ def _for_release(source: Path, dtype: str | None, ema: bool) -> Iterator[tuple[C
 
 
 def _run_for_release(source: Path, dtype: np.dtype | None, ema: bool) -> tuple[Component, Tensors, dict]:
-    from lens_jax.run import store as checkpoint
+    from lens_jax.run import store
 
-    place = checkpoint.find(source)
-    config = checkpoint.read_metadata(place)["config"].model
+    place = store.find(source)
+    values = store.read_metadata(place).get("config", {}).get("model", {})
+    config = config_files.read(DenoiserConfig, values, str(place), "model", [])
+    config = dataclasses.replace(config, param_dtype="float32")
     part = "ema" if ema else "params"
-    params = checkpoint.load_parts(place, {part: checkpoint.abstract_params(config, part)})[part]
+    wanted = {part: {"denoiser": model.abstract_params(config)}}
+    params = store.load(place, wanted, partial=True)[part]["denoiser"]
     # Which layers of which encoder the features came from is not the denoiser's to know; a run counts them from 0.
     values = denoiser.config_to_release(config, tuple(range(config.text_layers)))
     return COMPONENTS[0], denoiser.to_release(config, params, dtype), values

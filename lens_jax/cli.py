@@ -142,7 +142,7 @@ def train(argv: list[str]) -> int:
     from lens_jax.parallel import processes as distributed
 
     distributed.initialize(heartbeat=config.heartbeat_seconds)
-    from lens_jax.run.loop import train as run
+    from lens_jax.pretraining.job import train as run
 
     with distributed.ending_alone():
         stopped_by = run(config).stopped_by
@@ -170,11 +170,7 @@ def precompute(argv: list[str]) -> None:
     from lens_jax.pretraining import precompute as module
 
     default = module.Precompute(tyro.MISSING, base.data, base.codec, base.text)
-    options = parse(module.Precompute, argv[1:], f"lens-jax precompute {argv[0]}", default=default)
-    from lens_jax.parallel import processes as distributed
-
-    distributed.initialize()
-    module.precompute(options)
+    module.precompute(parse(module.Precompute, argv[1:], f"lens-jax precompute {argv[0]}", default=default))
 
 
 def plan(argv: list[str]) -> None:
@@ -204,9 +200,9 @@ def plan(argv: list[str]) -> None:
 
 
 def sample(argv: list[str]) -> None:
-    from lens_jax.inference.command import SampleConfig, sample_to_folder
+    from lens_jax.inference.command import SampleCommand, sample_to_folder
 
-    sample_to_folder(parse(SampleConfig, argv, "lens-jax sample"))
+    sample_to_folder(parse(SampleCommand, argv, "lens-jax sample"))
 
 
 def plot(argv: list[str]) -> None:

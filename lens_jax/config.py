@@ -58,8 +58,13 @@ def to_dict(config) -> dict[str, Any]:
     return {KIND: type(config).__name__, **{name: plain(value) for name, value in values.items()}}
 
 
-def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
-    """A config back from JSON values, each checked against its type; LensError names the field."""
+def from_dict(
+    cls: type, values: Mapping[str, Any], where: str, prefix: str = "", ignored: list[str] | None = None
+) -> Any:
+    """A config back from JSON values, each checked against its type; LensError names the field.
+
+    Fields that are missing have their defaults. Unknown ones are an error, or are left out and named in `ignored`.
+    """
     if not isinstance(values, Mapping):
         raise LensError(f"{where}: {prefix or 'the config'} must be an object")
     hints = typing.get_type_hints(cls)
@@ -67,23 +72,26 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
     values = dict(values)
     if (kind := values.pop(KIND, cls.__name__)) != cls.__name__:
         raise LensError(f"{where}: {prefix or 'the config'} is of kind {kind!r:.80}; expected {cls.__name__}")
-    for name in values:
-        if name not in fields:
+    for name in [name for name in values if name not in fields]:
+        if ignored is None:
             raise LensError(f"{where}: unknown field {prefix}{name}{nearest(name, fields)}")
+        ignored.append(f"{prefix}{name}")
+        del values[name]
     try:
-        return cls(**{k: _value(hints[k], v, where, f"{prefix}{k}") for k, v in values.items()})
+        return cls(**{k: read(hints[k], v, where, f"{prefix}{k}", ignored) for k, v in values.items()})
     except LensError as error:
         raise error if str(error).startswith(where) else LensError(f"{where}: {error}") from None
 
 
-def _value(hint, value, where: str, name: str):
+def read(hint: Any, value: Any, where: str, name: str, ignored: list[str] | None = None) -> Any:
+    """The value of the field `name` from JSON, of a type or a union of types; `ignored` as in `from_dict`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where, f"{name}.")
+        return from_dict(hint, value, where, f"{name}.", ignored)
     if origin is tuple and isinstance(value, list | tuple):
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
         if len(inner) == len(value):
-            return tuple(_value(h, v, where, f"{name}[{i}]") for i, (h, v) in enumerate(zip(inner, value)))
+            return tuple(read(h, v, where, f"{name}[{i}]", ignored) for i, (h, v) in enumerate(zip(inner, value)))
     elif origin is Literal and value in args:
         return value
     elif origin in (typing.Union, types.UnionType):
@@ -92,10 +100,10 @@ def _value(hint, value, where: str, name: str):
             kind = value.get(KIND)
             if kind not in kinds:
                 raise LensError(f"{where}: {name}.{KIND} is {kind!r:.80}; accepted: {', '.join(kinds)}")
-            return _value(kinds[kind], value, where, name)
+            return read(kinds[kind], value, where, name, ignored)
         for option in args:
             try:
-                return _value(option, value, where, name)
+                return read(option, value, where, name, ignored)
             except LensError:
                 continue
     elif hint is float and type(value) in (int, float):

@@ -77,19 +77,22 @@ def _describe_release(path: Path) -> None:
 
 
 def _describe_checkpoint(path: str | Path) -> None:
-    from lens_jax.run import store as checkpoint
+    from lens_jax.inference.load import run_parts
+    from lens_jax.run import store
 
-    folder = checkpoint.find(path)
-    metadata = checkpoint.read_metadata(folder)
-    config, shapes = metadata["config"], checkpoint.saved_shapes(folder)
+    folder = store.find(path)
+    metadata = store.read_metadata(folder)
+    config, shapes = metadata["config"], store.saved_shapes(folder)
+    model, codec, _ = run_parts(config, str(folder))
     console = make_console()
-    console.print(f"checkpoint {folder}: {folder.name} of {config.steps} steps")
+    console.print(f"checkpoint {folder}: {folder.name} of {config.get('steps', 'an unknown number of')} steps")
     console.print(
-        f"denoiser: {config.model.layers} blocks, width {config.model.width}, {config.model.heads} heads; "
-        f"tokens of {config.codec.tile} x {config.codec.tile} pixels; "
+        f"denoiser: {model.layers} blocks, width {model.width}, {model.heads} heads; "
+        f"tokens of {codec.tile} x {codec.tile} pixels; "
         f"sizes {', '.join(f'{h}x{w}' for h, w in metadata['sizes'])}"
     )
-    console.print(f"data: {config.data.path}, fingerprint {metadata['position'].fingerprint}")
+    for print_, place in metadata.get("position", {}).get("data", {}).items():
+        console.print(f"data: {place}, fingerprint {print_}")
     table = Table("part", "arrays", "numbers", "bytes")
     for part in sorted({name.split("/")[0] for name in shapes}):
         arrays = [value for name, value in shapes.items() if name.split("/")[0] == part]

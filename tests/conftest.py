@@ -68,7 +68,7 @@ def tiny_config(pictograms):
         data=config.DataConfig(path=str(pictograms), batch_size=4, pad_areas=True),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
         checkpoint=config.CheckpointConfig(every=4, keep=2),
-        samples=config.SampleConfig(every=8, prompts=("red apple", ""), sizes=("16x16",), num_inference_steps=2),
+        samples=config.SheetConfig(every=8, prompts=("red apple", ""), sizes=("16x16",), num_inference_steps=2),
         validation=config.ValidationConfig(every=4, batches=2),
         logging=config.LoggingConfig(every=2, tensorboard=True),
     )  # fmt: skip

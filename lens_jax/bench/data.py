@@ -9,12 +9,14 @@ from typing import Literal
 
 import numpy as np
 
-from lens_jax.bench import measure
+from lens_jax.bench import measure, order
 from lens_jax.data import images
 from lens_jax.data.buckets import Bucket, fit_image
-from lens_jax.data.index import load_index
-from lens_jax.data.pipeline import BatchPlan, DataConfig, RecordStore, batches, bucket_sizes
+from lens_jax.data.config import DataConfig
+from lens_jax.data.datasets import DataSets, open_data
+from lens_jax.data.pipeline import batches
 from lens_jax.data.prepare import FolderConfig, in_threads, prepare_folder
+from lens_jax.data.reader import RecordReader
 
 # Width to height of the made images, in turn: what cameras and cropping give.
 _SHAPES = ((3, 2), (4, 3), (1, 1), (2, 3), (16, 9), (3, 4))
@@ -62,11 +64,11 @@ def bench_data(bench: DataBench) -> dict:
             ),
             progress=False,
         )  # fmt: skip
-        data = DataConfig(path=prepared, batch_size=bench.batch_size, threads=bench.threads)
+        data = open_data(DataConfig(path=prepared, batch_size=bench.batch_size, threads=bench.threads))
         files, records = _epoch(data, images, Path(folder) / "records")
         runs: dict[str, Callable] = {
             "files": lambda: _exhaust(_from_files(files, bench.threads)),
-            "records": lambda: _exhaust(batches(data, num_steps=len(records))),
+            "records": lambda: _exhaust(batches(data, count=len(records))),
         }
         if bench.against == "torch":
             from lens_jax.bench import against
@@ -89,26 +91,26 @@ def bench_data(bench: DataBench) -> dict:
     if bench.against == "torch":
         for name in ("files", "records"):
             result[f"{name}_ratio_to_torch"] = seconds[f"torch_{name}"] / seconds[name]
+    result |= order.figures()
     return measure.report(bench, result)
 
 
-def _epoch(data: DataConfig, images: Path, folder: Path) -> tuple[list, list]:
-    """The batches of an epoch, twice: as original files and as files of the records' images, (path, H, W) each."""
-    manifest = load_index(data.path)
-    plan = BatchPlan(manifest.counts("train"), bucket_sizes(data, manifest.buckets), data.seed)
-    store = RecordStore(manifest, "train")
+def _epoch(data: DataSets, images: Path, folder: Path) -> tuple[list, list]:
+    """Full batches of all images, twice: as original files and as files of the records' images, (path, H, W) each."""
     folder.mkdir()
+    reader, size = RecordReader(data.indexes[0]), data.config.batch_size
     originals, fitted = [], []
-    for step in range(sum(plan.batches)):
-        bucket, positions = plan.plan(step)
-        size = dataclasses.astuple(manifest.buckets[bucket])
-        found = store.read(bucket, positions)
-        originals.append([(images / record.source, *size) for record in found])
-        paths = [folder / f"{bucket}-{position}" for position in positions]
-        for path, record in zip(paths, found):
-            path.write_bytes(record.image)
-        fitted.append([(path, *size) for path in paths])
-    store.close()
+    for feed, origin in zip(*data.feeds("train")):
+        bucket = dataclasses.astuple(feed.shape.bucket)
+        for start in range(0, feed.records, size):
+            positions = np.arange(start, start + size) % feed.records
+            found = reader.read(origin.stream, positions)
+            originals.append([(images / record.source, *bucket) for record in found])
+            paths = [folder / f"{origin.stream.name}-{position}" for position in positions]
+            for path, record in zip(paths, found):
+                path.write_bytes(record.image)
+            fitted.append([(path, *bucket) for path in paths])
+    reader.close()
     return originals, fitted
 
 

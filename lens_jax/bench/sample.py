@@ -11,7 +11,8 @@ import numpy as np
 from lens_jax import flops
 from lens_jax.bench import distance, measure
 from lens_jax.bench.sizes import SIZES, Size
-from lens_jax.encoders.gpt_oss import GptOssEncoder, GptOssEncoderConfig, encode_tokens
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssEncoder, GptOssTextConfig, encode_tokens
 from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError
@@ -71,7 +72,7 @@ def bench_sample(bench: SampleBench) -> dict:
     grid = latent_grid(pipeline.codec, bench.height, bench.width)
     past = _past(encoder)
     rng = np.random.default_rng(0)
-    draw = lambda: rng.integers(0, encoder.model.vocab, (bench.batch_size, bench.text_tokens))
+    draw = lambda: rng.integers(0, encoder.config.model.vocab, (bench.batch_size, bench.text_tokens))
     options = {
         "height": bench.height,
         "width": bench.width,
@@ -119,7 +120,7 @@ def bench_sample(bench: SampleBench) -> dict:
 def _encode(encoder: GptOssEncoder, ids: np.ndarray, past) -> TextFeatures:
     """Features of ids [B, T] behind a shared beginning."""
     lengths = np.full(len(ids), ids.shape[1], np.int32)
-    layers = encode_tokens(encoder.model, encoder.params, ids, lengths, encoder.config.selected, past)
+    layers = encode_tokens(encoder.config.model, encoder.model, ids, lengths, encoder.config.selected, past)
     return TextFeatures(tuple(layers), lengths)
 
 
@@ -137,8 +138,8 @@ def _steps(bench: SampleBench) -> dict:
 
 def _past(encoder: GptOssEncoder):
     """Keys and values of a shared beginning of as many tokens as the release's."""
-    prefill = functools.partial(gpt_oss.prefill, encoder.model, layers=encoder.config.selected[-1] + 1)
-    return jax.jit(prefill)(encoder.params, jax.numpy.zeros(PREFIX_TOKENS, jax.numpy.int32))
+    prefill = functools.partial(gpt_oss.prefill, encoder.config.model, layers=encoder.config.selected[-1] + 1)
+    return jax.jit(prefill)(encoder.model, jax.numpy.zeros(PREFIX_TOKENS, jax.numpy.int32))
 
 
 def _loaded_pipeline(bench: SampleBench) -> LensPipeline:
@@ -154,11 +155,11 @@ def _random_pipeline(bench: SampleBench) -> LensPipeline:
     images, text = (dataclasses.replace(config, **dtypes) for config in (sizes.autoencoder, sizes.text))
     make = lambda init, config, **options: jax.jit(functools.partial(init, config, **options))(jax.random.key(0))
     encoder = GptOssEncoder(
-        GptOssEncoderConfig(selected=sizes.selected), text, make(gpt_oss.init, text, head=False), tokenizer=None
+        GptOssTextConfig(selected=sizes.selected, model=text), make(gpt_oss.init, text, head=False), tokenizer=None
     )
     return LensPipeline(
         model,
-        images,
+        FluxCodecConfig(model=images),
         encoder,
         make(denoiser.init, model),
         make(autoencoder.init, images),

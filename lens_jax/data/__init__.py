@@ -1,8 +1,11 @@
 """Data: captioned images from a folder or from a pictogram set, to batches of one bucket.
 
-`images` decodes and encodes untrusted images, `records` is the format of one example, `shards` are the files they lie
-in (`shard_set` writes those of a whole data set, `atomic` makes it appear whole or not at all),
-`manifest` the description of a data set, `buckets` the sizes, `scenes` and `phrases` compose captioned images,
-`sources` finds examples, `prepare` writes data sets, `pipeline` (with `permutation`) reads them in batches, and
-`tfds_builder` exposes them to tensorflow-datasets.
+Writing: `images` decodes and encodes untrusted images, `records` is the format of one example, `shards` are the files
+they lie in (`writer` writes those of a whole data set), `index` says what a data set holds, `buckets` are the sizes and
+`caption_length` the classes of captions, `scenes` and `phrases` compose captioned images, `sources` finds examples, and
+`prepare` writes data sets.
+
+Reading: `config` says what to train on, `datasets` opens and checks it, `mixture` says which images make a batch and
+`order` (with `permutation`) in what order a stream is read, `reader` reads records, and `pipeline` makes batches of
+them. `tfds_builder` exposes data sets to tensorflow-datasets.
 """

@@ -33,6 +33,11 @@ class Bucket:
         return f"{self.height}x{self.width}"
 
 
+# Classes of caption lengths, in tokens with the 22 behind every caption, that leave little empty at every area of the
+# report: with its captions 5 to 9 % of all tokens are padding, where image and text together are multiples of 128.
+CAPTION_CLASSES = (128, 160, 216, 256, 288, 344)
+
+
 def _mirrored(*tall: tuple[int, int]) -> tuple[Bucket, ...]:
     upright = tuple(Bucket(height, width) for height, width in tall)
     return upright + tuple(Bucket(b.width, b.height) for b in reversed(upright[:-1]))

@@ -1,196 +1,209 @@
-"""Batches of one bucket, a pure function of (data set, seed, step).
+"""Batches of images and captions: what `mixture` draws is read, decoded and stacked, ahead of time, in grain's threads.
 
-Which records make batch `step` is index arithmetic, so resuming needs no more than the step, every host finds its
-rows without talking to the others, and all hosts agree on the bucket (a compiled step has one shape). grain adds what
-it is good at: reading ahead in threads.
+Every host draws the same batches and reads its own rows of them.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lens_jax.data import records
-from lens_jax.data.buckets import Bucket, areas, parse_buckets
-from lens_jax.data.index import NAME, Index, load_index
-from lens_jax.data.permutation import mix, permute
+from lens_jax.data import images
+from lens_jax.data.buckets import Bucket, fit_image
+from lens_jax.data.datasets import DataSets
+from lens_jax.data.mixture import START, Draw, Plan, Position, check_position
+from lens_jax.data.order import ReadingOrder
+from lens_jax.data.permutation import mix
 from lens_jax.data.reader import RecordReader
-from lens_jax.errors import LensError, nearest
+from lens_jax.data.records import decode_image
+from lens_jax.errors import LensError
 
-# grain wants a length; at a thousand steps a second this one lasts 35 years.
+# grain wants a length; at a thousand batches a second this one lasts 35 years.
 ENDLESS = 1 << 40
 # Separate the uses of one seed.
-_ORDER, _EPOCH, _CAPTION = 1, 2, 3
+_EPOCH, _CAPTION = 2, 3
+
+# Batch size -> the rows of a batch that this host's devices hold (`parallel.rows_of_host`); None is all rows.
+Rows = Callable[[int], np.ndarray] | None
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """What to train on."""
+class Batches:
+    """An iterator over batches, read ahead. `position` is where a run stands that has taken those given so far."""
 
-    # Directory of a prepared data set.
-    path: str = "data/openmoji"
-    # Buckets the data set must have, as `prepare --buckets` takes them; () takes what it has.
-    buckets: tuple[str, ...] = ()
-    # Images a batch, over all hosts.
-    batch_size: int = 64
-    # Images a batch by area, from the smallest; () takes batch_size for every bucket. The report's 24, 10 and 6 a
-    # device give every area about as many tokens, so that micro-steps take equally long.
-    batch_sizes: tuple[int, ...] = ()
-    # Pad image tokens to the most that any bucket of the area has: one compiled program an area, not one a bucket.
-    pad_areas: bool = False
-    # Add room for text until image and text tokens together are a multiple of this. 128 on GPUs and TPUs: their
-    # attention kernels work in such blocks, and cuDNN's backward pass has failed on half of one.
-    joint_multiple: int = 1
-    # Caption languages to draw from, uniformly for each image; () takes all the train split has.
-    languages: tuple[str, ...] = ()
-    # Seed of the order and of the caption choice.
-    seed: int = 0
-    # Threads that read and decode; 0 reads in the training thread.
-    threads: int = 2
-    # Batches kept ready.
-    prefetch: int = 4
+    def __init__(self, source: "BatchSource", count: int, transform: Callable[[dict], dict] | None):
+        import grain
+
+        config = source.data.config
+        self._source, self._taken = source, 0
+        dataset = grain.MapDataset.source(source)[0:count]
+        if transform is not None:
+            dataset = dataset.map(transform)
+        # With fewer slots than threads some threads would idle; without threads there is nothing to buffer.
+        slots = max(config.prefetch, config.threads) if config.threads else 0
+        options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=min(slots, count))
+        self._iterator = iter(dataset.to_iter_dataset(options))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict:
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            self.close()
+            raise
+        self._taken += 1
+        return batch
+
+    @property
+    def position(self) -> Position:
+        """Where to go on after the batches that were given; what is read ahead does not count."""
+        return self._source.position_after(self._taken)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._iterator.close()
+        self._source.close()
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """Which records make up the batch of a step.
+def batches(
+    data: DataSets,
+    position: Position = START,
+    count: int | None = None,
+    transform: Callable[[dict], dict] | None = None,
+    rows: Rows = None,
+) -> Batches:
+    """The batches of the train split from a position on: a function of the data, its config and the position alone.
 
-    Training runs through cycles. In a cycle bucket b has its share of steps, round(records / batch size * weight) and
-    at least one, in an order shuffled anew each cycle. The k-th batch of a bucket is the k-th window of that bucket's
-    stream: permutation after permutation of its records. So within an epoch of a bucket no record is lost or repeated,
-    and a bucket smaller than a batch is used too.
+    Each is a dict: `step`, its number in the run; `bucket` (H, W) and `text_class`, its shape; and for this host's rows
+    `pixels` uint8 [B, H, W, 3] with `captions` (B texts), or of a data set of features `latents` float32 [B, N, C],
+    `text` (a tuple of [B, T, width], T the longest) and `text_lengths` int32 [B]. `transform` maps a batch in the
+    reading threads, which is the place to encode its captions.
     """
-
-    # Records of each bucket; buckets without any are skipped.
-    counts: tuple[int, ...]
-    # Records a batch of each bucket, over all hosts; a number is for all of them.
-    batch_size: int | tuple[int, ...]
-    # Seed of the order.
-    seed: int
-    # How often each bucket is used relative to its number of records; () means all 1.
-    weights: tuple[float, ...] = ()
-
-    def __post_init__(self):
-        if min(self.batch_sizes) < 1 or len(self.batch_sizes) != len(self.counts):
-            raise LensError(f"batch_size {self.batch_size}: one number of at least 1, or one for each bucket")
-        if self.seed < 0:
-            raise LensError(f"seed {self.seed}: must not be negative")
-        if not any(self.counts):
-            raise LensError("no records to make batches of")
-        if self.weights and (len(self.weights) != len(self.counts) or min(self.weights) < 0):
-            raise LensError(f"weights: needs {len(self.counts)} numbers, one a bucket, none negative")
-        if not sum(self.batches):
-            raise LensError("weights: at least one bucket with records needs a weight above 0")
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Records a batch of each bucket."""
-        return self.batch_size if isinstance(self.batch_size, tuple) else (self.batch_size,) * len(self.counts)
-
-    @property
-    def batches(self) -> tuple[int, ...]:
-        """Batches of each bucket in a cycle."""
-        weights = self.weights or (1.0,) * len(self.counts)
-        return tuple(
-            max(1, round(count / size * weight)) if count and weight else 0
-            for count, size, weight in zip(self.counts, self.batch_sizes, weights)
-        )
-
-    def plan(self, step: int) -> tuple[int, np.ndarray]:
-        """(bucket index, positions of the records in that bucket, int64 [B]) of a step."""
-        batches = self.batches
-        cycle, place = divmod(int(step), sum(batches))
-        buckets, ranks = _cycle(batches, self.seed, cycle)
-        bucket = int(buckets[place])
-        window = cycle * batches[bucket] + int(ranks[place])
-        size = self.batch_sizes[bucket]
-        return bucket, self._stream(bucket, window * size + np.arange(size))
-
-    def _stream(self, bucket: int, places: np.ndarray) -> np.ndarray:
-        """The records at `places` of a bucket's endless stream."""
-        count = self.counts[bucket]
-        epochs, within = np.divmod(places, count)
-        found = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            rows = epochs == epoch
-            found[rows] = permute(within[rows], count, self.seed, _EPOCH, bucket, int(epoch))
-        return found
+    return Batches(BatchSource(data, "train", position, rows), ENDLESS if count is None else count, transform)
 
 
-@functools.lru_cache(maxsize=4)  # a cycle is as long as an epoch; threads work on this one and the next
-def _cycle(batches: tuple[int, ...], seed: int, cycle: int) -> tuple[np.ndarray, np.ndarray]:
-    """(bucket, how many batches of that bucket came before it) for every place of a cycle."""
-    total = sum(batches)
-    buckets = np.repeat(np.arange(len(batches)), batches)[permute(np.arange(total), total, seed, _ORDER, cycle)]
-    ranks = np.empty(total, np.int64)
-    for bucket, count in enumerate(batches):
-        ranks[buckets == bucket] = np.arange(count)
-    return buckets, ranks
+def validation_batches(
+    data: DataSets,
+    count: int | None = None,
+    transform: Callable[[dict], dict] | None = None,
+    rows: Rows = None,
+) -> Batches:
+    """The images of the validation split, each once for every size it serves; the same batches each time.
+
+    As `batches`, with `weight` float32 [B]: the last batch of a shape is filled up with images at weight 0. Shapes take
+    turns by their share of the images, so the first `count` batches are a fair sample of all.
+    """
+    source = BatchSource(data, "validation", START, rows)
+    return Batches(source, len(source) if count is None else min(count, len(source)), transform)
 
 
-class RecordStore:
-    """The records of a split by (bucket index, position), the streams of a bucket one behind the other."""
+class BatchSource:
+    """The batches of a split, by number from a position on, as grain wants them. Safe to share between threads."""
 
-    def __init__(self, manifest: Index, split: str):
-        self.manifest = manifest
-        streams = manifest.select(split)
-        self._streams = [[stream for stream in streams if stream.bucket == bucket] for bucket in manifest.buckets]
-        self._reader = RecordReader(manifest)
+    def __init__(self, data: DataSets, split: str, position: Position = START, rows: Rows = None):
+        config, self.data = data.config, data
+        self._feeds, self._origins = data.feeds(split)
+        self._languages, sizes = data.languages(split), data.sizes(self._feeds)
+        if split == "train":
+            position = check_position(position, data.fingerprints, data.order, "the run")
+        self._plan = Plan(self._feeds, sizes, config.seed, position, once=split != "train")
+        self._rows, self._seed, self._weigh = rows or np.arange, config.seed, split != "train"
+        for size in set(sizes.values()):
+            self._rows(size)  # raises now what the first batch of that size would
+        self._orders: dict[int, ReadingOrder] = {}
+        self._readers = [RecordReader(index) for index in data.indexes]
+        self.position_after = self._plan.position_after
 
-    def read(self, bucket: int, positions: np.ndarray) -> list:
-        """The records at `positions` of a bucket, in that order; feature records where the data set is of those."""
-        found: list = [None] * len(positions)
-        first = 0
-        for stream in self._streams[bucket]:
-            rows = np.flatnonzero((positions >= first) & (positions < first + stream.records))
-            for row, record in zip(rows, self._reader.read(stream, positions[rows] - first)):
-                found[row] = record
-            first += stream.records
-        return found
+    def __len__(self) -> int:
+        return len(self._plan) if self._weigh else ENDLESS
 
-    def batch(self, bucket: int, positions: np.ndarray, languages: Sequence[str], draws: np.ndarray) -> dict:
-        """What the records at `positions` hold; `draws` uint64 [B] choose among their captions.
+    def __repr__(self) -> str:
+        return f"BatchSource({', '.join(self.data.config.paths)})"
 
-        `bucket` (H, W), and `pixels` uint8 [B, H, W, 3] and `captions` (B texts), or of a data set of features
-        `latents` float32 [B, N, C], `text` (a tuple of [B, T, width]) and `text_lengths` int32 [B].
+    def __getitem__(self, number: int) -> dict:
+        """This host's rows of a batch."""
+        draw = self._plan.draw(int(number))
+        feeds, positions, captions, weight = self._images(draw)
+        rows = self._rows(draw.size)
+        found = self._read(feeds[rows], positions[rows])
+        languages = [self._languages[self._origins[feed].source] for feed in feeds[rows]]
+        texts = [choose_caption(*one) for one in zip(found, languages, captions[rows])]
+        batch = {"bucket": (draw.shape.bucket.height, draw.shape.bucket.width), "text_class": draw.shape.text_class}
+        batch |= _features(found, texts) if self.data.features else {
+            "pixels": np.stack([pixels(record, draw.shape.bucket) for record in found]),
+            "captions": texts,
+        }  # fmt: skip
+        return {**batch, **({"weight": weight[rows]} if self._weigh else {}), "step": draw.number}
+
+    def _images(self, draw: Draw) -> tuple[np.ndarray, ...]:
+        """(feed, position in its stream, random number for the caption, weight) of every row of a batch.
+
+        Rows are in the order of the shards, so that a host reads from as few as it can; begun at a random one, since
+        images of one feed may take longer to read than another's, and hosts should take turns.
         """
-        size = self.manifest.buckets[bucket]
-        found = self.read(bucket, positions)
-        for record in found:
-            if (record.height, record.width) != (size.height, size.width):
-                stored = f"{record.height}x{record.width}"
-                raise LensError(f"{record.source}: {stored} in the shards of {size}; prepare the data set again")
-        captions = [choose_caption(record, languages, draw) for record, draw in zip(found, draws)]
-        batch = {"bucket": (size.height, size.width)}
-        if self.manifest.features:
-            return batch | _features(self.manifest, found, captions)
-        pixels = np.empty((len(found), size.height, size.width, 3), np.uint8)
-        for row, record in enumerate(found):
-            pixels[row] = records.decode_image(record)
-        return batch | {"pixels": pixels, "captions": captions}
+        parts = []
+        for feed, start, count in draw.parts:
+            places = np.arange(start, start + count)
+            positions = self._order(feed).positions(places)
+            captions = mix(self._seed, _CAPTION, self._feeds[feed].key, places)
+            sort = np.argsort(positions, kind="stable")
+            parts.append((np.full(count, feed), positions[sort], captions[sort]))
+        columns = [np.concatenate(column) for column in zip(*parts)]
+        images = len(columns[0])
+        rows = np.roll(np.arange(draw.size) % images, draw.random % draw.size)
+        weight = np.roll((np.arange(draw.size) < images).astype(np.float32), draw.random % draw.size)
+        return *(column[rows] for column in columns), weight
+
+    def _order(self, feed: int) -> ReadingOrder:
+        if feed not in self._orders:  # two threads may both make it: they make the same
+            source, stream = self._origins[feed]
+            counts = self.data.indexes[source].shard_records(stream)
+            key = self._seed, _EPOCH, self._feeds[feed].key
+            self._orders[feed] = ReadingOrder(counts, self.data.config.shards_together, *key)
+        return self._orders[feed]
+
+    def _read(self, feeds: np.ndarray, positions: np.ndarray) -> list:
+        """The records of some rows; LensError where one is not of the size that its shard is for."""
+        found: list = [None] * len(feeds)
+        for feed in np.unique(feeds):
+            source, stream = self._origins[feed]
+            rows = np.flatnonzero(feeds == feed)
+            for row, record in zip(rows, self._readers[source].read(stream, positions[rows])):
+                if (record.height, record.width) != (stream.bucket.height, stream.bucket.width):
+                    stored = f"{record.height}x{record.width}"
+                    message = f"{record.source}: {stored} in the shards of {stream.bucket}; prepare the data set again"
+                    raise LensError(message)
+                found[row] = record
+        return found
 
     def close(self) -> None:
         """Close all files."""
-        self._reader.close()
+        for reader in self._readers:
+            reader.close()
 
 
-def _features(manifest: Index, found: list, captions: list[np.ndarray]) -> dict:
-    """Latents and padded text features of some records; `captions` [layers, tokens, width] each."""
-    made = manifest.features
-    shape = (made["layers"], len(found), made["max_tokens"], made["text_width"])
-    text = np.zeros(shape, captions[0].dtype)
+def pixels(record, bucket: Bucket) -> np.ndarray:
+    """uint8 [H, W, 3] of a record's image at a size that it covers: scaled to it, antialiased, and its edge cut off.
+
+    Between the report's areas that edge is at most 2.5 % of one side. JPEG's own reduction would not help: it halves,
+    and hardly a side of the smallest area fits twice into one of the largest.
+    """
+    if (record.height, record.width) == (bucket.height, bucket.width):
+        return decode_image(record)
+    return fit_image(images.open_image(record.image, record.source or "record"), bucket)
+
+
+def _features(found: list, captions: list[np.ndarray]) -> dict:
+    """Latents and text features of some records, padded to the longest; `captions` [layers, tokens, width] each."""
+    lengths = np.array([caption.shape[1] for caption in captions], np.int32)
+    layers, _, width = captions[0].shape
+    text = np.zeros((layers, len(found), lengths.max(), width), captions[0].dtype)
     for row, (record, caption) in enumerate(zip(found, captions)):
-        if caption.shape[::2] != shape[::3] or caption.shape[1] > shape[2]:
-            raise LensError(
-                f"{record.source}: features {list(caption.shape)} are not what {NAME} says; precompute again"
-            )
+        if caption.shape[::2] != (layers, width):
+            raise LensError(f"{record.source}: features {list(caption.shape)} are not the data set's; precompute again")
         text[:, row, : caption.shape[1]] = caption
-    return {
-        "latents": np.stack([record.latents for record in found]).astype(np.float32),
-        "text": tuple(text),
-        "text_lengths": np.array([caption.shape[1] for caption in captions], np.int32),
-    }
+    latents = np.stack([record.latents for record in found]).astype(np.float32)
+    return {"latents": latents, "text": tuple(text), "text_lengths": lengths}
 
 
 def choose_caption(record, languages: Sequence[str], draw: int):
@@ -202,149 +215,3 @@ def choose_caption(record, languages: Sequence[str], draw: int):
     draw = int(draw)
     texts = record.captions[present[(draw >> 32) % len(present)]]
     return texts[(draw & 0xFFFFFFFF) % len(texts)]
-
-
-class BatchSource:
-    """The batches of a split as a random-access source for grain: `source[step]`.
-
-    Host `host` of `hosts` gets contiguous rows of the global batch, in the order in which
-    `jax.make_array_from_process_local_data` puts them together again.
-    """
-
-    def __init__(self, manifest: Index, split: str, config: DataConfig, host: int = 0, hosts: int = 1):
-        self._languages = check_languages(manifest, split, config.languages)
-        self._sizes = bucket_sizes(config, manifest.buckets)
-        self._share = host, hosts
-        self._seed = config.seed
-        self._plan = BatchPlan(manifest.counts(split), self._sizes, config.seed)
-        self._store = RecordStore(manifest, split)
-        for size in self._sizes:
-            _host_rows(size, host, hosts)  # raises now what the first batch of that bucket would
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __repr__(self) -> str:
-        return f"BatchSource({self._store.manifest.directory})"
-
-    def __getitem__(self, step: int) -> dict:
-        """This host's part of the batch of a step: what `RecordStore.batch` gives, and `step`."""
-        bucket, positions = self._plan.plan(step)
-        rows = _host_rows(self._sizes[bucket], *self._share)
-        draws = mix(self._seed, _CAPTION, int(step), rows)
-        return {**self._store.batch(bucket, positions[rows], self._languages, draws), "step": int(step)}
-
-
-def batches(
-    config: DataConfig,
-    split: str = "train",
-    start_step: int = 0,
-    num_steps: int | None = None,
-    transform: Callable[[dict], dict] | None = None,
-    host: int = 0,
-    hosts: int = 1,
-):
-    """A grain iterator over the batches from `start_step` on; call its `close()` when done.
-
-    `transform` maps a batch in the reading threads, which is the place to encode its captions. The iterator's state is
-    one number, counted from `start_step`: `set_state` on an iterator with the same start continues exactly, and so does
-    a new iterator that starts at the next step, which needs no saved state at all.
-    """
-    import grain
-
-    source = BatchSource(load_index(config.path), split, config, host, hosts)
-    if start_step < 0 or (num_steps is not None and num_steps < 1):
-        raise LensError(f"start_step {start_step}, num_steps {num_steps}: not negative, and at least one step")
-    stop = ENDLESS if num_steps is None else start_step + num_steps
-    dataset = grain.MapDataset.source(source)[start_step:stop]
-    if transform is not None:
-        dataset = dataset.map(transform)
-    # With fewer slots than threads some threads would idle; without threads there is nothing to buffer.
-    slots = max(config.prefetch, config.threads) if config.threads else 0
-    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=slots)
-    return iter(dataset.to_iter_dataset(options))
-
-
-def validation_batches(
-    config: DataConfig,
-    split: str = "validation",
-    transform: Callable[[dict], dict] | None = None,
-    host: int = 0,
-    hosts: int = 1,
-) -> Iterator[dict]:
-    """Every record of a split exactly once, bucket by bucket, in a fixed order and with the same captions each time.
-
-    As `batches`, with "weight" float32 [B]: the last batch of a bucket is filled up with its first records at weight 0.
-    """
-    manifest = load_index(config.path)
-    languages = check_languages(manifest, split, config.languages)
-    sizes = bucket_sizes(config, manifest.buckets)
-    shares = [(count, size, _host_rows(size, host, hosts)) for count, size in zip(manifest.counts(split), sizes)]
-    return _validate(RecordStore(manifest, split), shares, config.seed, languages, transform)
-
-
-def _validate(store, shares, seed, languages, transform) -> Iterator[dict]:
-    step = 0
-    try:
-        for bucket, (count, size, rows) in enumerate(shares):
-            for start in range(0, count, size):
-                places = start + rows
-                draws = mix(seed, _CAPTION, bucket, places)
-                batch = {**store.batch(bucket, places % count, languages, draws), "step": step}
-                batch["weight"] = (places < count).astype(np.float32)
-                yield transform(batch) if transform else batch
-                step += 1
-    finally:
-        store.close()
-
-
-def bucket_sizes(config: DataConfig, buckets: Sequence[Bucket]) -> tuple[int, ...]:
-    """Images a batch of each bucket."""
-    if not config.batch_sizes:
-        return (config.batch_size,) * len(buckets)
-    # In pixels: what an area is does not depend on how many of them make a token.
-    numbers = areas(buckets, tile=1)
-    if len(config.batch_sizes) != max(numbers) + 1:
-        raise LensError(
-            f"data.batch_sizes {config.batch_sizes}: the data set has {max(numbers) + 1} areas, so as many numbers"
-        )
-    return tuple(config.batch_sizes[number] for number in numbers)
-
-
-def check_buckets(config: DataConfig, manifest: Index) -> None:
-    """LensError where the data set was prepared for other sizes than the run is for."""
-    wanted = parse_buckets(config.buckets)
-    if wanted and set(wanted) != set(manifest.buckets):
-        has = ", ".join(map(str, manifest.buckets[:6])) + (", ..." if len(manifest.buckets) > 6 else "")
-        raise LensError(
-            f"data.buckets {' '.join(config.buckets)}: {manifest.directory} has {has}; prepare it with --buckets "
-            f"{' '.join(config.buckets)}"
-        )
-
-
-def check_languages(manifest: Index, split: str, languages: Sequence[str]) -> tuple[str, ...]:
-    """`languages`, or those of the train split for (); LensError when they cannot caption every record of `split`."""
-    total = sum(manifest.counts(split))
-    if not total:
-        raise LensError(f"{manifest.directory}: no records in its {split} split; prepare it with some")
-    known = manifest.captioned.get(split, {})
-    for language in languages:
-        if language not in known:
-            message = f"language {language!r}: the {split} split of {manifest.directory} has {', '.join(known)}"
-            raise LensError(message + nearest(language, known))
-    languages = tuple(languages) or manifest.languages
-    # Better now than at the first such record, hours into a run.
-    reached = sum(known.get(language, 0) for language in languages)
-    if reached < total:
-        chosen = ", ".join(languages)
-        raise LensError(f"languages {chosen}: at most {reached} of the {total} {split} records have such captions")
-    return languages
-
-
-def _host_rows(batch_size: int, host: int, hosts: int) -> np.ndarray:
-    if hosts < 1 or not 0 <= host < hosts:
-        raise LensError(f"host {host} of {hosts}: hosts count from 0")
-    if batch_size < 1 or batch_size % hosts:
-        raise LensError(f"batch_size {batch_size}: must be a multiple of the {hosts} host(s)")
-    share = batch_size // hosts
-    return np.arange(host * share, (host + 1) * share)

@@ -1,10 +1,9 @@
-"""Flow matching as in section 3 of the report: noise levels, interpolation, velocity and its plain squared error.
+"""Flow matching as in section 3 of the report: noise levels, interpolation, velocity.
 
 Convention: t is the noise level, 1 is pure noise and 0 is clean; x_t = (1 - t) x + t noise; velocity = noise - x.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,23 +47,12 @@ def noise_level_quantiles(config: FlowConfig, batch: int, image_tokens: int | ja
     return jax.nn.sigmoid(noise_level_mu(config, image_tokens) + config.std * jax.scipy.special.ndtri(quantiles))
 
 
-def velocity_loss(
-    denoise: Callable, latents: jax.Array, t: jax.Array, noise: jax.Array, n_image: jax.Array | None = None
-) -> jax.Array:
-    """Mean squared velocity error a sample, float32 [B].
-
-    `denoise(noisy, t)` gives the velocity for noisy latents [B, N, C] at t [B]; of the N tokens the first `n_image`
-    count, all where it is None.
-    """
-    level = t[:, None, None]
-    velocity = denoise((1 - level) * latents + level * noise, t)
-    error = jnp.square(velocity.astype(jnp.float32) - (noise - latents))
-    if n_image is None:
-        return jnp.mean(error, axis=(1, 2))
-    valid = jnp.arange(latents.shape[1]) < n_image
-    return jnp.sum(jnp.where(valid[:, None], error, 0), axis=(1, 2)) / (n_image * latents.shape[2])
-
-
 def drop_captions(config: FlowConfig, key: jax.Array, lengths: jax.Array) -> jax.Array:
     """Text lengths [B] with a share set to 0: no text at all, which is the unconditional case of the release."""
     return jnp.where(jax.random.bernoulli(key, config.caption_dropout, lengths.shape), 0, lengths)
+
+
+def interpolate(clean: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    """Latents [B, N, C] at noise levels t [B]."""
+    level = t[:, None, None]
+    return (1 - level) * clean + level * noise

@@ -1,12 +1,25 @@
-"""Sampling as the release does it: its schedule, its norm-rescaled guidance, Euler steps, one compiled loop."""
+"""Sampling as the release does it: its schedule, its norm-rescaled guidance, Euler steps; and a second-order solver.
+
+Pure: noise to latents as a function of a network that is passed in, on one device or on a mesh.
+"""
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from lens_jax.errors import LensError
+
+Solver = Literal["euler", "dpm2"]
+# Feature layers [B, T, width] and lengths int32 [B].
+Text = tuple[tuple[jax.Array, ...], jax.Array]
+# (latents [B, N, C], t [B], text, positions int32 [N + T, 3]) -> velocity [B, N, C]
+Denoise = Callable[[jax.Array, jax.Array, Text, jax.Array], jax.Array]
+# (latents [B, N, C], t [B]) -> velocity [B, N, C]
+Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 
 # From here on the shift no longer depends on the number of steps (release: compute_empirical_mu, FLUX.2's fit).
 _LONG_SEQUENCE = 4300
@@ -40,7 +53,43 @@ def guide(conditional: jax.Array, unconditional: jax.Array, guidance_scale: jax.
     return combined * factor
 
 
-def euler_sample(velocity: Callable, latents: jax.Array, sigmas: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sample(
+    denoise: Denoise,
+    latents: jax.Array,
+    text: Text,
+    negative: Text | None,
+    positions: jax.Array,
+    sigmas: jax.Array,
+    guidance_scale: jax.Array | None = None,
+    solver: Solver = "euler",
+) -> jax.Array:
+    """Noise to final latents: the whole program, pure, on one device or on the mesh that is set.
+
+    Args:
+      denoise: (latents, t [B], text, positions) -> velocity. It alone knows the network and where its weights are.
+      latents: the noise [B, N, C]; on a mesh its rows may be sharded, and those of all texts alike.
+      text, negative: feature layers and lengths of each row. None is no text at all: the image attends to itself.
+      positions: int32 [N + T, 3] for the longer of the two texts. Those of text do not depend on the padding.
+      sigmas: noise levels [steps + 1] from `sigma_schedule`.
+      guidance_scale: None runs no second branch.
+    """
+    n_image = latents.shape[1]
+
+    def branch(x, t, text):
+        return denoise(x, t, text, positions[: n_image + text[0][0].shape[1]])
+
+    def velocity(x, t):
+        conditional = branch(x, t, text)
+        if guidance_scale is None:
+            return conditional
+        # Without text the text stream need not be there.
+        other = (tuple(layer[:, :0] for layer in text[0]), jnp.zeros_like(text[1])) if negative is None else negative
+        return guide(conditional, branch(x, t, other), guidance_scale)
+
+    return SOLVERS[solver](velocity, latents, sigmas)[0]
+
+
+def euler(velocity: Velocity, latents: jax.Array, sigmas: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Integrate `velocity(latents, t [B])` over sigmas [steps + 1] from noise to clean.
 
     Returns the final latents [B, N, C] and the latents after each step [steps, B, N, C] (dropped by XLA if unused).
@@ -49,8 +98,53 @@ def euler_sample(velocity: Callable, latents: jax.Array, sigmas: jax.Array) -> t
 
     def step(x, sigma_pair):
         sigma, following = sigma_pair
-        t = jnp.full((x.shape[0],), sigma, jnp.float32)
-        x = x + (following - sigma) * velocity(x, t).astype(x.dtype)
+        x = x + (following - sigma) * velocity(x, _level(x, sigma)).astype(x.dtype)
         return x, x
 
     return jax.lax.scan(step, latents, (sigmas[:-1], sigmas[1:]))
+
+
+def dpm2(velocity: Velocity, latents: jax.Array, sigmas: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `euler`, of second order with one network call a step: DPM-Solver++(2M) on the clean latents.
+
+    With m = x - sigma v and lambda = ln((1 - sigma) / sigma), which grows by h in this step and by h0 in the last one:
+    x' = (sigma' / sigma) x - (1 - sigma') (exp(-h) - 1) (m + h / (2 h0) (m - m0)). As (1 - sigma') (exp(-h) - 1) is
+    (sigma' - sigma) / sigma, this is Euler's step and a correction, which the first and the last step leave out.
+    """
+
+    def step(carry, inputs):
+        x, before = carry
+        sigma, following, correction = inputs
+        v = velocity(x, _level(x, sigma)).astype(x.dtype)
+        clean = x - sigma * v
+        x = x + (following - sigma) * v + (1 - following / sigma) * correction * (clean - before)
+        return (x, clean), x
+
+    inputs = (sigmas[:-1], sigmas[1:], _corrections(sigmas))
+    (final, _), trajectory = jax.lax.scan(step, (latents, jnp.zeros_like(latents)), inputs)
+    return final, trajectory
+
+
+SOLVERS = {"euler": euler, "dpm2": dpm2}
+
+
+def _corrections(sigmas: jax.Array) -> jax.Array:
+    """h / (2 h0) a step [steps]: 0 in the first, in the last, and in one after pure noise, whose h0 is infinite."""
+    inside = (sigmas > 0) & (sigmas < 1)
+    safe = jnp.where(inside, sigmas, 0.5)
+    log_ratio = jnp.log1p(-safe) - jnp.log(safe)
+    h = log_ratio[1:] - log_ratio[:-1]
+    finite = inside[1:] & inside[:-1]
+    usable = finite[1:] & finite[:-1]
+    # The last step is first-order whatever it ends at.
+    usable = usable & (jnp.arange(len(usable)) < len(usable) - 1)
+    ratio = h[1:] / jnp.where(usable, 2 * h[:-1], 1)
+    return jnp.concatenate([jnp.zeros(1), jnp.where(usable, ratio, 0)]).astype(jnp.float32)
+
+
+def _level(x: jax.Array, sigma: jax.Array) -> jax.Array:
+    """sigma for each row [B], laid out like the rows: else every device would compute the modulation of all of them."""
+    t = jnp.full((x.shape[0],), sigma, jnp.float32)
+    return (
+        t if jax.sharding.get_abstract_mesh().empty else jax.reshard(t, PartitionSpec(jax.typeof(x).sharding.spec[0]))
+    )

@@ -1,1 +1,1 @@
-"""Prompts to features: text encoders behind one protocol."""
+"""What stands in front of the denoiser: image codecs and text encoders, each behind one protocol."""

@@ -10,10 +10,14 @@ import functools
 import re
 import threading
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from lens_jax.encoders.text import TextFeatures, check_prompts
+from lens_jax.encoders.cache import CACHE_BYTES, Cache
+from lens_jax.encoders.text import TextFeatures, TextInputs, check_prompts
 from lens_jax.errors import LensError
 
 # Punctuation that ends a clause, in the scripts the encoder knows.
@@ -30,46 +34,78 @@ class SentenceEncoderConfig:
 
     @property
     def width(self) -> int:
-        """Channels of a feature layer."""
         return WIDTH
 
     @property
     def num_layers(self) -> int:
-        """Feature layers a prompt has."""
         return 1
+
+    @property
+    def suffix_tokens(self) -> int:
+        """Nothing is behind a caption."""
+        return 0
+
+    @property
+    def dtype(self) -> str:
+        return "float32"
 
     def __post_init__(self):
         if self.max_tokens < 1:
             raise LensError(f"text.max_tokens is {self.max_tokens}; it must be at least 1")
 
+    def load(self, mesh: Mesh | None = None) -> "SentenceEncoder":
+        return SentenceEncoder(self)
+
+    def abstract_params(self, mesh: Any = None) -> tuple:
+        return ()
+
+    def abstract_inputs(self, captions: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((captions, self.max_tokens, WIDTH), np.float32)
+
+    def features(self, params: tuple, values: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+        return (values,)
+
+    def operations(self, tokens: int) -> int:
+        return 0
+
 
 class SentenceEncoder:
-    """A `TextEncoder` with one feature layer. Safe to call from several threads."""
+    """A `TextEncoder` with one feature layer, all of it on the host."""
 
-    def __init__(self, config: SentenceEncoderConfig):
-        self.max_tokens = config.max_tokens
-        self.width, self.num_layers = config.width, config.num_layers
-        self._cache: dict[str, np.ndarray] = {}
+    digest = None
+    params = ()
+
+    def __init__(self, config: SentenceEncoderConfig, cache_bytes: int = CACHE_BYTES):
+        self.config, self.width, self.num_layers = config, config.width, config.num_layers
+        self._cache = Cache(cache_bytes)
         self._lock = threading.Lock()
 
-    def encode(self, prompts: Sequence[str]) -> TextFeatures:
-        rows = [split_clauses(prompt, self.max_tokens) for prompt in check_prompts(prompts)]
+    def tokens(self, captions: Sequence[str]) -> TextInputs:
+        rows = [split_clauses(caption, self.config.max_tokens) for caption in check_prompts(captions)]
         vectors = self._vectors({clause for row in rows for clause in row})
-        features = np.zeros((len(rows), self.max_tokens, WIDTH), np.float32)
+        features = np.zeros((len(rows), self.config.max_tokens, WIDTH), np.float32)
         for i, row in enumerate(rows):
             for j, clause in enumerate(row):
                 features[i, j] = vectors[clause]
-        return TextFeatures((features,), np.array([len(row) for row in rows], np.int32))
+        return TextInputs(features, np.array([len(row) for row in rows], np.int32))
+
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        features, lengths = self.tokens(prompts)
+        return TextFeatures((features,), lengths)
 
     def _vectors(self, clauses: set[str]) -> dict[str, np.ndarray]:
+        found = {}
         with self._lock:
-            missing = sorted(clauses - self._cache.keys())
-            if missing:
-                # One at a time in a fixed order: a clause's vector must not depend, even in the last bit, on what
-                # was asked for beside it, or a resumed run would differ from one that never stopped.
-                for clause in missing:
-                    self._cache[clause] = _model().encode([clause])[0]
-            return {clause: self._cache[clause] for clause in clauses}
+            # One at a time in a fixed order: a clause's vector must not depend, even in the last bit, on what was asked
+            # for beside it, or a resumed run would differ from one that never stopped.
+            for clause in sorted(clauses):
+                vector = self._cache.get(clause)
+                if vector is None:
+                    # A copy of what may be a row of something larger.
+                    vector = np.array(_model().encode([clause])[0])
+                    self._cache.put(clause, vector)
+                found[clause] = vector
+        return found
 
 
 def split_clauses(prompt: str, limit: int) -> list[str]:

@@ -1,9 +1,15 @@
-"""What every text encoder gives: features for each prompt, and nothing for no prompt."""
+"""What every text encoder gives: features for each prompt, and nothing for no prompt.
+
+A text encoder is a frozen dataclass that says what its features depend on (`TextConfig`, tagged by its `kind` in JSON),
+and what it loads (`TextEncoder`). A new one is a file here and a name in `kinds.Text`.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lens_jax.errors import LensError
 
@@ -19,8 +25,40 @@ class TextFeatures(NamedTuple):
     date: str | None = None
 
 
+class TextInputs(NamedTuple):
+    """B captions as the host hands them to the devices, right padded."""
+
+    # [B, max_tokens] int32 ids of a model on the devices, or [B, max_tokens, width] float32 features made on the host.
+    values: np.ndarray
+    # int32 [B], the valid tokens of each row.
+    lengths: np.ndarray
+
+
 class TextEncoder(Protocol):
-    """Turns prompts into features. Implementations cache: the same prompt is encoded once."""
+    """What a `TextConfig` loads. Safe to call from several threads."""
+
+    width: int
+    num_layers: int
+
+    # A digest of its weights; None for an encoder that comes with its package.
+    digest: str | None
+
+    @property
+    def params(self) -> Any:
+        """What `TextConfig.features` reads, on the devices."""
+
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of the prompts on the host; a blank prompt has length 0. LensError for a prompt that is not text.
+
+        What was encoded before is kept, within bounds. On a mesh all processes must call it, with the same prompts.
+        """
+
+    def tokens(self, captions: Sequence[str]) -> TextInputs:
+        """The host's part of training, for the reading threads: no device is touched."""
+
+
+class TextConfig(Protocol):
+    """A frozen dataclass with what the features of a caption depend on. Its methods are pure, but for `load`."""
 
     @property
     def width(self) -> int:
@@ -28,14 +66,37 @@ class TextEncoder(Protocol):
 
     @property
     def num_layers(self) -> int:
-        """Feature layers a prompt has."""
+        """Feature layers a caption has."""
 
     @property
     def max_tokens(self) -> int:
-        """T of every result: one static shape, so nothing recompiles for a longer prompt."""
+        """T of what training reads: one static shape, so that no caption compiles anything."""
 
-    def encode(self, prompts: Sequence[str]) -> TextFeatures:
-        """Features of the prompts; a blank prompt has length 0. LensError for a prompt that is not text."""
+    @property
+    def suffix_tokens(self) -> int:
+        """Tokens behind every caption, which must stay where one is cut."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the features."""
+
+    def load(self, mesh: Mesh | None = None) -> TextEncoder:
+        """The encoder, its weights laid out on the mesh where there is one."""
+
+    def abstract_params(self, mesh: Any = None) -> Any:
+        """Shapes, dtypes and, on a mesh, layouts of `TextEncoder.params`."""
+
+    def abstract_inputs(self, captions: int) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of `TextInputs.values`."""
+
+    def features(self, params: Any, values: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+        """The devices' part, for use inside a program: feature layers [B, T, width] of `TextInputs`.
+
+        T may be less than `max_tokens`. On a mesh, which must be set, rows stay where they are.
+        """
+
+    def operations(self, tokens: int) -> int:
+        """Of the devices' part for a caption of so many tokens, 2 a multiply-add."""
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Token ids of a prompt inside the Harmony conversation, with the tokenizer of a release folder."""
 
 import json
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,6 +88,23 @@ class HarmonyTokenizer:
             else:
                 run.append(i)
         return "".join(parts)
+
+
+def find_tokenizer(found, place: str | Path = "") -> HarmonyTokenizer | None:
+    """The tokenizer at `place`, or the one that came with a `convert.source.Source`; None where it has none."""
+    from lens_jax.convert import source
+
+    if place:
+        return HarmonyTokenizer.from_folder(source.tokenizer_file(Path(place)).parent)
+    own = found.tokenizer
+    if isinstance(own, bytes):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "tokenizer.json").write_bytes(own)
+            return HarmonyTokenizer.from_folder(folder)
+    if own:
+        return HarmonyTokenizer.from_folder(own.parent)
+    beside = found.release and found.release / source.TOKENIZER
+    return HarmonyTokenizer.from_folder(beside) if beside and beside.is_dir() else None
 
 
 def encode_prompt(

@@ -1,22 +1,26 @@
 """`lens-jax sample`: prompts to PNG files and a contact sheet."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 import tyro
 from rich.progress import Progress
 
-from lens_jax import __version__
+from lens_jax import __version__, parallel
 from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet, save_png, slug
+from lens_jax.diffusion.sampler import Solver
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
+from lens_jax.parallel import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
+class SampleCommand:
     """Draw images from a run's checkpoint, as PNGs that say how they were made, and a contact sheet."""
 
     # What to draw; several prompts are drawn in batches.
@@ -39,6 +43,8 @@ class SampleConfig:
     num_inference_steps: int | None = None
     # Guidance; 1 turns it off and saves half the time. By default 5, or 1 for Lens-Turbo.
     guidance_scale: float | None = None
+    # euler as in the release, or dpm2: of second order, as fast a step.
+    solver: Solver = "euler"
     # Images of each prompt.
     num_images_per_prompt: int = 1
     # Image i starts from noise that depends on the seed and i alone.
@@ -50,10 +56,19 @@ class SampleConfig:
     dtype: Literal["float32", "bfloat16"] | None = None
     # Of a release: which of the three it is, where its folder's name does not say so.
     variant: Literal["lens", "turbo", "base"] | None = None
-    # Of a release: the day the conversation around a prompt claims to be, YYYY-MM-DD; by default 2026-05-23.
+    # The day the conversation around a prompt claims to be, YYYY-MM-DD; by default that of training, 2026-05-23.
     date: str | None = None
     # Of a release: cut a prompt that is too long as the original does, with the tokens that belong behind it.
     original_truncation: bool = False
+    # Where the autoencoder is, if not in the checkpoint or where the run had it: a release folder or weights.
+    autoencoder: str | None = None
+    # Where the text encoder is, likewise.
+    text_encoder: str | None = None
+    # Where the tokenizer is: its folder, its tokenizer.json, or a release folder.
+    tokenizer: str | None = None
+    # Devices that share the work: weights are sharded over fsdp and tensor, images over data and fsdp. -1 is what is
+    # left; the default is one device.
+    mesh: MeshConfig = MeshConfig(fsdp=1)
 
     def __post_init__(self):
         if not self.prompts:
@@ -64,17 +79,18 @@ class SampleConfig:
             raise LensError(f"--batch-size is {self.batch_size}; it must be at least 0")
 
 
-def sample_to_folder(args: SampleConfig) -> list[Path]:
+def sample_to_folder(args: SampleCommand) -> list[Path]:
     """Draw `args.prompts` and write `NNNN-prompt.png` files and `sheet.png`; returns their paths."""
-    options = {name: getattr(args, name) for name in ("dtype", "variant", "date", "original_truncation")}
-    options = {name: value for name, value in options.items() if value}
-    pipe = LensPipeline.from_pretrained(args.checkpoint, **options)
+    names = ("dtype", "variant", "date", "original_truncation", "autoencoder", "text_encoder", "tokenizer")
+    options = {name: getattr(args, name) for name in names if getattr(args, name)}
+    pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **_mesh(args.mesh))
     pipe.batch_size = args.batch_size or pipe.batch_size
     console = make_console()
     settings = {
         "negative_prompt": args.negative_prompt,
         "num_inference_steps": args.num_inference_steps or pipe.num_inference_steps,
         "guidance_scale": pipe.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+        "solver": args.solver,
         "seed": args.seed,
         "checkpoint": str(args.checkpoint),
         "software": f"lens-jax {__version__}",
@@ -91,6 +107,7 @@ def sample_to_folder(args: SampleConfig) -> list[Path]:
             aspect_ratio=args.aspect_ratio,
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
+            solver=args.solver,
             num_images_per_prompt=args.num_images_per_prompt,
             seed=args.seed,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
@@ -116,3 +133,12 @@ def sample_to_folder(args: SampleConfig) -> list[Path]:
         raise LensError(f"{out}: cannot be written: {error.strerror}") from None
     console.print(f"{len(paths)} images in {out}, all on {sheet}")
     return [*paths, sheet]
+
+
+def _mesh(config: MeshConfig) -> dict:
+    """The option `mesh` of a pipeline; none for one device, which is faster without."""
+    sizes = [getattr(config, axis) for axis in parallel.AXES]
+    count = jax.device_count() if -1 in sizes else math.prod(sizes)
+    if count > jax.device_count():
+        raise LensError(f"--mesh is of {count} devices; there are {jax.device_count()}")
+    return {"mesh": parallel.make_mesh(config, jax.devices()[:count])} if count > 1 else {}

@@ -1,35 +1,28 @@
 """LensPipeline: prompts to images, with diffusers' argument names."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
+from lens_jax import parallel
 from lens_jax.data.buckets import LENS_1024, LENS_1440, RATIOS
-from lens_jax.diffusion import sampler
-from lens_jax.encoders import pixels
-from lens_jax.encoders.images import to_uint8
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.diffusion import draw
+from lens_jax.diffusion.sampler import Solver
+from lens_jax.encoders.images import ImageCodec, decode_program
 from lens_jax.encoders.text import TextEncoder, TextFeatures
-from lens_jax.errors import LensError, nearest
-from lens_jax.models import autoencoder, denoiser
-from lens_jax.models.autoencoder import AutoencoderConfig
+from lens_jax.errors import LensError
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.latent_grid import latent_grid
-from lens_jax.models.layers import joint_positions
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 # The sizes the release offers, by base resolution, in the order of RATIOS.
 OFFERED = {1024: LENS_1024, 1440: LENS_1440}
-# Latent tokens along a side up to which an image is decoded whole: 2,080 pixels, the longest side of the release's
-# larger table.
-_LARGEST_UNTILED = 130
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +44,9 @@ class LensPipeline:
     """
 
     model: DenoiserConfig
-    codec: PixelCodecConfig | AutoencoderConfig
-    text_encoder: TextEncoder
+    codec: ImageCodec
+    # None where every call brings prompt_embeds.
+    text_encoder: TextEncoder | None
     # The denoiser's parameters, by default the moving average of a run.
     params: dict
     codec_params: dict
@@ -63,45 +57,20 @@ class LensPipeline:
     # Steps and guidance when a call names none.
     num_inference_steps: int = 20
     guidance_scale: float = 5.0
+    # Where there is one, all parameters are laid out on it, each device draws its images, and every process of it must
+    # make the same calls.
+    mesh: Mesh | None = None
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options) -> "LensPipeline":
         """From a run folder, one of its checkpoints, a release folder, its conversion, or a file of weights.
 
-        `options` of a run replace fields of its model, e.g. dtype; those of a release are the keyword arguments of
-        `convert.load.load_pipeline`: dtype, variant, date, original_truncation, and other places for its parts.
+        `options` are the keyword arguments of `inference.load.from_run` or of `inference.load.from_release`: dtype,
+        mesh, date, other places of the encoders, and more.
         """
-        from lens_jax.convert import load, native, release
+        from lens_jax.inference import load
 
-        local = None if "://" in str(path) else Path(path)
-        if local and (release.is_release(local) or native.is_native(local) or local.is_file()):
-            return load.load_pipeline(local, **options)
-        from lens_jax.encoders.sentence import SentenceEncoder, SentenceEncoderConfig
-        from lens_jax.run import store as checkpoint
-
-        folder = checkpoint.find(path)
-        metadata = checkpoint.read_metadata(folder)
-        config = metadata["config"]
-        fields = [field.name for field in dataclasses.fields(config.model)]
-        for name in options:
-            if name not in fields:
-                raise LensError(
-                    f"{path}: {name}{nearest(name, fields)} is no option of a run; accepted: {', '.join(fields)}"
-                )
-        model = dataclasses.replace(config.model, **options)
-        wanted = {"ema": checkpoint.abstract_params(model, "ema"), "codec": checkpoint.abstract_codec(config)}
-        parts = checkpoint.load_parts(folder, wanted)
-        params = jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"])
-        size = min(metadata["sizes"], key=lambda s: abs(np.log(s[0] / s[1])))
-        image_codec, codec_params = config.codec, parts["codec"]
-        if not isinstance(image_codec, PixelCodecConfig):
-            image_codec, codec_params = load.load_autoencoder(image_codec.path, image_codec.model.dtype)
-        if isinstance(config.text, SentenceEncoderConfig):
-            encoder = SentenceEncoder(config.text)
-        else:
-            text = config.text
-            encoder = load.load_text_encoder(text.path, text.selected, text.model.dtype, text.date)
-        return cls(model, image_codec, encoder, params, codec_params, size)
+        return load.from_pretrained(path, **options)
 
     def __call__(
         self,
@@ -113,6 +82,7 @@ class LensPipeline:
         aspect_ratio: str | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        solver: Solver = "euler",
         num_images_per_prompt: int = 1,
         seed: int = 0,
         latents: np.ndarray | None = None,
@@ -131,6 +101,7 @@ class LensPipeline:
             1:2, 9:16, 2:3, 3:4, 1:1, 4:3, 3:2, 16:9, 2:1. Either defaults to 1024 or 1:1.
           num_inference_steps, guidance_scale: default to the pipeline's; at a guidance of 1 the unconditional branch is
             not run.
+          solver: "euler" as in the release, or "dpm2", of second order at the same cost.
           seed: image i starts from noise that depends on (seed, i) and the number of latent tokens only.
           latents: that noise, given instead: [len(prompts) * num_images_per_prompt, N, C].
           prompt_embeds, negative_prompt_embeds: text features in place of the prompts.
@@ -154,12 +125,13 @@ class LensPipeline:
             negative = self._negative_features(negative_prompt, negative_prompt_embeds, len(text.lengths))
         text, negative = _repeat(text, num_images_per_prompt), negative and _repeat(negative, num_images_per_prompt)
         count = len(text.lengths)
-        noise = self._noise(seed, count, grid) if latents is None else self._check_latents(latents, count, grid)
+        shape = grid[0] * grid[1], self.model.latent_channels
+        noise = draw.seed_noise(seed, count, *shape) if latents is None else _check_latents(latents, (count, *shape))
 
         chunks = []
-        for rows in _chunks(count, self.batch_size):
+        for rows in draw.chunks(count, self.batch_size, self.mesh):
             unwanted = negative and _rows(negative, rows)
-            final = self.denoise(noise[rows], _rows(text, rows), unwanted, grid, steps, guidance_scale)
+            final = self.denoise(noise[rows], _rows(text, rows), unwanted, grid, steps, guidance_scale, solver)
             chunks.append(self.decode(final, grid, output_type))
             if progress:
                 progress(min(count, int(rows[0]) + len(rows)), count)
@@ -183,7 +155,7 @@ class LensPipeline:
             prompts = [prompt] if isinstance(prompt, str) else prompt
             if not isinstance(prompts, Sequence) or not prompts:
                 raise LensError("prompt must be text or a non-empty list of texts")
-            return self.text_encoder.encode(prompts)
+            return self._encode(prompts)
         shapes = [np.shape(layer) for layer in embeds.layers]
         batch = len(embeds.lengths)
         wanted = (self.model.text_layers, batch, self.model.text_width)
@@ -194,13 +166,18 @@ class LensPipeline:
             )
         return embeds._replace(layers=tuple(embeds.layers), lengths=np.asarray(embeds.lengths, np.int32))
 
+    def _encode(self, prompts: Sequence[str]) -> TextFeatures:
+        if self.text_encoder is None:
+            raise LensError("this pipeline has no text encoder; give prompt_embeds")
+        return self.text_encoder.encode(prompts)
+
     def _negative_features(self, negative_prompt, embeds: TextFeatures | None, count: int) -> TextFeatures | None:
         """Features of the negative prompts, or None when all are blank: no text at all."""
         if embeds is not None:
             features = self._features(None, embeds)
         else:
             negatives = self._negatives(negative_prompt, count)
-            features = self.text_encoder.encode(negatives) if any(n.strip() for n in negatives) else None
+            features = self._encode(negatives) if any(n.strip() for n in negatives) else None
         if features is not None and len(features.lengths) != count:
             raise LensError(f"{len(features.lengths)} negative prompts for {count} prompts; give one, or one each")
         return features
@@ -213,48 +190,42 @@ class LensPipeline:
             raise LensError("negative_prompt must be text")
         return list(negatives)
 
-    def _noise(self, seed: int, count: int, grid: tuple[int, int]) -> np.ndarray:
-        shape = (grid[0] * grid[1], self.model.latent_channels)
-        draw = lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), shape)
-        return np.asarray(jax.vmap(draw)(jnp.arange(count)))
-
-    def _check_latents(self, latents, count: int, grid: tuple[int, int]) -> np.ndarray:
-        wanted = (count, grid[0] * grid[1], self.model.latent_channels)
-        if np.shape(latents) != wanted:
-            raise LensError(f"latents are {list(np.shape(latents))}; this call needs {list(wanted)}")
-        return np.asarray(latents, np.float32)
-
     def denoise(
         self,
-        noise: jax.Array,
+        noise: np.ndarray,
         text: TextFeatures,
         negative: TextFeatures | None,
         grid: tuple[int, int],
         num_inference_steps: int,
         guidance_scale: float,
+        solver: Solver = "euler",
     ) -> jax.Array:
-        """Noise [B, N, C] of a grid of (rows, columns) to final latents, in one compiled program.
-
-        `negative` None is no text at all; at a guidance of 1 it is not used.
-        """
-        tokens = max(features.layers[0].shape[1] for features in (text, negative) if features is not None)
-        return _sample(
+        """`diffusion.draw.draw` with this pipeline's denoiser; `negative` None is no text at all."""
+        return draw.draw(
             self.model,
-            guidance_scale != 1,
             self.params,
             noise,
-            (text.layers, text.lengths),
-            negative and (negative.layers, negative.lengths),
-            joint_positions(*grid, tokens),
-            sampler.sigma_schedule(grid[0] * grid[1], num_inference_steps),
-            jnp.float32(guidance_scale),
+            (tuple(text.layers), text.lengths),
+            negative and (tuple(negative.layers), negative.lengths),
+            grid,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            solver=solver,
+            mesh=self.mesh,
         )
 
     def decode(self, latents: jax.Array, grid: tuple[int, int], output_type: str) -> np.ndarray:
         """Latents [B, N, C] to uint8 [B, H, W, 3] ("pil"), float32 in [0, 1] ("np"), or as they are ("latent")."""
         if output_type == "latent":
-            return np.asarray(latents)
-        return np.asarray(_decode(self.codec, output_type, grid, self.codec_params, latents))
+            return np.asarray(parallel.local_copy(latents, self.mesh))
+        program = parallel.on(self.mesh, decode_program)
+        return np.asarray(program(self.codec, output_type, grid, self.codec_params, latents))
+
+
+def _check_latents(latents, shape: tuple[int, ...]) -> np.ndarray:
+    if np.shape(latents) != shape:
+        raise LensError(f"latents are {list(np.shape(latents))}; this call needs {list(shape)}")
+    return np.asarray(latents, np.float32)
 
 
 def offered_size(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
@@ -266,47 +237,6 @@ def offered_size(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
         raise LensError(f"aspect_ratio is {aspect_ratio!r}; accepted: {', '.join(RATIOS)}")
     bucket = OFFERED[base_resolution][RATIOS.index(aspect_ratio)]
     return bucket.height, bucket.width
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(config, output_type: str, grid: tuple[int, int], params: dict, latents: jax.Array) -> jax.Array:
-    """Latents to uint8 ("pil") or float32 in [0, 1] ("np"), in one program."""
-    if isinstance(config, PixelCodecConfig):
-        images = pixels.decode(config, params, latents, grid)
-    elif max(grid) > _LARGEST_UNTILED:
-        images = autoencoder.decode_tiled(config, params, latents, grid)
-    else:
-        images = autoencoder.decode(config, params, latents, grid)
-    return to_uint8(images) if output_type == "pil" else (jnp.clip(images, -1, 1) + 1) / 2
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample(model: DenoiserConfig, guided: bool, params, noise, text, negative, positions, sigmas, guidance_scale):
-    """Noise to final latents in one program; positions are an input, so sizes with as many tokens share it."""
-    n_image = noise.shape[1]
-
-    def denoise(x, t, layers, lengths):
-        # Text positions do not depend on the padding, so each branch takes as many as it has tokens.
-        return denoiser.apply(model, params, x, layers, lengths, t, positions[: n_image + layers[0].shape[1]])
-
-    def velocity(x, t):
-        conditional = denoise(x, t, *text)
-        if not guided:
-            return conditional
-        if negative is None:
-            # No text at all: the image attends to itself, so the text stream need not be there.
-            unconditional = denoise(x, t, tuple(layer[:, :0] for layer in text[0]), jnp.zeros_like(text[1]))
-        else:
-            unconditional = denoise(x, t, *negative)
-        return sampler.guide(conditional, unconditional, guidance_scale)
-
-    return sampler.euler_sample(velocity, noise, sigmas)[0]
-
-
-def _chunks(count: int, size: int) -> list[np.ndarray]:
-    """Row numbers in chunks of one size, so that one program serves all; the last chunk repeats its last row."""
-    size = min(size, count)
-    return [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
 
 
 def _rows(features: TextFeatures, rows: np.ndarray) -> TextFeatures:

@@ -1,20 +1,17 @@
-"""Many devices and many processes: the mesh, where every array lives, and how weights are gathered."""
+"""Many devices and many processes: the mesh, a host's rows, where every array lives, and how weights are gathered."""
 
 from lens_jax.parallel.gather import gather as gather
-from lens_jax.parallel.mesh import AXES as AXES
-from lens_jax.parallel.mesh import ROWS as ROWS
+from lens_jax.parallel.layout import AXES as AXES
+from lens_jax.parallel.layout import ROWS as ROWS
+from lens_jax.parallel.layout import Layout as Layout
+from lens_jax.parallel.layout import arrange as arrange
 from lens_jax.parallel.mesh import MeshConfig as MeshConfig
-from lens_jax.parallel.mesh import abstract_array as abstract_array
-from lens_jax.parallel.mesh import batch_spec as batch_spec
-from lens_jax.parallel.mesh import check_batch_size as check_batch_size
-from lens_jax.parallel.mesh import data_shard as data_shard
 from lens_jax.parallel.mesh import everywhere as everywhere
 from lens_jax.parallel.mesh import largest as largest
 from lens_jax.parallel.mesh import local_copy as local_copy
 from lens_jax.parallel.mesh import make_mesh as make_mesh
 from lens_jax.parallel.mesh import of_first_process as of_first_process
 from lens_jax.parallel.mesh import on as on
-from lens_jax.parallel.mesh import place_batch as place_batch
 from lens_jax.parallel.placement import HOST as HOST
 from lens_jax.parallel.placement import abstract as abstract
 from lens_jax.parallel.placement import abstract_params as abstract_params
@@ -25,8 +22,16 @@ from lens_jax.parallel.placement import relabel as relabel
 from lens_jax.parallel.placement import shardings as shardings
 from lens_jax.parallel.placement import state_shardings as state_shardings
 from lens_jax.parallel.placement import state_specs as state_specs
+from lens_jax.parallel.rows import abstract_array as abstract_array
+from lens_jax.parallel.rows import batch_spec as batch_spec
+from lens_jax.parallel.rows import check_batch_size as check_batch_size
+from lens_jax.parallel.rows import global_rows as global_rows
+from lens_jax.parallel.rows import place_batch as place_batch
+from lens_jax.parallel.rows import rows_of_host as rows_of_host
 from lens_jax.parallel.rules import AUTOENCODER_RULES as AUTOENCODER_RULES
 from lens_jax.parallel.rules import DENOISER_RULES as DENOISER_RULES
 from lens_jax.parallel.rules import GPT_OSS_RULES as GPT_OSS_RULES
+from lens_jax.parallel.rules import Rules as Rules
+from lens_jax.parallel.rules import Table as Table
 from lens_jax.parallel.rules import spec_of as spec_of
 from lens_jax.parallel.rules import tree_specs as tree_specs

@@ -1,4 +1,4 @@
-"""The mesh of a run, and what crosses it: rows of batches onto the devices, small numbers between the processes.
+"""The mesh of a run, and what crosses it: small arrays onto all devices, small numbers between the processes.
 
 Explicit sharding: how an array is laid out is part of its type, so a forgotten axis is an error and no slow collective.
 Batches are split over `data` and `fsdp`, weights over `fsdp` and `tensor`, activations over `sequence`.
@@ -7,19 +7,18 @@ Batches are split over `data` and `fsdp`, weights over `fsdp` and `tensor`, acti
 import dataclasses
 import functools
 import math
-from typing import Any
+import warnings
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lens_jax.errors import LensError
+from lens_jax.errors import LensError, LensWarning
+from lens_jax.parallel.layout import AXES, arrange
 
-AXES = ("data", "fsdp", "tensor", "sequence")
-
-
-# Rows of a batch.
-ROWS = ("data", "fsdp")
+# What gradients are summed in over devices: the model's dtype, or float32.
+ReduceDtype = Literal["compute", "float32"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,9 @@ class MeshConfig:
     tensor: int = 1
     # Parts of every sequence; with `tensor` it must divide the heads. For sizes above 1440 pixels.
     sequence: int = 1
+    # What gradients are summed in over `data` and `fsdp`: the model's dtype, or float32. Of bfloat16 sums the rounding
+    # grows with the devices; float32 sends a gradient in twice the bytes, a third more in all with fsdp.
+    reduce_dtype: ReduceDtype = "compute"
 
     def __post_init__(self):
         for name in AXES:
@@ -45,6 +47,10 @@ class MeshConfig:
     def sizes(self, devices: int) -> tuple[int, ...]:
         """Devices along each of AXES; LensError when they do not multiply to `devices`."""
         sizes = [getattr(self, name) for name in AXES]
+        if self.reduce_dtype == "float32" and self.sequence != 1:
+            raise LensError(
+                "mesh.reduce_dtype is float32, which works with mesh.sequence 1 only; compute works with any"
+            )
         known = math.prod(size for size in sizes if size != -1)
         left, over = divmod(devices, known)
         if over or (-1 not in sizes and left != 1):
@@ -59,9 +65,12 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """The mesh of a run over all devices, neighbours along the last axes."""
+    """The mesh of a run over all devices (or descriptions of some), laid out by `layout.arrange`."""
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(config.sizes(len(devices)), AXES, axis_types=(AxisType.Explicit,) * 4, devices=devices)
+    layout = arrange(config.sizes(len(devices)), devices)
+    if layout.plain:
+        warnings.warn(f"mesh: {layout.how}; a mesh of powers of two would be faster", LensWarning, stacklevel=2)
+    return Mesh(layout.devices, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def on(mesh: Mesh | None, function):
@@ -76,66 +85,6 @@ def on(mesh: Mesh | None, function):
     return run
 
 
-def batch_spec(name: str, ndim: int, mesh) -> PartitionSpec:
-    """The layout of one array of a batch: rows over ROWS, latent and text tokens over `sequence`."""
-    if name in ("positions", "n_image"):
-        return PartitionSpec()
-    rows = tuple(axis for axis in ROWS if mesh.shape[axis] > 1) or None
-    tokens = "sequence" if ndim == 3 and mesh.shape["sequence"] > 1 else None
-    return PartitionSpec(rows, *((tokens,) + (None,) * (ndim - 2) if ndim > 1 else ()))
-
-
-def abstract_array(name: str, shape: tuple[int, ...], dtype, mesh) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and, on a mesh, layout of one array of a batch."""
-    place = None if mesh is None else NamedSharding(mesh, batch_spec(name, len(shape), mesh))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
-
-def data_shard(mesh: Mesh | None) -> tuple[int, int]:
-    """(part, parts) of every global batch that this process reads.
-
-    Processes whose devices hold the same rows (a `tensor` or `sequence` axis over several hosts) read the same part.
-    """
-    if mesh is None:
-        return 0, 1
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    mine = sorted({index[0] * mesh.shape["fsdp"] + index[1] for index in _local_indices(mesh)})
-    count = len(mine)
-    if mine != list(range(mine[0], mine[0] + count)) or mine[0] % count or parts % count:
-        raise LensError(f"mesh: the rows of this host, {mine} of {parts}, are not one block; put tensor within a host")
-    return mine[0] // count, parts // count
-
-
-def _local_indices(mesh: Mesh) -> list[tuple[int, ...]]:
-    here = jax.process_index()
-    return [index for index, device in np.ndenumerate(mesh.devices) if device.process_index == here]
-
-
-def check_batch_size(size: int, mesh: Mesh | None) -> None:
-    """LensError unless the rows of a batch can be split over the mesh."""
-    if mesh is None:
-        return
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if size % parts:
-        raise LensError(
-            f"data: a batch of {size} images cannot be split over mesh.data {mesh.shape['data']} x mesh.fsdp "
-            f"{mesh.shape['fsdp']}; give a multiple of {parts}"
-        )
-
-
-def place_batch(batch: dict, mesh: Mesh | None) -> dict:
-    """This process's rows of a batch as global arrays; without a mesh the batch as it is."""
-    if mesh is None:
-        return batch
-
-    def place(path, value):
-        value = np.asarray(value)
-        layout = NamedSharding(mesh, batch_spec(path[0].key, value.ndim, mesh))
-        return jax.make_array_from_process_local_data(layout, value)
-
-    return jax.tree_util.tree_map_with_path(place, batch)
-
-
 def everywhere(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
     """An array that all processes have, whole on every device of the mesh."""
     if mesh is None:
@@ -147,7 +96,8 @@ def everywhere(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
 def largest(number: int, mesh: Mesh) -> jax.Array:
     """The largest of the numbers that the processes give, as a scalar on all of them; nobody waits for it."""
     every = NamedSharding(mesh, PartitionSpec(AXES))
-    numbers = jax.make_array_from_process_local_data(every, np.full(len(mesh.local_devices), number, np.int32))
+    # One a device, wherever in the mesh the devices of this process are.
+    numbers = jax.make_array_from_callback((mesh.size,), every, lambda index: np.full(1, number, np.int32))
     return _max(mesh)(numbers)
 
 

@@ -5,22 +5,28 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from lens_jax.errors import LensError
 from lens_jax.parallel.mesh import on
-from lens_jax.parallel.rules import AUTOENCODER_RULES, DENOISER_RULES, path_of, spec_of, tree_specs
+from lens_jax.parallel.rules import Rules, Table, path_of, spec_of, tree_specs
 
 # Where `offload` keeps what only the update reads: memory of the host that a device can copy from by itself.
 HOST = "pinned_host"
 
 
-def state_specs(state: Any, mesh) -> Any:
-    """The layout of a training state: average and moments like their parameters, scalars everywhere."""
+def state_specs(state: Any, rules: Rules, mesh) -> Any:
+    """The layout of a training state: average and moments like their parameters, scalars everywhere.
+
+    rules: a table for each named tree in it, {"denoiser": DENOISER_RULES}.
+    """
 
     def spec(path, leaf):
         # Optimisers nest copies of the tree of parameters in tuples and named tuples; what has no path is a counter.
-        where = path_of(path)
-        if not where:
+        name, _, where = path_of(path).partition("/")
+        if not name:
             return PartitionSpec()
-        return spec_of(AUTOENCODER_RULES if path[0].name == "codec" else DENOISER_RULES, where, leaf.shape, mesh)
+        if name not in rules:
+            raise LensError(f"no sharding rules for the tree {name!r}; the job has them for {', '.join(rules)}")
+        return spec_of(rules[name], where, leaf.shape, mesh)
 
     return jax.tree_util.tree_map_with_path(spec, state)
 
@@ -31,7 +37,7 @@ def shardings(mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
 
 
-def state_shardings(state: Any, mesh, offload: bool = False) -> Any:
+def state_shardings(state: Any, rules: Rules, mesh, offload: bool = False) -> Any:
     """Where every leaf of a training state is; without a mesh, None: on the only device."""
 
     def place(path, spec):
@@ -40,7 +46,7 @@ def state_shardings(state: Any, mesh, offload: bool = False) -> Any:
             return NamedSharding(mesh, spec, memory_kind=kind)
         return SingleDeviceSharding(jax.local_devices()[0], memory_kind=kind) if kind else None
 
-    specs = jax.tree.map(lambda _: PartitionSpec(), state) if mesh is None else state_specs(state, mesh)
+    specs = jax.tree.map(lambda _: PartitionSpec(), state) if mesh is None else state_specs(state, rules, mesh)
     return jax.tree_util.tree_map_with_path(place, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
@@ -66,7 +72,7 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), tree)
 
 
-def create(make, mesh: Mesh | None, *args, offload: bool = False) -> Any:
+def create(make, rules: Rules, mesh: Mesh | None, *args, offload: bool = False) -> Any:
     """`make(*args)`, a state, computed where it will live: no device ever holds all of it.
 
     Compiled with automatic axes, since random draws follow their results' layout there; values do not depend on it.
@@ -75,13 +81,13 @@ def create(make, mesh: Mesh | None, *args, offload: bool = False) -> Any:
     used_up = tuple(range(1, len(args)))
     shapes = jax.eval_shape(make, *args)
     if mesh is None:
-        return jax.jit(make, out_shardings=state_shardings(shapes, None, offload), donate_argnums=used_up)(*args)
+        return jax.jit(make, out_shardings=state_shardings(shapes, rules, None, offload), donate_argnums=used_up)(*args)
     automatic = Mesh(mesh.devices, mesh.axis_names)
     is_placed = lambda x: isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding)
     place = lambda x: relabel(x, NamedSharding(automatic, x.sharding.spec)) if is_placed(x) else x
-    places = state_shardings(shapes, automatic, offload)
+    places = state_shardings(shapes, rules, automatic, offload)
     made = jax.jit(make, out_shardings=places, donate_argnums=used_up)(*jax.tree.map(place, args))
-    return jax.tree.map(relabel, made, state_shardings(shapes, mesh, offload))
+    return jax.tree.map(relabel, made, state_shardings(shapes, rules, mesh, offload))
 
 
 def relabel(array: jax.Array, place: NamedSharding) -> jax.Array:
@@ -92,15 +98,15 @@ def relabel(array: jax.Array, place: NamedSharding) -> jax.Array:
     return jax.make_array_from_single_device_arrays(array.shape, place, [x.data for x in array.addressable_shards])
 
 
-def abstract(make, mesh: Mesh | None, *args, offload: bool = False) -> Any:
+def abstract(make, rules: Rules, mesh: Mesh | None, *args, offload: bool = False) -> Any:
     """Shapes, dtypes and, on a mesh, layouts of what `create` makes, to restore a checkpoint of any other mesh into."""
     shapes = jax.eval_shape(make, *args)
     leaves, tree = jax.tree.flatten(shapes)
-    places = tree.flatten_up_to(state_shardings(shapes, mesh, offload))
+    places = tree.flatten_up_to(state_shardings(shapes, rules, mesh, offload))
     return tree.unflatten(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x, place in zip(leaves, places))
 
 
-def abstract_params(tree: Any, rules: dict, mesh: Mesh | None) -> Any:
+def abstract_params(tree: Any, rules: Table, mesh: Mesh | None) -> Any:
     """Shapes, dtypes and, on a mesh, layouts of the parameters of one network."""
     if mesh is None:
         return tree

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,9 +10,14 @@ from jax.sharding import PartitionSpec
 
 from lens_jax.errors import LensError
 
+# Path of a parameter, as a pattern -> the mesh axis of each of its dimensions.
+Table = Mapping[str, tuple[str | None, ...]]
+# A table for each named tree of a state.
+Rules = Mapping[str, Table]
+
 # Path of a parameter -> the mesh axis of each of its dimensions. Fused projections keep axes of their own (q/k/v,
 # gate/up, heads), or a tensor axis could not cut them. Modulation is one vector a sample: not worth a tensor axis.
-DENOISER_RULES: dict[str, tuple[str | None, ...]] = {
+DENOISER_RULES: Table = {
     r"blocks/(image|text)/modulation/kernel": (None, "fsdp", None),
     r"blocks/(image|text)/modulation/bias": (None, None),
     r"blocks/(image|text)/norm(1|2|_q|_k)/scale": (None, None),
@@ -29,7 +35,7 @@ DENOISER_RULES: dict[str, tuple[str | None, ...]] = {
 
 
 # 84M parameters, and convolutions with 3 and 128 channels: whole on every device.
-AUTOENCODER_RULES = {
+AUTOENCODER_RULES: Table = {
     r"(encoder|decoder)/.*": (),
     r"latent_statistics/(mean|variance|batches)": (),
     # The pixel codec in its place.
@@ -38,7 +44,7 @@ AUTOENCODER_RULES = {
 
 
 # The experts are 91 % of the weights. Cut along the outputs: 5,760 and 2,880 rows, and not the 32 experts.
-GPT_OSS_RULES = {
+GPT_OSS_RULES: Table = {
     r"embed|unembed": (None, "fsdp"),
     r"layers/(q|k|v)/kernel": (None, "fsdp", None, None),
     r"layers/out/kernel": (None, None, None, "fsdp"),
@@ -53,7 +59,7 @@ GPT_OSS_RULES = {
 }
 
 
-def spec_of(rules: dict, path: str, shape: tuple[int, ...], mesh) -> PartitionSpec:
+def spec_of(rules: Table, path: str, shape: tuple[int, ...], mesh) -> PartitionSpec:
     """The layout of one parameter; LensError when no rule names it or an axis does not divide it."""
     axes = next((axes for pattern, axes in rules.items() if re.fullmatch(pattern, path)), None)
     if axes is None:
@@ -72,7 +78,7 @@ def spec_of(rules: dict, path: str, shape: tuple[int, ...], mesh) -> PartitionSp
     return PartitionSpec(*(axis if axis and mesh.shape[axis] > 1 else None for axis in axes))
 
 
-def tree_specs(rules: dict, tree: Any, mesh) -> Any:
+def tree_specs(rules: Table, tree: Any, mesh) -> Any:
     """The layout of every leaf of a tree of parameters."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: spec_of(rules, path_of(path), leaf.shape, mesh), tree)
 

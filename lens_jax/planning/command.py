@@ -15,7 +15,8 @@ from lens_jax.atomic import write_json
 from lens_jax.console import make_console
 from lens_jax.errors import LensError
 from lens_jax.planning import estimate, fit, lowering, topology
-from lens_jax.planning.estimate import DataUse, Padding, TracedProgram, Traffic, Work
+from lens_jax.planning.data import CAPTION_TOKENS, BucketUse, DataUse, Padding, data_use, largest_shapes, padding
+from lens_jax.planning.estimate import TracedProgram, Traffic, Work
 from lens_jax.planning.hardware import HARDWARE, Hardware, Name
 from lens_jax.pretraining.config import TrainConfig
 
@@ -30,12 +31,15 @@ class PlanConfig:
     hardware: Name = "h100"
     # How many of them.
     devices: int = 8
+    # In how many slices they are (TPUs), joined by the network of the data centre.
+    slices: int = 1
     # Share of the peak rate that is reached, of 1. Denoiser and frozen encoders are taken to reach the same.
     mfu: float = 0.4
     # Price of one device for an hour, in any currency; 0 leaves the cost out.
     price: float = 0.0
-    # Text tokens a caption has on average (the report's 109 words are about 150 of GPT-OSS).
-    caption_tokens: int = 150
+    # Text tokens a caption has on average (the report's 109 words are about 150 of GPT-OSS), not counting the 22 that
+    # stand behind every caption.
+    caption_tokens: int = CAPTION_TOKENS
     # Lower every program too, and not only trace it.
     lower: bool = True
     # Compile every program with the TPU's own compiler and take the memory that it says: up to some minutes each.
@@ -63,6 +67,8 @@ class Plan:
     devices: int
     # Devices along each axis; none for one device.
     mesh: dict[str, int]
+    # How it lies on the devices, or that this was not checked; "" where there is nothing to say.
+    layout: str
     data: str
     # Bytes on one device throughout, and those of the fullest program, by kind.
     resident: dict[str, int]
@@ -114,27 +120,31 @@ def plan(options: PlanConfig, console: Console | None = None) -> Plan:
 def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda what, of: None) -> Plan:
     """Trace everything and add it up. `advance` is told what is begun, and how many such parts there are."""
     config, hardware = options.config, HARDWARE[options.hardware]
-    mesh, data, shapes = _lay_out(config, options.devices)
+    mesh, layout, data, shapes = _lay_out(config, options)
     if options.compile:
-        mesh = topology.slice_mesh(config.mesh, options.hardware, options.devices)
+        mesh = topology.slice_mesh(config.mesh, options.hardware, options.devices, options.slices)
     parts = estimate.count_parts(config, shapes, data.cached)
     begin = lambda what: advance(what, parts)
     static = hardware.platform, options.lower, options.compile
     programs = estimate.trace_programs(config, mesh, shapes, data.cached, *static, begin)
     resident = estimate.resident(config, mesh, shapes, data.cached)
-    work = estimate.step_work(config, data, options.caption_tokens)
+    work = estimate.step_work(config, data)
     rate = options.devices * hardware.peak
     seconds = (work.model + work.encoders) / (options.mfu * rate)
     fullest = max(programs, key=lambda one: one.peak.bytes)
     hours = config.steps * seconds * options.devices / 3600
-    areas = defaultdict(list)
+    buckets, areas = defaultdict(list), defaultdict(list)
     for use in data.buckets:
+        buckets[use.bucket].append(use)
         areas[use.area].append(use)
-    padding = lambda uses, name: estimate.padding(config, uses, options.caption_tokens, name)
+    of_areas = [padding(config, uses, f"{len({u.bucket for u in uses})} sizes") for uses in areas.values()]
+    if len(areas) > 1:
+        of_areas.append(padding(config, data.buckets, "all"))
     return Plan(
         hardware=options.hardware,
         devices=options.devices,
         mesh={} if mesh is None else dict(mesh.shape),
+        layout=layout,
         data=data.source,
         resident=resident,
         working=fullest.peak.kinds,
@@ -146,20 +156,23 @@ def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda 
         hfu=work.executed / (seconds * rate),
         seconds=seconds,
         traffic=estimate.traffic(config, data, programs, mesh, hardware),
-        buckets=[padding([use], str(use.bucket)) for use in data.buckets],
-        areas=[padding(uses, f"{len(uses)} sizes") for uses in areas.values()],
+        buckets=[padding(config, uses, str(bucket)) for bucket, uses in buckets.items()],
+        areas=of_areas,
         device_hours=hours,
         days=config.steps * seconds / 86400,
         cost=hours * options.price if options.price else None,
     )
 
 
-def _lay_out(config: TrainConfig, devices: int) -> tuple[Any, DataUse, list[estimate.BucketUse]]:
-    """(mesh, data, shapes to trace); LensError where the run cannot be split over the devices."""
-    mesh = lowering.abstract_mesh(config.mesh, devices)
-    data = estimate.data_use(config, 1 if mesh is None else mesh.shape["sequence"])
+def _lay_out(config: TrainConfig, options: PlanConfig) -> tuple[Any, str, DataUse, list[BucketUse]]:
+    """(mesh, how it lies on the devices, data, shapes to trace); LensError where the run could not start on them."""
+    described = topology.describe(options.hardware, options.devices, options.slices)
+    mesh = lowering.abstract_mesh(config.mesh, options.devices)
+    data = data_use(config, 1 if mesh is None else mesh.shape["sequence"], options.caption_tokens)
     estimate.check_shapes(config, data, mesh)
-    return mesh, data, estimate.largest_shapes(data.buckets)
+    sizes = sorted({use.images for use in data.buckets})
+    layout = topology.check(config.mesh, options.hardware, described, sizes)
+    return mesh, layout, data, largest_shapes(data.buckets)
 
 
 def _does_not_fit(found: Plan, options: PlanConfig) -> str:
@@ -174,7 +187,7 @@ def _does_not_fit(found: Plan, options: PlanConfig) -> str:
     )
 
     def peak_bytes(config: TrainConfig) -> int:
-        mesh, data, shapes = _lay_out(config, options.devices)
+        mesh, _, data, shapes = _lay_out(config, options)
         resident = estimate.resident(config, mesh, shapes, data.cached)
         if sum(resident.values()) > found.usable:
             return sum(resident.values())
@@ -189,6 +202,8 @@ def show(found: Plan, options: PlanConfig, console: Console) -> None:
     """The plan as tables."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     console.print(f"{options.config.out} on {found.devices} {found.hardware}: {mesh}; {found.data}")
+    if found.layout:
+        console.print(found.layout)
     console.print(_memory_table(found))
     console.print(_program_table(found))
     console.print(_time_table(found, options))

@@ -4,85 +4,20 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import jax
 
 from lens_jax import flops, parallel
-from lens_jax.data.buckets import Bucket, areas, parse_buckets
-from lens_jax.data.index import NAME, load_index
-from lens_jax.data.pipeline import BatchPlan, bucket_sizes, check_buckets
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
-from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.errors import LensError
 from lens_jax.planning import communication, lowering, memory, program
 from lens_jax.planning.communication import Collective
+from lens_jax.planning.data import BucketUse, DataUse
 from lens_jax.planning.hardware import Hardware
 from lens_jax.planning.lowering import Lowered
 from lens_jax.pretraining import features
 from lens_jax.pretraining.config import TrainConfig
-from lens_jax.pretraining.features import Tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class BucketUse:
-    """What a run does with one bucket."""
-
-    bucket: Bucket
-    # The area it is of, from the smallest.
-    area: int
-    # Images a batch over all devices, and their tokens.
-    images: int
-    tokens: Tokens
-    # Of all batches.
-    share: float
-
-
-@dataclasses.dataclass(frozen=True)
-class DataUse:
-    """What a run reads."""
-
-    buckets: tuple[BucketUse, ...]
-    # Latents and text features come from the data set, so no encoder is on the devices.
-    cached: bool
-    # Where the shares are from.
-    source: str
-
-
-def data_use(config: TrainConfig, sequence: int) -> DataUse:
-    """From the data set where it is there, else from `data.buckets`, all of which then count as equally frequent."""
-    counts, cached = None, False
-    if (Path(config.data.path) / NAME).is_file():
-        manifest = load_index(config.data.path)
-        check_buckets(config.data, manifest)
-        buckets, counts, cached = manifest.buckets, manifest.counts("train"), manifest.features is not None
-        source = f"batches as {config.data.path} gives them"
-    else:
-        buckets = parse_buckets(config.data.buckets)
-        source = f"no data set at {config.data.path} yet: all sizes of data.buckets equally often"
-    if not buckets:
-        raise LensError(
-            f"no data set at {config.data.path} and no data.buckets; give its sizes, "
-            "e.g. --data.buckets lens-pretraining or --data.buckets 512x512"
-        )
-    sizes = bucket_sizes(config.data, buckets)
-    batches = BatchPlan(counts, sizes, config.data.seed).batches if counts else (1,) * len(buckets)
-    tokens = features.token_counts(config, buckets, sequence)
-    of_area = areas(buckets, tile=1)
-    uses = [
-        BucketUse(bucket, area, size, tokens[bucket], count / sum(batches))
-        for bucket, area, size, count in zip(buckets, of_area, sizes, batches)
-        if count
-    ]
-    return DataUse(tuple(uses), cached, source)
-
-
-def largest_shapes(uses: Iterable[BucketUse]) -> list[BucketUse]:
-    """Of each area the bucket with most tokens: with `data.pad_areas` all shapes that are compiled."""
-    most: dict[int, BucketUse] = {}
-    for use in sorted(uses, key=lambda use: use.tokens.image):
-        most[use.area] = use
-    return list(most.values())
+from lens_jax.pretraining.recipe import abstract_state
+from lens_jax.run.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +47,7 @@ def trace_programs(
     what is begun.
     """
     config = lowering.on_platform(config, platform)
-    state = lowering.abstract_state(config, mesh)
+    state = _abstract_state(config, mesh)
     found: list[TracedProgram] = []
     for use in uses:
         advance(f"tracing {use.bucket}")
@@ -136,15 +71,20 @@ def trace_programs(
     return found
 
 
+def _abstract_state(config: TrainConfig, mesh) -> State:
+    # Without a mesh the memory of the host would be that of this machine.
+    return abstract_state(config, mesh, offload=config.offload and mesh is not None)
+
+
 def count_parts(config: TrainConfig, uses: Sequence[BucketUse], cached: bool) -> int:
     """How often `trace_programs` calls its `advance`."""
-    encoders = 0 if cached else 1 + isinstance(config.text, GptOssTextConfig)
+    encoders = 0 if cached else 2
     return len(uses) * (2 + encoders) + (config.accumulation > 1)
 
 
 def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool) -> dict[str, int]:
     """Bytes on one device of what is there throughout, by kind, from the layouts that the run gives them."""
-    state = lowering.abstract_state(config, mesh)
+    state = _abstract_state(config, mesh)
     kinds = {
         "parameters": bytes_of(state.params),
         "average": 0 if config.offload else bytes_of(state.ema),
@@ -154,10 +94,8 @@ def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool)
         "text encoder": 0,
     }
     if not cached:
-        if isinstance(config.codec, FluxCodecConfig):
-            kinds["autoencoder"] = bytes_of(lowering.abstract_autoencoder(config.codec, mesh))
-        if isinstance(config.text, GptOssTextConfig):
-            kinds["text encoder"] = bytes_of(lowering.abstract_text_encoder(config.text, mesh))
+        kinds["autoencoder"] = bytes_of(config.codec.abstract_params(mesh))
+        kinds["text encoder"] = bytes_of(config.text.abstract_params(mesh))
     inputs = []
     for use in uses:
         batch = features.abstract_batch(config, use.images, use.tokens, mesh)
@@ -170,7 +108,7 @@ def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool)
 
 def offloaded(config: TrainConfig, mesh) -> int:
     """Bytes that the host keeps for each of its devices."""
-    state = lowering.abstract_state(config, mesh)
+    state = _abstract_state(config, mesh)
     return bytes_of((state.ema, state.opt_state)) if config.offload else 0
 
 
@@ -198,27 +136,22 @@ class Work:
     images: float
 
 
-def work(config: TrainConfig, use: BucketUse, caption_tokens: int, cached: bool) -> Work:
-    """Of one batch of a bucket. Captions are dropped with the configured probability, as the run's own MFU counts.
-
-    Longer ones than there is room for are cut.
-    """
+def work(config: TrainConfig, use: BucketUse, cached: bool) -> Work:
+    """Of one batch of a shape. Captions are dropped with the configured probability, as the run's own MFU counts."""
     model, images, tokens = config.model, use.images, use.tokens
-    dropped, caption_tokens = config.flow.caption_dropout, min(caption_tokens, tokens.text)
+    dropped, caption_tokens = config.flow.caption_dropout, round(use.text)
     count = lambda text: flops.train_step(model, tokens.image, text, images)
     executed = flops.train_step(model, tokens.padded, tokens.text, images)
     executed += flops.recomputation(model, tokens.padded, tokens.text, images)
     encoders = 0
-    if not cached and isinstance(config.codec, FluxCodecConfig):
-        encoders += images * flops.autoencoder_encode(config.codec.model, *tokens.grid)
-    if not cached and isinstance(config.text, GptOssTextConfig):
-        encoders += images * flops.gpt_oss_forward(config.text.model, caption_tokens, PREFIX_TOKENS)
+    if not cached:
+        encoders = images * (config.codec.operations(tokens.grid) + config.text.operations(caption_tokens))
     return Work((1 - dropped) * count(caption_tokens) + dropped * count(0), executed, encoders, images)
 
 
-def step_work(config: TrainConfig, data: DataUse, caption_tokens: int) -> Work:
+def step_work(config: TrainConfig, data: DataUse) -> Work:
     """Of one optimiser step on average."""
-    parts = [(config.accumulation * use.share, work(config, use, caption_tokens, data.cached)) for use in data.buckets]
+    parts = [(config.accumulation * use.share, work(config, use, data.cached)) for use in data.buckets]
     total = lambda name: sum(weight * getattr(part, name) for weight, part in parts)
     return Work(*(total(field.name) for field in dataclasses.fields(Work)))
 
@@ -259,35 +192,6 @@ def traffic(
             total[1] += times * collective.seconds(sizes, hardware)
     found += [Traffic(*key, *values) for key, values in totals.items()]
     return sorted(found, key=lambda one: -one.bytes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Padding:
-    """What is computed for nothing on batches of one bucket or area."""
-
-    name: str
-    share: float
-    images: int
-    image_tokens: float
-    padded_tokens: int
-    text_slots: int
-    # Shares of the image tokens, of the text slots, and of both together.
-    image_waste: float
-    text_waste: float
-    waste: float
-
-
-def padding(config: TrainConfig, uses: Iterable[BucketUse], caption_tokens: int, name: str) -> Padding:
-    """Over batches of `uses`, which are padded to the same; dropped captions count as waste."""
-    uses = list(uses)
-    share, first = sum(use.share for use in uses), uses[0]
-    image = sum(use.share * use.tokens.image for use in uses) / share
-    text = (1 - config.flow.caption_dropout) * min(caption_tokens, first.tokens.text)
-    padded, slots = first.tokens.padded, first.tokens.text
-    if not config.data.pad_areas:
-        padded = image
-    whole = 1 - (image + text) / (padded + slots)
-    return Padding(name, share, first.images, image, padded, slots, 1 - image / padded, 1 - text / slots, whole)
 
 
 def check_shapes(config: TrainConfig, data: DataUse, mesh) -> None:

@@ -1,12 +1,11 @@
 """The programs of a run, traced and lowered for devices that are not there.
 
 An abstract mesh stands for the devices and shapes for the arrays, so nothing is allocated and 1,024 devices take as
-long as one. What is lowered is what the loop calls: the functions of `training.programs`.
+long as one. What is lowered is what the loop calls: the functions of `pretraining.recipe`.
 """
 
 import contextlib
 import dataclasses
-import functools
 import re
 import time
 from collections.abc import Iterator
@@ -18,18 +17,14 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from lens_jax import parallel
 from lens_jax.data.buckets import Bucket
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
-from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.errors import LensError
-from lens_jax.models import attention, autoencoder, gpt_oss
+from lens_jax.models import attention
 from lens_jax.parallel import AXES, MeshConfig
 from lens_jax.pretraining import features
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Tokens
-from lens_jax.pretraining.programs import make_programs
-from lens_jax.run import store as checkpoint
-from lens_jax.run.optimizer import make_optimizer
-from lens_jax.run.state import State, create_state
+from lens_jax.pretraining.recipe import make_programs
+from lens_jax.run.state import State
 
 Platform = Literal["cuda", "tpu"]
 # The programs with the denoiser in them.
@@ -40,15 +35,6 @@ def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh | None:
     """The mesh of a run on so many devices; None for one, which the loop runs without."""
     sizes = config.sizes(devices)
     return None if devices == 1 else AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-
-
-def abstract_state(config: TrainConfig, mesh: AbstractMesh | Mesh | None) -> State:
-    """Shapes, dtypes and layouts of all that a run keeps on its devices, or offloads."""
-    create = functools.partial(create_state, config.model, make_optimizer(config.optimizer, config.steps))
-    create = functools.partial(create, seed=config.seed)
-    # Without a mesh the memory of the host would be that of this machine.
-    offload = config.offload and mesh is not None
-    return parallel.abstract(create, mesh, checkpoint.abstract_codec(config), offload=offload)
 
 
 def on_platform(config: TrainConfig, platform: Platform) -> TrainConfig:
@@ -64,13 +50,13 @@ def trace(
 
     `config` is one of `on_platform`. One program without accumulation, else two: the micro-step and the update.
     """
-    programs = make_programs(config, make_optimizer(config.optimizer, config.steps))
+    programs = make_programs(config)
     batch = features.abstract_batch(config, images, tokens, mesh)
     # Keys are made before: inside they would have to be placed on devices.
     with _set(mesh), _cudnn_anywhere(mesh):
         if config.accumulation == 1:
             return {"train step": programs.train_step.trace(state, batch)}
-        totals = jax.eval_shape(programs.empty_totals, state.params)
+        totals = jax.eval_shape(programs.empty_totals, state, batch)
         return {
             "micro-step": programs.micro_step.trace(state, totals, batch, 0),
             "update": programs.update.trace(state, totals),
@@ -171,16 +157,6 @@ class _NoCudnn:
         return 0
 
 
-def abstract_autoencoder(config: FluxCodecConfig, mesh: AbstractMesh | Mesh | None) -> dict:
-    """Shapes and layouts of the frozen autoencoder's parameters."""
-    return _placed(parallel.AUTOENCODER_RULES, autoencoder.abstract_params(config.model), mesh)
-
-
-def abstract_text_encoder(config: GptOssTextConfig, mesh: AbstractMesh | Mesh | None) -> dict:
-    """Shapes and layouts of the frozen language model's parameters, without the vocabulary."""
-    return _placed(parallel.GPT_OSS_RULES, gpt_oss.abstract_params(config.model, head=False), mesh)
-
-
 def abstract_pixels(images: int, bucket: Bucket, mesh: AbstractMesh | Mesh | None) -> jax.ShapeDtypeStruct:
     """A batch of images as it comes to the devices."""
     return parallel.abstract_array("pixels", (images, bucket.height, bucket.width, 3), jnp.uint8, mesh)
@@ -190,30 +166,15 @@ def trace_encoders(
     config: TrainConfig, mesh: AbstractMesh | Mesh | None, images: int, tokens: Tokens, bucket: Bucket
 ) -> dict[str, jax.stages.Traced]:
     """What is computed before a step, images to latents and captions to features, by name."""
-    if isinstance(config.codec, FluxCodecConfig):
-        name, params = "autoencoder", abstract_autoencoder(config.codec, mesh)
-    else:
-        name, params = "codec", abstract_state(config, mesh).codec
+    codec, text = config.codec, config.text
     pixels, step = abstract_pixels(images, bucket, mesh), jax.ShapeDtypeStruct((), jnp.int32)
-    static = config.codec, mesh, tokens.padded, config.seed
+    static = codec, tokens.padded, config.seed
+    inputs = text.abstract_inputs(images)
+    shape = (images, tokens.text, *inputs.shape[2:])
+    values = parallel.abstract_array("text_inputs", shape, inputs.dtype, mesh)
+    lengths = parallel.abstract_array("text_lengths", (images,), jnp.int32, mesh)
     with _set(mesh):
-        found = {name: features.image_program.trace(*static, params, pixels, step)}
-    if isinstance(config.text, GptOssTextConfig):
-        model, params = config.text.model, abstract_text_encoder(config.text, mesh)
-        prefill = lambda params, ids: gpt_oss.prefill(model, params, ids, config.text.selected[-1] + 1)
-        prefix = jax.ShapeDtypeStruct((PREFIX_TOKENS,), jnp.int32)
-        past = jax.eval_shape(prefill, gpt_oss.abstract_params(model, head=False), prefix)
-        ids = parallel.abstract_array("ids", (images, config.text.max_tokens), jnp.int32, mesh)
-        lengths = parallel.abstract_array("text_lengths", (images,), jnp.int32, mesh)
-        with _set(mesh):
-            found["text encoder"] = features.text_program.trace(
-                config.text, mesh, tokens.text, params, past, ids, lengths
-            )
-    return found
-
-
-def _placed(rules: dict, tree: dict, mesh: AbstractMesh | Mesh | None) -> dict:
-    if mesh is None:
-        return tree
-    places = parallel.shardings(mesh, parallel.tree_specs(rules, tree, mesh))
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+        return {
+            "codec": features.image_program.trace(*static, codec.abstract_params(mesh), pixels, step),
+            "text encoder": features.text_program.trace(text, tokens.text, text.abstract_params(mesh), values, lengths),
+        }

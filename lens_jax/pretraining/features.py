@@ -5,89 +5,29 @@ Wherever they come from, a step sees the same contract: `latents` [B, N, C], `te
 """
 
 import functools
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from lens_jax import parallel
-from lens_jax.data.buckets import Bucket, areas
-from lens_jax.data.index import load_index
+from lens_jax.data.datasets import DataSets
+from lens_jax.data.mixture import Shape
 from lens_jax.data.pipeline import batches
-from lens_jax.encoders import pixels
-from lens_jax.encoders.frozen import FrozenAutoencoder, FrozenTextEncoder, encode_images, encode_text
-from lens_jax.encoders.images import from_uint8
-from lens_jax.encoders.pixels import PixelCodecConfig
-from lens_jax.encoders.sentence import SentenceEncoder, SentenceEncoderConfig
-from lens_jax.encoders.text import TextFeatures
-from lens_jax.errors import LensError
-from lens_jax.models.latent_grid import latent_grid
-from lens_jax.models.layers import joint_positions
+from lens_jax.encoders.images import CodecWeights, encode_rows
+from lens_jax.encoders.text import TextEncoder, TextFeatures
 from lens_jax.pretraining.config import TrainConfig
+from lens_jax.pretraining.tokens import CutCaptions, Tokens, fit_text, positions, token_counts
 
-# Batches the pixel codec's statistics are fitted on.
+# Batches that a codec without weights of its own is fitted on.
 _FIT_BATCHES = 32
-
-
-class Tokens(NamedTuple):
-    """How many tokens the rows of a bucket's batches have."""
-
-    # Rows and columns of latent tokens.
-    grid: tuple[int, int]
-    # Latent tokens with their padding.
-    padded: int
-    # Room for the tokens of a caption.
-    text: int
-
-    @property
-    def image(self) -> int:
-        return math.prod(self.grid)
-
-
-def token_counts(config: TrainConfig, buckets: Sequence[Bucket], sequence: int = 1) -> dict[Bucket, Tokens]:
-    """Tokens of every bucket on a mesh whose axis `sequence` has so many devices.
-
-    With `data.pad_areas` all buckets of an area have as many image tokens as the one with the most, and with
-    `data.joint_multiple` room for text is added until image and text together are a multiple of it.
-    """
-    grids = {bucket: latent_grid(config.codec, bucket.height, bucket.width) for bucket in buckets}
-    # In pixels: what an area is does not depend on how many of them make a token.
-    area = dict(zip(buckets, areas(buckets, tile=1)))
-    most = {a: max(math.prod(grids[b]) for b in buckets if area[b] == a) for a in area.values()}
-    counts = {}
-    for bucket, grid in grids.items():
-        padded = math.prod(grid)
-        if config.data.pad_areas:
-            padded = _round_up(most[area[bucket]], sequence)
-        elif padded % sequence:
-            raise LensError(
-                f"mesh.sequence {sequence} does not divide the {padded} image tokens of {bucket}; set data.pad_areas"
-            )
-        text = _round_up(config.text.max_tokens, sequence)
-        while (padded + text) % config.data.joint_multiple:
-            text += sequence
-            if text > config.text.max_tokens + sequence * config.data.joint_multiple:
-                raise LensError(
-                    f"data.joint_multiple {config.data.joint_multiple} cannot be reached with mesh.sequence {sequence} "
-                    f"and {padded} image tokens; use a power of two"
-                )
-        counts[bucket] = Tokens(grid, padded, text)
-    return counts
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def abstract_batch(config: TrainConfig, images: int, tokens: Tokens, mesh=None) -> dict:
     """Shapes, dtypes and, on a mesh, layouts of what `Features.encode` gives for a batch of so many images."""
     array = functools.partial(parallel.abstract_array, mesh=mesh)
-    text_dtype = jnp.float32 if isinstance(config.text, SentenceEncoderConfig) else config.text.model.dtype
-    layer = array("text", (images, tokens.text, config.text.width), text_dtype)
+    layer = array("text", (images, tokens.text, config.text.width), config.text.dtype)
     batch = {
         "latents": array("latents", (images, tokens.padded, config.codec.latent_channels), jnp.float32),
         "text": (layer,) * config.text.num_layers,
@@ -100,127 +40,114 @@ def abstract_batch(config: TrainConfig, images: int, tokens: Tokens, mesh=None) 
 class Features:
     """The codec and the text encoder in front of a run, and what is done to a batch before the step."""
 
-    def __init__(self, config: TrainConfig, buckets: Sequence[Bucket], mesh=None, cached: bool = False):
+    def __init__(self, config: TrainConfig, shapes: Sequence[Shape], mesh=None, cached: bool = False):
         """With `cached` batches come with latents and features, and the networks are loaded for samples only."""
         self._config, self._mesh, self._cached = config, mesh, cached
-        self.counts = token_counts(config, buckets, 1 if mesh is None else mesh.shape["sequence"])
-        self._sentences = SentenceEncoder(config.text) if isinstance(config.text, SentenceEncoderConfig) else None
+        self.counts = token_counts(config, shapes, 1 if mesh is None else mesh.shape["sequence"])
+        self._cut = CutCaptions()
         if not cached:
             # Better now than when the first batch comes.
-            self.autoencoder, self.text_encoder  # noqa: B018
+            self.codec, self.text_encoder  # noqa: B018
 
     @functools.cached_property
-    def autoencoder(self) -> FrozenAutoencoder | None:
-        """The released one, where that is the codec."""
-        codec_config = self._config.codec
-        return None if isinstance(codec_config, PixelCodecConfig) else FrozenAutoencoder(codec_config, self._mesh)
+    def codec(self) -> CodecWeights:
+        """The codec's released weights, where it has some."""
+        return self._config.codec.load(self._mesh)
 
     @functools.cached_property
-    def text_encoder(self) -> FrozenTextEncoder | None:
-        """GPT-OSS, where that is the text encoder."""
-        return None if self._sentences else FrozenTextEncoder(self._config.text, self._mesh)
+    def text_encoder(self) -> TextEncoder:
+        return self._config.text.load(self._mesh)
 
     def read(self, batch: dict) -> dict:
-        """The host's part, done in the reading threads: captions become features, or ids for a model on the devices."""
-        batch, tokens = dict(batch), self.counts[Bucket(*batch["bucket"])]
+        """The host's part, done in the reading threads: captions become what the devices make features of.
+
+        Both get the room for text that the batch's shape has.
+        """
+        batch, tokens = dict(batch), self.counts[Shape.of(batch)]
         if self._cached:
             batch["latents"] = _pad(batch["latents"], tokens.padded)
-        elif self._sentences:
-            found = self._sentences.encode(batch.pop("captions"))
-            batch["text"], batch["text_lengths"] = found.layers, found.lengths
         else:
-            batch["ids"], batch["text_lengths"] = self.text_encoder.tokens(batch.pop("captions"))
-        if "text" in batch:
-            batch["text"] = tuple(_pad(layer, tokens.text) for layer in batch["text"])
+            batch["text_inputs"], batch["text_lengths"] = self.text_encoder.tokens(batch.pop("captions"))
+        lengths, behind = batch["text_lengths"], self._config.text.suffix_tokens
+        for name in {"text", "text_inputs"} & batch.keys():
+            batch[name] = jax.tree.map(lambda values: fit_text(values, lengths, tokens.text, behind), batch[name])
+        batch["text_lengths"] = np.minimum(lengths, np.int32(tokens.text))
+        self._cut.add(int((lengths > tokens.text).sum()), len(lengths))
         return batch
 
     def encode(self, fitted: dict, batch: dict) -> dict:
         """The devices' part: this process's rows to the whole batch, spread over the mesh; `fitted` as below."""
         batch = dict(batch)
-        step, tokens = np.int32(batch.pop("step")), self.counts[Bucket(*batch.pop("bucket"))]
-        batch["positions"] = _positions(tokens)
+        step, tokens = np.int32(batch.pop("step")), self.counts[Shape.of(batch)]
+        del batch["bucket"], batch["text_class"]
+        batch["positions"] = positions(tokens)
         if self._config.data.pad_areas:
             batch["n_image"] = np.int32(tokens.image)
         batch = parallel.place_batch(batch, self._mesh)
         if "pixels" in batch:
             inputs = self.codec_params(fitted), batch.pop("pixels"), step
-            static = self._config.codec, self._mesh, tokens.padded, self._config.seed
+            static = self._config.codec, tokens.padded, self._config.seed
             batch["latents"] = parallel.on(self._mesh, image_program)(*static, *inputs)
-        if "ids" in batch:
-            batch["text"] = self._encode_text(tokens.text, batch.pop("ids"), batch["text_lengths"])
+        if "text_inputs" in batch:
+            batch["text"] = self._encode_text(tokens.text, batch.pop("text_inputs"), batch["text_lengths"])
         return batch
 
-    def _encode_text(self, room: int, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
-        encoder = self.text_encoder
-        static = self._config.text, self._mesh, room
-        return parallel.on(self._mesh, text_program)(*static, encoder.params, encoder.past, ids, lengths)
+    def _encode_text(self, room: int, values: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+        program = parallel.on(self._mesh, text_program)
+        return program(self._config.text, room, self.text_encoder.params, values, lengths)
 
     def codec_params(self, fitted: dict) -> dict:
-        """The parameters of the codec, whichever it is: the pixel codec's are `fitted` on the data set."""
-        return self.autoencoder.params if self.autoencoder else fitted
+        """The parameters of the codec, whichever it is: its released ones, or those `fitted` on the data set."""
+        return fitted or self.codec.params
 
     def prompts(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of a few prompts on the host, for samples. All processes must call it."""
-        if self._sentences:
-            return self._sentences.encode(prompts)
-        found = self.text_encoder.features(prompts)
+        found = self.text_encoder.encode(prompts)
         if self._cached:
-            # It has done all it is needed for, and takes 12.6 GB.
+            # It has done all it is needed for, and GPT-OSS takes 12.6 GB.
             del self.text_encoder
         return found
 
     def latents(self, fitted: dict, pixels: np.ndarray) -> np.ndarray:
         """Latents [B, N, C] on the host of images uint8 [B, H, W, 3] of one bucket, without padding."""
-        bucket = pixels.shape[1:3]
-        batch = self.encode(fitted, {"pixels": pixels, "bucket": bucket, "step": 0})
-        return np.asarray(batch["latents"])[:, : self.counts[Bucket(*bucket)].image]
+        batch = {"pixels": pixels, "bucket": pixels.shape[1:3], "text_class": 0, "step": 0}
+        tokens = self.counts[Shape.of(batch)]
+        return np.asarray(self.encode(fitted, batch)["latents"])[:, : tokens.image]
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
         """Text tokens of each caption."""
-        return (self._sentences.encode if self._sentences else self.text_encoder.tokens)(captions)[1]
+        return self.text_encoder.tokens(captions).lengths
 
     def text(self, captions: Sequence[str], room: int) -> tuple[np.ndarray, np.ndarray]:
         """(features [layers, B, room, width], lengths [B]) on the host of captions of at most `room` tokens."""
-        if self._sentences:
-            layers, lengths, _ = self._sentences.encode(captions)
-        else:
-            ids, lengths = self.text_encoder.tokens(captions)
-            batch = parallel.place_batch({"ids": ids[:, :room], "text_lengths": lengths}, self._mesh)
-            layers = self._encode_text(room, batch["ids"], batch["text_lengths"])
+        values, lengths = self.text_encoder.tokens(captions)
+        batch = parallel.place_batch({"text_inputs": values[:, :room], "text_lengths": lengths}, self._mesh)
+        layers = self._encode_text(room, batch["text_inputs"], batch["text_lengths"])
         return np.stack([np.asarray(layer) for layer in layers]), lengths
 
     def weights(self) -> dict[str, str]:
         """A digest of the weights of each frozen network."""
-        networks = {"autoencoder": self.autoencoder, "text_encoder": self.text_encoder}
-        return {name: network.digest for name, network in networks.items() if network}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def image_program(config, mesh, padded: int, seed: int, params: dict, pixels: jax.Array, step: jax.Array):
-    """uint8 [B, H, W, 3] -> latents [B, padded, C] laid out as a batch's are."""
-    if isinstance(config, PixelCodecConfig):
-        encode = lambda params, pixels: pixels.encode(config, params, from_uint8(pixels))
-        if mesh is not None:
-            # Each device its rows: a reshape of rows that are spread has no rule of its own.
-            rows = PartitionSpec(jax.typeof(pixels).sharding.spec[0])
-            encode = jax.shard_map(encode, in_specs=(PartitionSpec(), rows), out_specs=rows)
-        latents = encode(params, pixels)
-    else:
-        # Only where the posterior is sampled; a batch taken again after a resume draws the same.
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        latents = encode_images(config, mesh, params, pixels, key)
-    return _spread("latents", _pad(latents, padded), mesh)
+        networks = {"autoencoder": self.codec, "text_encoder": self.text_encoder}
+        return {name: network.digest for name, network in networks.items() if network.digest}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def text_program(config, mesh, room: int, params: dict, past: tuple, ids: jax.Array, lengths: jax.Array):
-    """Token ids [B, T] -> feature layers [B, room, width] laid out as a batch's are."""
-    layers = encode_text(config, mesh, params, past, ids, lengths)
-    return tuple(_spread("text", _pad(layer, room), mesh) for layer in layers)
+def image_program(codec, padded: int, seed: int, params: dict, pixels: jax.Array, step: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, 3] -> latents [B, padded, C] laid out as a batch's are."""
+    # Only where the codec samples; a batch taken again after a resume draws the same.
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return _spread("latents", _pad(encode_rows(codec, params, pixels, key), padded))
 
 
-def _spread(name: str, x: jax.Array, mesh) -> jax.Array:
-    return x if mesh is None else jax.reshard(x, parallel.batch_spec(name, x.ndim, mesh))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def text_program(text, room: int, params, values: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+    """What `TextEncoder.tokens` gave -> feature layers [B, room, width] laid out as a batch's are."""
+    return tuple(_spread("text", _pad(layer, room)) for layer in text.features(params, values, lengths))
+
+
+def _spread(name: str, x: jax.Array) -> jax.Array:
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.reshard(x, parallel.batch_spec(name, x.ndim, mesh))
 
 
 def _pad(x, length: int):
@@ -231,23 +158,14 @@ def _pad(x, length: int):
     return (np if isinstance(x, np.ndarray) else jnp).pad(x, ((0, 0), (0, missing), (0, 0)))
 
 
-def fit_codec(config: TrainConfig) -> dict:
-    """The pixel codec's statistics on the images of the first batches; a released codec brings its own."""
-    if not isinstance(config.codec, PixelCodecConfig):
+def fit_codec(config: TrainConfig, data: DataSets) -> dict:
+    """What a codec without weights of its own fits to the images of the first batches; {} for one that has some."""
+    if not config.codec.abstract_fitted():
         return {}
-    made = load_index(config.data.path).features
-    if made:
-        return {name: np.array(value, np.float32) for name, value in made["fitted"].items()}
-    reader = batches(config.data, num_steps=_FIT_BATCHES)
+    if data.features:
+        return {name: np.array(value, np.float32) for name, value in data.features["fitted"].items()}
+    reader = batches(data, count=_FIT_BATCHES)
     try:
-        return pixels.fit(config.codec, (batch["pixels"] for batch in reader))
+        return config.codec.fit(batch["pixels"] for batch in reader)
     finally:
         reader.close()
-
-
-@functools.cache
-def _positions(tokens: Tokens) -> np.ndarray:
-    """Positions of the grid, of its padding, and of the text."""
-    positions = joint_positions(*tokens.grid, tokens.text)
-    padding = np.zeros((tokens.padded - tokens.image, 3), np.int32)
-    return np.concatenate([positions[: tokens.image], padding, positions[tokens.image :]])

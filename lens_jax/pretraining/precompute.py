@@ -41,6 +41,8 @@ from lens_jax.console import make_console
 from lens_jax.data import feature_records
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.caption_length import check_classes, text_class
+from lens_jax.data.config import DataConfig
+from lens_jax.data.datasets import DataSets, open_data
 from lens_jax.data.feature_records import FeatureRecord
 from lens_jax.data.index import (
     FEATURES,
@@ -53,14 +55,12 @@ from lens_jax.data.index import (
     stream_name,
 )
 from lens_jax.data.index_writer import IndexWriter
-from lens_jax.data.pipeline import DataConfig, check_buckets
+from lens_jax.data.mixture import Shape
 from lens_jax.data.records import Record, decode_image
 from lens_jax.data.writer import HashedShard
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
-from lens_jax.encoders.pixels import PixelCodecConfig
-from lens_jax.encoders.sentence import SentenceEncoderConfig
+from lens_jax.encoders import kinds
 from lens_jax.errors import LensError
-from lens_jax.parallel import MeshConfig
+from lens_jax.parallel import MeshConfig, processes
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features, fit_codec
 
@@ -81,8 +81,8 @@ class Precompute:
     out: str
     # The data set of images, and its codec and text encoder.
     data: DataConfig
-    codec: PixelCodecConfig | FluxCodecConfig
-    text: SentenceEncoderConfig | GptOssTextConfig
+    codec: kinds.Images
+    text: kinds.Text
     # Images, or captions, at a time; a multiple of this process's devices.
     batch_size: int = 64
     # What is stored. In bfloat16 a token of GPT-OSS takes 23 kB, and the latents of 1024 x 1024 pixels 1 MB.
@@ -104,24 +104,22 @@ class Precompute:
         if self.hosts is not None and not 0 <= self.host < self.hosts:
             raise LensError(f"--host is {self.host}, --hosts {self.hosts}; hosts count from 0")
         check_classes(self.caption_classes)
-        if isinstance(self.codec, FluxCodecConfig) and self.codec.sample:
+        if self.codec.sample:
             raise LensError("codec.sample draws other latents for every epoch; with stored ones it must be off")
 
 
 def precompute(options: Precompute) -> Path | None:
     """Make this process's shards; the path of the data set once all shards of all processes are there, else None."""
     console = make_console()
-    source = load_index(options.data.path)
+    data, source = open_data(options.data), load_index(options.data.path)
     if source.features:
         raise LensError(f"{options.data.path}: holds features already; give the data set of images")
-    check_buckets(options.data, source)
-    host, hosts = jax.process_index(), jax.process_count()
-    if options.hosts is not None:
-        host, hosts = options.host, options.hosts
+    # They share no collective, and one may be done hours before another: they must not have met.
+    host, hosts = processes.part() if options.hosts is None else (options.host, options.hosts)
     run = TrainConfig(codec=options.codec, text=options.text, data=dataclasses.replace(options.data, joint_multiple=1))
     mesh = _local_mesh(options)
-    features = Features(run, source.buckets, mesh)
-    fitted = fit_codec(run)
+    features = Features(run, [Shape(bucket) for bucket in source.buckets], mesh)
+    fitted = fit_codec(run, data)
     made = _description(options, source, features, fitted)
 
     out = Path(options.out)
@@ -222,15 +220,15 @@ def _check_target(out: Path) -> None:
         raise LensError(f"--out {out}: holds {others[0]}, which is not ours; give another folder")
 
 
-def check_features(config: TrainConfig, index: Index) -> None:
+def check_features(config: TrainConfig, data: DataSets) -> None:
     """LensError where stored features were made by other networks than the run's config names."""
-    made = index.features
+    made = data.features
     for name in ("codec", "text"):
         ours = _identity_of(getattr(config, name))
         for field, theirs in made[name].items():
             if ours.get(field) != theirs:
                 raise LensError(
-                    f"{index.directory}: made with {name}.{field} {theirs!r:.60}, the config says "
+                    f"{data.config.paths[0]}: made with {name}.{field} {theirs!r:.60}, the config says "
                     f"{ours.get(field)!r:.60}; precompute again, or change the config"
                 )
 
@@ -363,7 +361,10 @@ def _description(options: Precompute, source: Index, features: Features, fitted:
 def _identity_of(config) -> dict[str, Any]:
     """The fields of a codec or text encoder that its output depends on, as JSON gives them back."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {"kind": type(config).__name__, **{k: v for k, v in values.items() if k not in ("path", "sample")}}
+    return {
+        "kind": type(config).__name__,
+        **{k: v for k, v in values.items() if k not in ("path", "tokenizer", "sample")},
+    }
 
 
 def _key(made: dict[str, Any], shard: Shard, classes: tuple[int, ...]) -> str:

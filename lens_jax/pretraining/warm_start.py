@@ -16,38 +16,38 @@ from lens_jax import parallel
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser
 from lens_jax.pretraining.config import TrainConfig
-from lens_jax.run import store as checkpoint
+from lens_jax.run import store
 
 
 def load(
     config: TrainConfig, mesh: Mesh | None = None, say: Callable[[str], None] = print
 ) -> tuple[dict[str, jax.Array], dict | None]:
-    """(parameters by path in `model.param_dtype`, the codec's parameters where `init_from` has fitting ones).
+    """(parameters by path, float32, the codec's parameters where `init_from` has fitting ones).
 
     LensError lists every array that is missing, over, or of another shape, unless `init_partial`; then `say` does.
     """
-    path = checkpoint.as_path(config.init_from)
+    path = store.as_path(config.init_from)
     if not path.exists():
         raise LensError(f"init_from {path}: no such file or folder")
     wanted = parallel.abstract_params(denoiser.abstract_params(config.model), parallel.DENOISER_RULES, mesh)
     wanted = flatten_dict(wanted, sep="/")
-    if checkpoint.is_run(path):
-        return _from_run(checkpoint.find(path), config, wanted, mesh, say)
+    if store.is_run(path):
+        return _from_run(store.find(path), config, wanted, mesh, say)
     return _from_weights(Path(path), config, wanted, mesh, say), None
 
 
 def _from_run(folder: epath.Path, config: TrainConfig, wanted: dict, mesh: Mesh | None, say):
-    shapes = checkpoint.saved_shapes(folder)
-    prefix = f"{config.init_part}/"
+    shapes = store.saved_shapes(folder)
+    prefix = f"{config.init_part}/denoiser/"
     found = {path.removeprefix(prefix): shape for path, (shape, _) in shapes.items() if path.startswith(prefix)}
     chosen = _choose(f"init_from {folder} ({config.init_part})", config, wanted, found, say)
-    parts = {config.init_part: unflatten_dict(chosen, sep="/")}
+    parts = {config.init_part: {"denoiser": unflatten_dict(chosen, sep="/")}}
     # Latents normalised with other statistics would be something else than what these parameters know.
-    statistics = checkpoint.abstract_codec(config)
-    if statistics and not checkpoint.differences({"codec": statistics}, shapes):
-        parts["codec"] = parallel.abstract_params(statistics, parallel.AUTOENCODER_RULES, mesh)
-    loaded = checkpoint.load_parts(folder, parts, mesh, partial=True)
-    return flatten_dict(loaded[config.init_part], sep="/"), loaded.get("codec")
+    statistics = config.codec.abstract_fitted()
+    if statistics and not store.differences({"frozen": {"codec": statistics}}, shapes):
+        parts["frozen"] = {"codec": parallel.abstract_params(statistics, parallel.AUTOENCODER_RULES, mesh)}
+    loaded = store.load(folder, parts, mesh, partial=True)
+    return flatten_dict(loaded[config.init_part]["denoiser"], sep="/"), loaded.get("frozen", {}).get("codec")
 
 
 def _from_weights(path: Path, config: TrainConfig, wanted: dict, mesh: Mesh | None, say) -> dict[str, jax.Array]:

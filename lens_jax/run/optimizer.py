@@ -57,8 +57,8 @@ def decay_mask(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The update rule for a run of `steps` optimiser steps, with the state of clip and `optax.adamw` in a chain."""
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """The update rule for a run of `steps` optimiser steps; its `update` needs the step, from 0, as `step=`."""
     adamw = optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
@@ -77,8 +77,10 @@ def _clip(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), clip)
 
 
-def _learn(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """`optax.scale_by_learning_rate`, but the last operation is a division.
+def _learn(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_learning_rate` by the run's own step, so that a skipped update does not delay the schedule.
+
+    The last operation is a division.
 
     Updates are read twice, by the parameters and by the norm in the record. XLA computes what ends in a product anew
     for each of them, so on a CPU both read the old parameters, which are copied first; what ends in a division it
@@ -86,9 +88,8 @@ def _learn(schedule: optax.Schedule) -> optax.GradientTransformation:
     the time (docs/benchmarks.md).
     """
 
-    def learn(updates, state, params=None):
-        inverse = -1 / schedule(state.count)
-        updates = jax.tree.map(lambda u: u / jnp.asarray(inverse, u.dtype), updates)
-        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+    def learn(updates, state, params=None, *, step, **extra):
+        inverse = -1 / schedule(step)
+        return jax.tree.map(lambda u: u / jnp.asarray(inverse, u.dtype), updates), state
 
-    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), learn)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), learn)

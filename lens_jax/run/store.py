@@ -1,43 +1,35 @@
 """Checkpoints: asynchronous, atomic, kept by number and by interval; a folder a step, on a disk or in an object store.
 
-    RUN/checkpoints/<step>/params, ema, opt_state, codec, progress    arrays (orbax), each process its parts
-    RUN/checkpoints/<step>/_CHECKPOINT_METADATA                       format, config, data position, checksums (JSON)
+    RUN/checkpoints/<step>/params, frozen, ema, opt_state, extra, progress    arrays (orbax), each process its parts
+    RUN/checkpoints/<step>/_CHECKPOINT_METADATA    format, checksums, and what the job says of itself: its kind, config
+                                                   and position in the data, as plain JSON
 
 Orbax writes aside and renames, or in an object store writes a marker last, so a folder named by a step is whole or not
-there; checksums tell when that has changed since.
+there; checksums tell when that has changed since. Nothing here knows what is trained: what a config means is read by
+those who need it, so a field more or less in a config makes no checkpoint unreadable.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import logging
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from lens_jax import config as config_files
 from lens_jax import parallel
-from lens_jax.data.buckets import Bucket
-from lens_jax.encoders import pixels
-from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.errors import LensError
-from lens_jax.models import denoiser
-from lens_jax.models.denoiser import DenoiserConfig
-from lens_jax.pretraining.config import TrainConfig
 from lens_jax.run.config import CheckpointConfig
 from lens_jax.run.integrity import checksums, leaves_by_path
-from lens_jax.run.state import State
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "checkpoints"
 METADATA = "_CHECKPOINT_METADATA"
 _MAX_METADATA_BYTES = 16_000_000
@@ -47,63 +39,54 @@ class DamagedError(LensError):
     """A checkpoint that is not what was saved."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """Where in the data a checkpoint stands."""
-
-    # The next batch to be taken.
-    next_step: int
-    # Identifies the data set, so that a run is not silently resumed on another one.
-    fingerprint: str
-
-
-def folder_of(config: TrainConfig) -> epath.Path:
+def folder_of(out: str, config: CheckpointConfig) -> epath.Path:
     """The folder of a run's checkpoints."""
-    return as_path(config.checkpoint.path) if config.checkpoint.path else as_path(config.out) / FOLDER
+    return as_path(config.path) if config.path else as_path(out) / FOLDER
 
 
-class CheckpointStore:
-    """Writes the checkpoints of one run. On a mesh all processes do all of it together."""
+class Store:
+    """The checkpoints of one run. On a mesh all processes do all of it together.
+
+    The folder is made by the first save, so that a start that is refused leaves nothing behind.
+    """
 
     def __init__(self, folder: epath.Path, config: CheckpointConfig, mesh: Mesh | None = None):
-        self.folder, self._mesh = folder, mesh
-        policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(config.keep)]
-        if config.keep_every:
-            kept.append(policies.EveryNSteps(config.keep_every))
-        _quieten()
-        try:
-            self._checkpointer = ocp.training.Checkpointer(
-                folder, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
-            )
-        except OSError as error:
-            raise LensError(f"{folder}: checkpoints cannot be written: {error.strerror or error}") from None
+        self.folder, self._config, self._mesh = folder, config, mesh
+        self._checkpointer: ocp.training.Checkpointer | None = None
         self._pending = None
-        self._closed = False
+        self._last: int | None = None
 
-    @property
-    def latest_step(self) -> int | None:
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+    def _open(self) -> ocp.training.Checkpointer:
+        if self._checkpointer is None:
+            policies = ocp.training.preservation_policies
+            kept = [policies.LatestN(self._config.keep)]
+            if self._config.keep_every:
+                kept.append(policies.EveryNSteps(self._config.keep_every))
+            _quieten()
+            try:
+                self._checkpointer = ocp.training.Checkpointer(
+                    self.folder, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+                )
+            except OSError as error:
+                raise LensError(f"{self.folder}: checkpoints cannot be written: {error.strerror or error}") from None
+            latest = self._checkpointer.latest
+            self._last = None if latest is None else latest.step
+        return self._checkpointer
 
-    def save(self, state: State, position: Position, config: TrainConfig, sizes: Sequence[Bucket]) -> None:
-        """Start saving; returns when the arrays are copied. The previous save is waited for, and its failure raised."""
+    def save(self, step: int, parts: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Start saving; returns when the arrays are copied. The previous save is waited for, and its failure raised.
+
+        parts: trees of arrays by name. meta: plain JSON values, which `restore` and `read_metadata` give back.
+        """
         self.wait()
-        step = int(state.step)
-        if step == self.latest_step:
+        checkpointer = self._open()
+        if step == self._last:
             return
-        parts = _parts(state)
-        metadata = {
-            "format": FORMAT,
-            "config": config_files.to_dict(config),
-            "position": dataclasses.asdict(position),
-            "sizes": [[size.height, size.width] for size in sizes],
-            "checksums": checksums(parts, self._mesh),
-        }
+        metadata = {**meta, "format": FORMAT, "checksums": checksums(parts, self._mesh)}
         metadata["checksum"] = _checksum(metadata)
         with self._failures(step):
-            save = self._checkpointer.save_checkpointables_async
-            self._pending = step, save(step, parts, force=True, custom_metadata=metadata)
+            saving = checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=metadata)
+            self._pending, self._last = (step, saving), step
 
     def wait(self) -> None:
         """Wait until what was last saved is on disk."""
@@ -116,13 +99,13 @@ class CheckpointStore:
     def close(self) -> None:
         """Wait for what is being saved, then let go of the folder. Closing twice is fine."""
         self.wait()
-        if not self._closed:
-            self._closed = True
-            self._checkpointer.close()
+        if self._checkpointer is not None:
+            checkpointer, self._checkpointer = self._checkpointer, None
+            checkpointer.close()
 
     def abandon(self) -> None:
         """Let go of the folder without waiting: the others are gone, or somebody is in a hurry."""
-        self._pending, self._closed = None, True
+        self._pending, self._checkpointer = None, None
 
     @contextlib.contextmanager
     def _failures(self, step: int):
@@ -133,45 +116,45 @@ class CheckpointStore:
             raise
         except Exception as error:
             # Orbax raises the same failure again when it is closed; it has been told.
-            self._closed = True
+            checkpointer, self._checkpointer = self._checkpointer, None
             with contextlib.suppress(Exception):
-                self._checkpointer.close()
+                checkpointer.close()
             raise LensError(
                 f"{self.folder / str(step)}: the checkpoint could not be saved ({_one_line(error, 300)}); "
                 "earlier checkpoints are whole"
             ) from None
 
+    def restore(
+        self, wanted: dict[str, Any], say: Callable[[str], None] = print
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The newest whole checkpoint: its parts as `wanted` describes them, and what was saved as `meta`.
 
-def restore_newest(
-    folder: epath.Path, abstract: State, mesh: Mesh | None = None, say: Callable[[str], None] = print
-) -> tuple[State, Position] | None:
-    """The newest whole checkpoint, as described by `abstract`, and where in the data it stands; None without any.
-
-    One that is damaged is told by `say`, set aside as STEP.damaged, and the one before it is taken: all processes take
-    the same one, whoever sees the damage. LensError when none is whole, or where one is of another model.
-    """
-    damaged, step = {}, None
-    while (step := _newest(folder, step, mesh)) is not None:
-        problem, wanted, place = None, _parts(abstract), folder / str(step)
-        try:
-            metadata, saved = read_metadata(place), saved_shapes(place)
-            check_shapes(wanted, saved, place)
-            parts = _load(place, wanted)
-        except DamagedError as error:
-            problem = str(error)
-        # Nobody goes on to what takes all of them before everybody has read its own.
-        if not _anybody(problem is not None, mesh):
-            problem = _differences(parts, saved, metadata["checksums"], place, mesh)
-        elif problem is None:
-            problem = f"{place}: another process could not read its parts"
-        if problem is None:
-            _set_aside(folder, damaged, mesh, lambda line: say(f"{line}; step {step} is used instead"))
-            progress = parts.pop("progress")
-            return State(**{"codec": {}, **parts}, **progress), metadata["position"]
-        damaged[step] = problem
-    if damaged:
-        raise LensError(f"no whole checkpoint is left: {'; '.join(damaged.values())}")
-    return None
+        One that is damaged is told by `say`, set aside as STEP.damaged, and the one before it is taken: all processes
+        take the same one, whoever sees the damage. None without any; LensError when none is whole, or where one is of
+        another model.
+        """
+        folder, mesh = self.folder, self._mesh
+        damaged, step = {}, None
+        while (step := _newest(folder, step, mesh)) is not None:
+            problem, place = None, folder / str(step)
+            try:
+                metadata, saved = read_metadata(place), saved_shapes(place)
+                check_shapes(wanted, saved, place)
+                parts = _load(place, wanted)
+            except DamagedError as error:
+                problem = str(error)
+            # Nobody goes on to what takes all of them before everybody has read its own.
+            if not _anybody(problem is not None, mesh):
+                problem = _differences(parts, metadata["checksums"], place, mesh)
+            elif problem is None:
+                problem = f"{place}: another process could not read its parts"
+            if problem is None:
+                _set_aside(folder, damaged, mesh, lambda line: say(f"{line}; step {step} is used instead"))
+                return parts, metadata
+            damaged[step] = problem
+        if damaged:
+            raise LensError(f"no whole checkpoint is left: {'; '.join(damaged.values())}")
+        return None
 
 
 def _newest(folder: epath.Path, before: int | None, mesh: Mesh | None) -> int | None:
@@ -200,18 +183,6 @@ def _set_aside(folder: epath.Path, damaged: dict[int, str], mesh: Mesh | None, s
         say(f"{problem}; set aside as {aside.name}")
     # The others must not list the folder before that.
     _anybody(False, mesh)
-
-
-def _parts(state: State) -> dict[str, Any]:
-    """The parts a checkpoint keeps apart, so that sampling reads the average without the optimiser."""
-    return {
-        "params": state.params,
-        "ema": state.ema,
-        "opt_state": state.opt_state,
-        # A released codec is not saved with a run, and orbax takes no empty tree.
-        **({"codec": state.codec} if state.codec else {}),
-        "progress": {"step": state.step, "key": state.key},
-    }
 
 
 def as_path(path: str | PathLike) -> epath.Path:
@@ -259,7 +230,7 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def read_metadata(folder: epath.Path) -> dict[str, Any]:
-    """`config` (TrainConfig), `position` (Position), `sizes` ((height, width) it was trained on) and `checksums`."""
+    """What was saved as `meta`, with `format` and `checksums`; DamagedError where it is not what was saved."""
     path = epath.Path(folder) / METADATA
     try:
         if path.stat().length > _MAX_METADATA_BYTES:
@@ -269,18 +240,10 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
             raise LensError(f"{path}: checkpoint format {custom['format']!r}; this version reads format {FORMAT}")
         if custom["checksum"] != _checksum(custom):
             raise ValueError("checksum")
-        config, position, saved = custom["config"], custom["position"], dict(custom["checksums"])
-        sizes = [(int(height), int(width)) for height, width in custom["sizes"]]
-        if not sizes or any(min(size) < 1 for size in sizes):
-            raise ValueError(sizes)
+        dict(custom["checksums"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DamagedError(f"{path}: damaged, or not the metadata of a lens-jax checkpoint") from None
-    return {
-        "config": config_files.from_dict(TrainConfig, config, str(path)),
-        "position": config_files.from_dict(Position, position, str(path), "position."),
-        "sizes": sizes,
-        "checksums": saved,
-    }
+    return custom
 
 
 def _checksum(metadata: dict[str, Any]) -> int:
@@ -312,31 +275,21 @@ def check_shapes(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...],
 
 
 def differences(wanted: dict[str, Any], saved: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, str]:
-    """Path -> what is wrong with it, of every wanted array that is missing or of another shape."""
+    """Path -> what is wrong with it, of every wanted array that is missing, or of another shape or dtype."""
     problems = {}
     for path, leaf in leaves_by_path(wanted):
         if path not in saved:
             problems[path] = f"{path} is missing"
-        elif not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) and saved[path][0] != tuple(leaf.shape):
-            problems[path] = f"{path} is {list(saved[path][0])}, this model has {list(leaf.shape)}"
+        elif not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            (shape, dtype), name = saved[path], str(leaf.dtype)
+            if shape != tuple(leaf.shape):
+                problems[path] = f"{path} is {list(shape)}, this model has {list(leaf.shape)}"
+            elif dtype != name:
+                problems[path] = f"{path} is {dtype}, this model has {name}"
     return problems
 
 
-def abstract_params(config: DenoiserConfig, part: str) -> dict:
-    """What `load_parts` needs for a part "params" (in `config.param_dtype`) or "ema" (float32)."""
-    abstract = denoiser.abstract_params(config)
-    in_float32 = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    return abstract if part == "params" else jax.tree.map(in_float32, abstract)
-
-
-def abstract_codec(config: TrainConfig) -> dict:
-    """What `load_parts` needs for the part "codec": the pixel codec's statistics; a released codec is not saved."""
-    return pixels.abstract_params(config.codec) if isinstance(config.codec, PixelCodecConfig) else {}
-
-
-def load_parts(
-    folder: epath.Path, wanted: dict[str, Any], mesh: Mesh | None = None, partial: bool = False
-) -> dict[str, Any]:
+def load(folder: epath.Path, wanted: dict[str, Any], mesh: Mesh | None = None, partial: bool = False) -> dict[str, Any]:
     """Some parts of a checkpoint, e.g. `{"ema": abstract tree}`, checked before and after they are read.
 
     partial: of each part only the arrays in `wanted`, and not all it has.
@@ -346,7 +299,7 @@ def load_parts(
     saved = saved_shapes(folder)
     check_shapes(wanted, saved, folder)
     parts = _load(folder, wanted, partial)
-    if problem := _differences(parts, saved, read_metadata(folder)["checksums"], folder, mesh):
+    if problem := _differences(parts, read_metadata(folder)["checksums"], folder, mesh):
         raise DamagedError(problem)
     return parts | empty
 
@@ -368,14 +321,9 @@ def _load(folder: epath.Path, wanted: dict[str, Any], partial: bool = False) -> 
         raise DamagedError(f"{folder}: damaged ({_one_line(error)})") from None
 
 
-def _differences(parts, saved, sums: dict[str, int], folder: epath.Path, mesh: Mesh | None) -> str | None:
-    """What to say of arrays whose checksum is not that they were saved with; None when there are none.
-
-    Those read in another dtype than they were saved in have no checksum to be compared with.
-    """
-    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    same = {path: leaf for path, leaf in leaves_by_path(parts) if is_key(leaf) or saved[path][1] == str(leaf.dtype)}
-    wrong = [path for path, value in checksums(same, mesh).items() if sums.get(path) != value]
+def _differences(parts, sums: dict[str, int], folder: epath.Path, mesh: Mesh | None) -> str | None:
+    """What to say of arrays whose checksum is not that they were saved with; None when there are none."""
+    wrong = [path for path, value in checksums(parts, mesh).items() if sums.get(path) != value]
     if not wrong:
         return None
     more = f" and {len(wrong) - 1} more arrays" if len(wrong) > 1 else ""

@@ -30,7 +30,7 @@ def encode(encoder, golden) -> TextFeatures:
     """Features of the golden's token ids."""
     lengths, drop = golden["attention_mask"].sum(1), int(golden["text_offset"])
     layers = encode_tokens(
-        encoder.model, encoder.params, golden["input_ids"], lengths, encoder.config.selected, drop=drop
+        encoder.config.model, encoder.model, golden["input_ids"], lengths, encoder.config.selected, drop=drop
     )
     return TextFeatures(tuple(layers), lengths - drop)
 

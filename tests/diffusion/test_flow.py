@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lens_jax.diffusion import flow
+from lens_jax.diffusion import flow, losses
 from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.errors import LensError
 
@@ -39,9 +39,9 @@ def test_loss_is_zero_for_the_true_velocity_and_its_square_otherwise():
         # Known from the noisy latents alone: noise - clean = (x - clean) / t.
         return (x - latents) / t[:, None, None]
 
-    np.testing.assert_allclose(flow.velocity_loss(true_velocity, latents, t, noise), 0, atol=1e-10)
+    np.testing.assert_allclose(losses.velocity_loss(true_velocity, latents, t, noise), 0, atol=1e-10)
     off = lambda x, t: true_velocity(x, t) + 2
-    np.testing.assert_allclose(flow.velocity_loss(off, latents, t, noise), 4, rtol=1e-4)
+    np.testing.assert_allclose(losses.velocity_loss(off, latents, t, noise), 4, rtol=1e-4)
 
 
 def test_caption_dropout_sets_lengths_to_zero():

@@ -52,7 +52,7 @@ def test_guidance_keeps_the_conditional_norm():
 def test_euler_is_exact_on_straight_paths():
     """With the true velocity noise - clean of one clean image, any number of steps ends on it."""
     clean, noise = jax.random.normal(jax.random.key(0), (2, 2, 4, 3))
-    final, trajectory = sampler.euler_sample(lambda x, t: noise - clean, noise, sampler.sigma_schedule(1024, 4))
+    final, trajectory = sampler.euler(lambda x, t: noise - clean, noise, sampler.sigma_schedule(1024, 4))
     np.testing.assert_allclose(final, clean, atol=1e-5)
     assert trajectory.shape == (4, *noise.shape)
     np.testing.assert_array_equal(trajectory[-1], final)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lens_jax.encoders import gpt_oss as text_gpt_oss
 from lens_jax.encoders import harmony
-from lens_jax.encoders.gpt_oss import GptOssEncoder, GptOssEncoderConfig, encode_tokens
+from lens_jax.encoders.gpt_oss import GptOssEncoder, GptOssTextConfig, encode_tokens
 from lens_jax.encoders.tokenizer import encode_prompt, pad
 from lens_jax.errors import LensError, LensWarning
 from lens_jax.models import gpt_oss
@@ -21,7 +20,7 @@ TINY = GptOssConfig(
 )  # fmt: skip
 # A byte is a token here, so the conversation takes 493 and not 119.
 PREFIX, SUFFIX = 398, 95
-CONFIG = GptOssEncoderConfig(selected=(0, 2), max_tokens=900, length_classes=(256, 512), cache_size=3, batch_size=2)
+CONFIG = GptOssTextConfig(selected=(0, 2), max_conversation=900, model=TINY)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,11 @@ def params():
 
 @pytest.fixture
 def build(params, byte_tokenizer):
-    return lambda **changes: GptOssEncoder(dataclasses.replace(CONFIG, **changes), TINY, params, byte_tokenizer)
+    def build(batch_size=2, cache_bytes=10**9, **changes):
+        config = dataclasses.replace(CONFIG, **changes)
+        return GptOssEncoder(config, params, byte_tokenizer, batch_size=batch_size, cache_bytes=cache_bytes)
+
+    return build
 
 
 def relative_error(actual, expected) -> float:
@@ -55,7 +58,14 @@ def test_features_are_those_of_the_whole_conversation(build, params, byte_tokeni
     assert len(byte_tokenizer.encode_pieces(frame.prefix)) == PREFIX
     assert features.lengths.tolist() == [n + SUFFIX if n else 0 for n in (9, 0, 176, 9, 0)]
     assert len(features.layers) == 2
-    assert features.layers[0].shape == (5, 512, 64)
+    assert features.layers[0].shape == (5, 256, 64)
+    # What training reads is the same: one implementation.
+    encoder = build()
+    trained = encoder.config.features(encoder.params, *map(jnp.asarray, encoder.tokens(prompts)))
+    for layer, expected in zip(trained, features.layers):
+        for row, n in enumerate(features.lengths):
+            assert not n or relative_error(layer[row, :n], expected[row, :n]) < 1e-5
+            assert not np.asarray(layer)[row, n:].any()
     rows = [encode_prompt(byte_tokenizer, frame, p, 900) for p in (prompts[0], prompts[2])]
     whole = encode_tokens(TINY, params, *pad(rows, 900, byte_tokenizer.pad_token), (0, 2), drop=PREFIX)
     for layer, expected in zip(features.layers, np.asarray(whole)):
@@ -72,12 +82,10 @@ def test_cost_and_padding_follow_the_length_class(build, monkeypatch):
     run = GptOssEncoder._run
     monkeypatch.setattr(GptOssEncoder, "_run", lambda self, rows, width: calls.append(width) or run(self, rows, width))
     encoder = build()
-    assert encoder.encode(["short"]).layers[0].shape[1] == 256
+    assert encoder.encode(["short"]).layers[0].shape[1] == 128
     assert encoder.encode(["short", "long " * 40]).layers[0].shape[1] == 512
-    assert encoder.encode([""]).layers[0].shape[1] == 256
-    assert calls == [256, 512]
-    assert build(padding="max").encode([""]).layers[0].shape[1] == 512
-    assert encoder.max_tokens == 512
+    assert encoder.encode([""]).layers[0].shape[1] == 64
+    assert calls == [128, 512]
 
 
 def test_cache_is_bounded_and_keeps_what_was_used_last(build, monkeypatch):
@@ -87,7 +95,9 @@ def test_cache_is_bounded_and_keeps_what_was_used_last(build, monkeypatch):
         "_run",
         lambda self, rows, width: asked.extend(rows) or np.zeros((len(rows), 2, width, 64), np.float32),
     )
-    encoder = build()
+    # A prompt of one letter has 96 tokens: room for three, in float32.
+    size = 2 * (1 + SUFFIX) * 64 * 4
+    encoder = build(cache_bytes=3 * size)
     encoder.encode(["a", "b", "c"])
     encoder.encode(["a"])
     encoder.encode(["d"])
@@ -102,7 +112,7 @@ def test_cache_is_bounded_and_keeps_what_was_used_last(build, monkeypatch):
 
 
 def test_alone_or_in_company_to_the_last_bit_with_batches_of_one(build):
-    encoder = build(batch_size=1, cache_size=0)
+    encoder = build(batch_size=1, cache_bytes=0)
     together, alone = encoder.encode(["one cat", "two dogs"]), encoder.encode(["two dogs"])
     for a, b in zip(together.layers, alone.layers):
         np.testing.assert_array_equal(a[1], b[0])
@@ -117,11 +127,11 @@ def test_date_changes_features_and_goes_with_them(build):
 
 
 def test_long_prompt_warns_and_keeps_its_suffix(build):
-    encoder = build(max_tokens=700)
+    encoder = build(max_conversation=700)
     with pytest.warns(LensWarning, match="its end is cut"):
         features = encoder.encode(["x" * 300])
     assert features.lengths.tolist() == [700 - PREFIX]
-    assert encoder._token_ids("fits")[-SUFFIX:] == encoder._token_ids("x" * (700 - PREFIX - SUFFIX))[-SUFFIX:]
+    assert encoder._ids("fits")[-SUFFIX:] == encoder._ids("x" * (700 - PREFIX - SUFFIX))[-SUFFIX:]
 
 
 def test_bad_values_say_what_would_do(build, params):
@@ -129,11 +139,10 @@ def test_bad_values_say_what_would_do(build, params):
         build().encode("one string")
     with pytest.raises(LensError, match=r"text layers \(0, 3\) must rise and lie in 0..2"):
         build(selected=(0, 3))
-    with pytest.raises(LensError, match=r"text.max_tokens is 400; .* accepted: 493 to 910"):
-        build(max_tokens=400)
-    for changes in ({"length_classes": (128, 64)}, {"padding": "none"}, {"batch_size": 0}, {"date": "today"}):
+    with pytest.raises(LensError, match=r"text.max_conversation is 400; .* at least 493"):
+        build(max_conversation=400)
+    for changes in ({"batch_size": 0}, {"date": "today"}):
         with pytest.raises(LensError):
-            dataclasses.replace(CONFIG, **changes)
+            build(**changes)
     with pytest.raises(LensError, match="the vocabulary has 512"):
         encode_tokens(TINY, params, [[5, 512]], [2], (0,))
-    assert text_gpt_oss.GptOssEncoderConfig().selected == (5, 11, 17, 23)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from lens_jax.encoders import pixels
 from lens_jax.encoders.images import from_uint8, to_uint8
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.errors import LensError
@@ -14,10 +13,10 @@ CONFIG = PixelCodecConfig(patch=4)
 
 def test_round_trip_to_the_byte():
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3)).astype(np.uint8)
-    params = pixels.fit(CONFIG, [images])
-    latents = pixels.encode(CONFIG, params, from_uint8(images))
+    params = CONFIG.fit([images])
+    latents = CONFIG.encode(params, from_uint8(images))
     assert latents.shape == (5, 6, 48)
-    decoded = np.asarray(to_uint8(pixels.decode(CONFIG, params, latents, (2, 3)))).astype(int)
+    decoded = np.asarray(to_uint8(CONFIG.decode(params, latents, (2, 3)))).astype(int)
     # Truncation instead of rounding may take one level.
     assert np.abs(decoded - images).max() <= 1
 
@@ -25,8 +24,8 @@ def test_round_trip_to_the_byte():
 def test_fitted_latents_have_unit_statistics():
     rng = np.random.default_rng(0)
     batches = [rng.normal(100, 30, (8, 16, 16, 3)).clip(0, 255).astype(np.uint8) for _ in range(4)]
-    params = pixels.fit(CONFIG, batches)
-    latents = np.concatenate([pixels.encode(CONFIG, params, from_uint8(b)) for b in batches]).reshape(-1, 48)
+    params = CONFIG.fit(batches)
+    latents = np.concatenate([CONFIG.encode(params, from_uint8(b)) for b in batches]).reshape(-1, 48)
     np.testing.assert_allclose(latents.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(latents.std(0), 1, atol=2e-3)
 
@@ -36,7 +35,7 @@ def test_channel_order_is_that_of_the_release():
     images = np.zeros((1, 4, 4, 3), np.float32)
     images[0, 1, 2, 1] = 1
     nothing = {"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)}
-    assert np.flatnonzero(pixels.encode(CONFIG, nothing, images)).tolist() == [1 * 16 + 1 * 4 + 2]
+    assert np.flatnonzero(CONFIG.encode(nothing, images)).tolist() == [1 * 16 + 1 * 4 + 2]
 
 
 def test_uint8_is_truncated_and_clipped():

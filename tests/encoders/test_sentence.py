@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lens_jax.encoders import sentence
 from lens_jax.encoders.sentence import SentenceEncoder, SentenceEncoderConfig, split_clauses
 from lens_jax.errors import LensError
 
@@ -34,6 +35,22 @@ def test_a_vector_depends_on_its_clause_alone():
     alone = SentenceEncoder(SentenceEncoderConfig()).encode(["cat"])
     beside = SentenceEncoder(SentenceEncoderConfig()).encode(["a very long sentence about the weather", "dog, cat"])
     np.testing.assert_array_equal(alone.layers[0][0, 0], beside.layers[0][1, 1])
+
+
+def test_the_cache_is_bounded_by_its_bytes(monkeypatch):
+    asked = []
+
+    class Model:
+        def encode(self, texts):
+            asked.extend(texts)
+            return np.ones((1, 512), np.float32)
+
+    monkeypatch.setattr(sentence, "_model", Model)
+    encoder = SentenceEncoder(SentenceEncoderConfig(), cache_bytes=3 * 512 * 4)
+    encoder.encode([f"clause {i}" for i in range(100)])
+    assert len(encoder._cache) == 3
+    encoder.encode(["clause 99", "clause 0"])
+    assert asked[100:] == ["clause 0"]
 
 
 def test_languages_meet(encoder):

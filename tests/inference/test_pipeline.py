@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from lens_jax.diffusion import draw as drawing
 from lens_jax.encoders.sentence import SentenceEncoder
 from lens_jax.errors import LensError
 from lens_jax.inference import pipeline
@@ -41,7 +42,7 @@ def test_an_image_does_not_depend_on_its_neighbours(pipe):
 
 
 def test_given_latents_are_the_noise(pipe):
-    noise = pipe._noise(3, 2, (4, 4))
+    noise = drawing.seed_noise(3, 2, 16, 48)
     np.testing.assert_array_equal(draw(pipe, ["cat", "dog"], seed=3), draw(pipe, ["cat", "dog"], latents=noise))
     with pytest.raises(LensError, match=r"latents are \[1, 16, 48\]; this call needs \[2, 16, 48\]"):
         draw(pipe, ["cat", "dog"], latents=noise[:1])
@@ -50,13 +51,13 @@ def test_given_latents_are_the_noise(pipe):
 def test_guidance_of_one_runs_no_second_branch(pipe, monkeypatch):
     calls = []
     apply = denoiser.apply
-    monkeypatch.setattr(pipeline.denoiser, "apply", lambda *a: calls.append(a[3][0].shape[1]) or apply(*a))
+    monkeypatch.setattr(denoiser, "apply", lambda *a: calls.append(a[3][0].shape[1]) or apply(*a))
     for guidance_scale, text_tokens in {1.0: [4], 3.0: [4, 0]}.items():
         calls.clear()
-        pipeline._sample.clear_cache()
+        drawing.draw_program.clear_cache()
         draw(pipe, ["cat"], guidance_scale=guidance_scale)
         assert calls == text_tokens
-    pipeline._sample.clear_cache()
+    drawing.draw_program.clear_cache()
 
 
 def test_negative_prompt(pipe):

@@ -80,7 +80,7 @@ def draw_as_we_do(release, golden, dtype) -> dict[str, np.ndarray]:
     encoder, drop = pipe.text_encoder, int(golden["text_offset"])
     lengths = np.asarray(golden["attention_mask"].sum(1))
     layers = encode_tokens(
-        encoder.model, encoder.params, golden["input_ids"], lengths, encoder.config.selected, drop=drop
+        encoder.config.model, encoder.model, golden["input_ids"], lengths, encoder.config.selected, drop=drop
     )
     grid = tuple(int(n) for n in golden["latent_hw"])
     steps = int(golden["num_steps"]), float(golden["guidance_scale"])

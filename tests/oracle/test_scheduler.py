@@ -50,7 +50,7 @@ def test_steps(scheduler):
     """The whole trajectory under a velocity that depends on the latents and on the time."""
     latents = np.random.default_rng(0).standard_normal((2, 12, 8), np.float32)
     sigmas = sampler.sigma_schedule(4096, 20)
-    _, trajectory = sampler.euler_sample(lambda x, t: 2 * x - t[:, None, None], latents, sigmas)
+    _, trajectory = sampler.euler(lambda x, t: 2 * x - t[:, None, None], latents, sigmas)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 20, 20), mu=compute_empirical_mu(4096, 20))
     x = torch.from_numpy(latents)
     for t, ours in zip(scheduler.timesteps, trajectory):

@@ -8,8 +8,10 @@ import pytest
 
 from lens_jax import config as config_files
 from lens_jax import parallel
+from lens_jax.data.mixture import Shape
 from lens_jax.parallel import MeshConfig
 from lens_jax.planning import estimate, lowering
+from lens_jax.planning.data import data_use, largest_shapes
 from lens_jax.pretraining import features
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features
@@ -37,9 +39,9 @@ def test_step_lowers(name, devices):
     """The step that the loop compiles, one area for each number of devices in turn; with the platform's kernel."""
     config = on_devices(name, devices)
     mesh = lowering.abstract_mesh(config.mesh, devices)
-    data = estimate.data_use(config, 1)
+    data = data_use(config, 1)
     estimate.check_shapes(config, data, mesh)
-    shapes = estimate.largest_shapes(data.buckets)
+    shapes = largest_shapes(data.buckets)
     use = shapes[DEVICES.index(devices) % len(shapes)]
     state = lowering.abstract_state(config, mesh)
     half = config.model.dtype == "bfloat16"
@@ -62,13 +64,13 @@ def test_nothing_is_left_behind():
 def test_batch_without_a_batch(tiny_config, pad_areas):
     """Shapes and dtypes are those that a run's features give."""
     config = dataclasses.replace(tiny_config, data=dataclasses.replace(tiny_config.data, pad_areas=pad_areas))
-    buckets = estimate.data_use(config, 1).buckets
-    run = Features(config, [use.bucket for use in buckets])
+    buckets = data_use(config, 1).buckets
+    run = Features(config, [Shape(use.bucket, use.text_class) for use in buckets])
     use = buckets[0]
     pixels = np.zeros((use.images, use.bucket.height, use.bucket.width, 3), np.uint8)
     captions = ["red apple"] * use.images
     size = use.bucket.height, use.bucket.width
-    batch = run.read({"pixels": pixels, "captions": captions, "bucket": size, "step": 3})
+    batch = run.read({"pixels": pixels, "captions": captions, "bucket": size, "text_class": 0, "step": 3})
     found = run.encode({"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)}, batch)
     kind = lambda x: (np.shape(x), np.asarray(x).dtype)
     expected = features.abstract_batch(config, use.images, use.tokens)

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from lens_jax import flops
-from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models.denoiser import LENS, DenoiserConfig
 from lens_jax.parallel import MeshConfig
 from lens_jax.planning import estimate, lowering, memory, program
+from lens_jax.planning.data import data_use
 from lens_jax.pretraining.config import DataConfig, TrainConfig
 from lens_jax.pretraining.features import Tokens
 
@@ -66,7 +68,7 @@ def lens(**fields) -> TrainConfig:
 
 def resident(config: TrainConfig, devices: int) -> dict[str, int]:
     mesh = lowering.abstract_mesh(config.mesh, devices)
-    data = estimate.data_use(config, 1)
+    data = data_use(config, 1)
     return estimate.resident(config, mesh, data.buckets, cached=False)
 
 

@@ -17,12 +17,48 @@ QUICKSTART = (
 )  # fmt: skip
 
 
+def test_slices_are_those_that_can_be_rented():
+    assert [topology.sides("v6e", count) for count in (1, 8, 16, 256)] == [(1, 1), (2, 4), (4, 4), (16, 16)]
+    shapes = {8: (2, 2, 2), 16: (2, 2, 4), 256: (4, 8, 8), 192: (4, 4, 12), 6144: (16, 16, 24)}
+    assert {count: topology.sides("v5p", count) for count in shapes} == shapes
+    assert topology.sides("v6e", 512, slices=2) == (16, 16)
+    assert max(topology._SLICES["v4"]) == 3072
+
+
 @pytest.mark.parametrize(
-    ("devices", "square", "cube"),
-    [(1, (1, 1), (1, 1, 1)), (8, (2, 4), (2, 2, 2)), (16, (4, 4), (2, 2, 4)), (256, (16, 16), (4, 8, 8))],
+    ("hardware", "devices", "slices", "message"),
+    [
+        ("v6e", 24, 1, "--devices 24: no slice of v6e has 24 chips; there are some of 16 and 32"),
+        ("v5p", 1, 1, "no slice of v5p has 1 chips; there are some of 4"),
+        ("v5e", 512, 1, r"no slice of v5e has 512 chips; there are some of 256, and several slices \(--slices\)"),
+        ("v5e", 48, 2, "no slice of v5e has 24 chips in each of 2 slices; there are some of 16 and 32"),
+        ("v5e", 16, 3, "--slices is 3; it must be at least 1 and divide the 16 devices"),
+        ("h100", 16, 2, "--slices is 2; it must be 1 for h100, which come in nodes"),
+    ],
 )
-def test_slices_are_compact(devices, square, cube):
-    assert (topology._layout(devices, 2), topology._layout(devices, 3)) == (square, cube)
+def test_what_cannot_be_rented(hardware, devices, slices, message):
+    with pytest.raises(LensError, match=message):
+        topology.describe(hardware, devices, slices)
+
+
+def test_how_a_mesh_lies_on_the_devices(monkeypatch):
+    check = lambda hardware, devices, mesh=MeshConfig(), slices=1: topology.check(  # noqa: B008
+        mesh, hardware, topology.describe(hardware, devices, slices), [devices]
+    )
+    assert check("h100", 8) == ""
+    assert check("h100", 32, MeshConfig(data=4)) == "4 hosts, 4 nodes in order; a host reads 25 % of the rows"
+    assert check("v4", 16) == "not checked how the mesh lies on a slice of v4: libtpu describes none"
+    if importlib.util.find_spec("libtpu"):
+        assert check("v6e", 16) == "4 hosts, along the 4x4 torus; a host reads 25 % of the rows"
+        # The two hosts along `tensor` read the same half.
+        assert check("v6e", 16, MeshConfig(tensor=4)).endswith("a host reads 50 % of the rows")
+        assert "2 slices along data 2, each along parts of the 16x16 torus" in check(
+            "v6e", 512, MeshConfig(data=-1, fsdp=64), 2
+        )
+        with pytest.raises(LensError, match=r"tensor 64 x sequence 1 must divide the 16 chips of each of the 4 slices"):
+            check("v6e", 64, MeshConfig(tensor=64), 4)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert check("v6e", 16) == "not checked how the mesh lies on a slice of v6e: pip install 'lens-jax[tpu]' checks it"
 
 
 def test_what_cannot_be_compiled_for(monkeypatch):

@@ -42,7 +42,8 @@ def small_lens(small_release, tiny_config, tmp_path_factory):
     """A run on that release's latents and features, of pictograms of 64 x 64 pixels and one more size."""
     from lens_jax.convert import autoencoder
     from lens_jax.data.prepare import OpenMojiConfig, prepare_openmoji
-    from lens_jax.encoders.frozen import FluxCodecConfig, GptOssTextConfig
+    from lens_jax.encoders.flux import FluxCodecConfig
+    from lens_jax.encoders.gpt_oss import GptOssTextConfig
     from lens_jax.pretraining import config
 
     out = tmp_path_factory.mktemp("data") / "large"
@@ -61,5 +62,5 @@ def small_lens(small_release, tiny_config, tmp_path_factory):
             path=str(small_release), model=text_model(), selected=(1, 3), max_conversation=97 + 22 + 26
         ),
         data=config.DataConfig(path=str(out), batch_size=4, pad_areas=True),
-        samples=config.SampleConfig(every=8, prompts=("red apple", ""), sizes=("64x64",), num_inference_steps=2),
+        samples=config.SheetConfig(every=8, prompts=("red apple", ""), sizes=("64x64",), num_inference_steps=2),
     )

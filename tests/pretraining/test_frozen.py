@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from lens_jax import config as config_files
-from lens_jax.convert import load
 from lens_jax.convert.safetensors import SafetensorsFile
-from lens_jax.data.buckets import LENS_PRETRAINING, Bucket
-from lens_jax.encoders.frozen import FluxCodecConfig, FrozenAutoencoder, GptOssTextConfig, encode_images
+from lens_jax.data.buckets import Bucket
+from lens_jax.data.mixture import Shape
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
+from lens_jax.encoders.images import encode_rows
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
-from lens_jax.pretraining.config import DataConfig, TrainConfig
-from lens_jax.pretraining.features import Features, token_counts
+from lens_jax.pretraining.features import Features
 from lens_jax.run import loop
 from lens_jax.run.log import read_metrics
 
@@ -34,8 +35,7 @@ def relative_error(actual, expected) -> float:
 def test_latents_are_those_of_the_release(small_lens, goldens):
     answers = SafetensorsFile(goldens / "tiny_release" / "golden_io.safetensors")
     pixels = np.round((answers["pixels"].transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
-    params = FrozenAutoencoder(small_lens.codec).params
-    latents = encode_images(small_lens.codec, None, params, pixels, None)
+    latents = encode_rows(small_lens.codec, small_lens.codec.load().params, pixels, None)
     # The images are rounded to 8 bits here: half a level of 255 is 0.4 % of what they span.
     assert relative_error(latents, answers["normalized_latents"]) <= 1e-2
 
@@ -44,12 +44,13 @@ def test_features_are_those_of_the_pipeline(small_lens, small_release):
     """The sampler's encoder and training's agree; a blank caption is no text; a long one keeps what follows it."""
     text = small_lens.text
     prompts = ["a red apple, two cats", "", "word " * 60]
-    features = Features(small_lens, [Bucket(64, 64)])
-    batch = {"captions": prompts, "bucket": (64, 64), "step": 0, "pixels": np.zeros((3, 64, 64, 3), np.uint8)}
+    features = Features(small_lens, [Shape(Bucket(64, 64))])
+    batch = {"captions": prompts, "bucket": (64, 64), "text_class": 0, "step": 0}
+    batch["pixels"] = np.zeros((3, 64, 64, 3), np.uint8)
     with pytest.warns(UserWarning, match="its end is cut"):
         batch = features.encode({}, features.read(batch))
-    encoder = load.load_text_encoder(small_release, text.selected, "float32", text.date)
-    expected = encoder.encode(prompts[:2])
+    # The sampler's: of the whole conversation, whatever a run's limit is.
+    expected = dataclasses.replace(text, path=str(small_release), max_conversation=512).load().encode(prompts[:2])
     assert np.asarray(batch["text_lengths"]).tolist() == [*expected.lengths, text.max_tokens]
     assert expected.lengths[1] == 0
     for layer, wanted in zip(batch["text"], expected.layers):
@@ -103,17 +104,6 @@ def test_what_does_not_fit_is_named(small_lens, goldens):
         Features(dataclasses.replace(small_lens, codec=FluxCodecConfig(path="/nowhere")), [])
     with pytest.raises(LensError, match=r"text.max_conversation is 100; it must be at least 119"):
         GptOssTextConfig(max_conversation=100)
-
-
-def test_token_counts_of_the_report():
-    """27 buckets, three lengths; with room for the whole text each a multiple of 128 (spec of cuDNN's blocks)."""
-    data = DataConfig(pad_areas=True, joint_multiple=128)
-    config = TrainConfig(codec=FluxCodecConfig(), text=GptOssTextConfig(), data=data)
-    counts = token_counts(config, LENS_PRETRAINING)
-    assert len(counts) == 27
-    assert {(c.padded, c.text) for c in counts.values()} == {(1064, 472), (2400, 416), (4232, 504)}
-    assert {c.padded + c.text for c in counts.values()} == {1536, 2816, 4736}
-    assert max(c.image for c in counts.values()) == 4232
 
 
 def _golden_text(goldens):

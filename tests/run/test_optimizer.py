@@ -30,7 +30,7 @@ def test_decay_pulls_matrices_and_leaves_norms():
     params = {"a": {"kernel": jnp.ones((2, 3, 4)), "scale": jnp.ones((2, 3))}}
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), steps=10)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params, step=0)
     np.testing.assert_allclose(updates["a"]["kernel"], -0.1 * 0.5, rtol=1e-6)
     assert not updates["a"]["scale"].any()
 
@@ -48,7 +48,7 @@ def test_clip_binds():
     params = {"a": {"kernel": jnp.ones(4)}}
     state = optimizer.init(params)
     for size in (1.0, 1e6):
-        _, state = optimizer.update({"a": {"kernel": jnp.full(4, size)}}, state, params)
+        _, state = optimizer.update({"a": {"kernel": jnp.full(4, size)}}, state, params, step=0)
     second_moment = optax.tree.get(state, "nu")["a"]["kernel"]
     # Each clipped gradient has norm 1, so its squares are 1/4: twice that, weighted by 1 - 0.999.
     np.testing.assert_allclose(second_moment, 0.25 * (1 - 0.999**2), rtol=1e-3)
@@ -64,8 +64,9 @@ def test_is_the_adamw_of_optax():
     ends = []
     for optimizer in (make_optimizer(config, 4), optax.chain(optax.clip_by_global_norm(2), adamw)):
         params, state = start, optimizer.init(start)
-        for size in (10, 0.1, 1):
-            updates, state = optimizer.update(optax.tree.scale(size, start), state, params)
+        optimizer = optax.with_extra_args_support(optimizer)
+        for step, size in enumerate((10, 0.1, 1)):
+            updates, state = optimizer.update(optax.tree.scale(size, start), state, params, step=step)
             params = optax.apply_updates(params, updates)
         ends.append(params)
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), *ends)

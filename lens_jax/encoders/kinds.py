@@ -1,0 +1,9 @@
+"""The image codecs and text encoders that a config may name; a new one is its file and its name here."""
+
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
+from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.sentence import SentenceEncoderConfig
+
+Images = PixelCodecConfig | FluxCodecConfig
+Text = SentenceEncoderConfig | GptOssTextConfig

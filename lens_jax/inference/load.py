@@ -1,0 +1,197 @@
+"""A `LensPipeline` from a run or a release, on one device or sharded over a mesh."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from lens_jax import config as config_files
+from lens_jax import parallel
+from lens_jax.convert import load as weights
+from lens_jax.convert import native, release, source
+from lens_jax.convert.component import COMPONENTS
+from lens_jax.encoders import gpt_oss, kinds
+from lens_jax.encoders.flux import FluxCodecConfig
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
+from lens_jax.encoders.tokenizer import find_tokenizer
+from lens_jax.errors import LensError, LensWarning, nearest
+from lens_jax.inference.pipeline import LensPipeline
+from lens_jax.models import denoiser
+from lens_jax.models.denoiser import DenoiserConfig
+
+
+def from_pretrained(path: str | Path, **options) -> LensPipeline:
+    """From whatever is at `path`; `options` are those of `from_release` or `from_run`."""
+    local = None if "://" in str(path) else Path(path)
+    if local and (release.is_release(local) or native.is_native(local) or local.is_file()):
+        return from_release(local, **_accepted(path, "release", options, from_release))
+    return from_run(path, **options)
+
+
+def from_release(
+    path: Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    variant: str | None = None,
+    date: str | None = None,
+    original_truncation: bool = False,
+    denoiser: str | Path | None = None,
+    autoencoder: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> LensPipeline:
+    """A pipeline from a release folder, its conversion, or weights.
+
+    Args:
+      mesh: what the parameters are sharded over; by default all of them are on one device.
+      dtype: what everything is computed in, and what denoiser and autoencoder are kept in (but for the autoencoder's
+        statistics); by default bfloat16 on accelerators and float32 on a CPU.
+      variant: "lens", "turbo" or "base", for the default steps and guidance; by default what the folder says.
+      date: what the conversation around a prompt claims to be (see `encoders.gpt_oss`).
+      original_truncation: cut a long prompt as the original does, with what follows it (see `encoders.gpt_oss`).
+      denoiser, autoencoder, text_encoder, tokenizer: paths, used instead of what `path` holds (`source.find`).
+
+    Without a tokenizer a pipeline takes `prompt_embeds` only. Raises LensError for what does not fit or is not there.
+    """
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    given = {"denoiser": denoiser, "autoencoder": autoencoder, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    found = source.find(path, given)
+    missing = [component.ours for component in COMPONENTS if component.ours not in found.parts]
+    if missing:
+        raise LensError(f"{path}: holds no {' and no '.join(missing)}; give {'=..., '.join(missing)}=... beside it")
+    network, autoencoder_part, text_part = (found.parts[component.ours] for component in COMPONENTS)
+    model = network.config(dtype=dtype, param_dtype=dtype)
+    image_config = autoencoder_part.config(dtype=dtype, param_dtype=dtype)
+    text = GptOssTextConfig(
+        path=str(path),
+        selected=tuple(network.values["selected_layer_index"]),
+        original_truncation=original_truncation,
+        model=text_part.config(dtype=dtype),
+        **({} if date is None else {"date": date}),
+    )
+    if (model.text_width, model.text_layers) != (text.width, text.num_layers):
+        raise LensError(
+            f"{path}: the transformer reads {model.text_layers} layers of width {model.text_width}, the text encoder "
+            f"gives {text.num_layers} of {text.width}"
+        )
+    _, defaults = source.variant_of(found, variant)
+    return LensPipeline(
+        model,
+        FluxCodecConfig(path=str(path), model=image_config),
+        gpt_oss.from_part(text, text_part, find_tokenizer(found), mesh),
+        weights.params(network, model, parallel.DENOISER_RULES, mesh),
+        weights.params(autoencoder_part, image_config, parallel.AUTOENCODER_RULES, mesh),
+        # The release's own default, whatever the variant.
+        default_size=(1024, 1024),
+        batch_size=4,
+        num_inference_steps=defaults.num_inference_steps,
+        guidance_scale=defaults.guidance_scale,
+        mesh=mesh,
+    )
+
+
+class RunParts(NamedTuple):
+    """What sampling needs of a run's config."""
+
+    model: DenoiserConfig
+    codec: kinds.Images
+    text: kinds.Text
+
+
+def run_parts(values: Mapping[str, Any], where: str) -> RunParts:
+    """The model, codec and text encoder of a run's config, a plain dict as it is stored with a checkpoint.
+
+    Nothing else of it is read. Fields of these three that this version does not know are left out, with a warning that
+    names them; those that are missing have their defaults.
+    """
+    ignored: list[str] = []
+    read = lambda hint, name: config_files.read(hint, values.get(name, {}), where, name, ignored)
+    parts = RunParts(read(DenoiserConfig, "model"), read(kinds.Images, "codec"), read(kinds.Text, "text"))
+    if ignored:
+        names = ", ".join(ignored)
+        warnings.warn(f"{where}: ignored, since this version does not know it: {names}", LensWarning, stacklevel=2)
+    return parts
+
+
+def from_run(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    autoencoder: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    date: str | None = None,
+    **options,
+) -> LensPipeline:
+    """A pipeline from the moving average of a run, or of one of its checkpoints.
+
+    Args:
+      mesh: what the parameters are sharded over; each process reads its parts alone.
+      autoencoder, text_encoder, tokenizer: where these are now, in place of the paths that the run was trained with.
+      date: another day for the conversation around a prompt than that of training.
+      options: fields of the model to replace, e.g. dtype.
+    """
+    from lens_jax.run import store
+
+    folder = store.find(path)
+    metadata = store.read_metadata(folder)
+    model, codec, text = run_parts(metadata["config"], str(folder))
+    codec = _replaced(f"{path}: autoencoder", codec, path=autoencoder)
+    text = _replaced(f"{path}: text_encoder", text, path=text_encoder)
+    text = _replaced(f"{path}: tokenizer", text, tokenizer=tokenizer)
+    text = _replaced(f"{path}: date", text, date=date)
+    model = dataclasses.replace(model, **_accepted(path, "run", options, DenoiserConfig, from_run))
+
+    average = denoiser.abstract_params(dataclasses.replace(model, param_dtype="float32"))
+    fitted = codec.abstract_fitted()
+    wanted = {"ema": {"denoiser": parallel.abstract_params(average, parallel.DENOISER_RULES, mesh)}}
+    if fitted:
+        wanted["frozen"] = {"codec": parallel.abstract_params(fitted, parallel.AUTOENCODER_RULES, mesh)}
+    parts = store.load(folder, wanted, mesh, partial=True)
+    return LensPipeline(
+        model,
+        codec,
+        text.load(mesh),
+        jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"]["denoiser"]),
+        parts["frozen"]["codec"] if fitted else codec.load(mesh).params,
+        # The squarest size it was trained on.
+        default_size=_squarest(metadata.get("sizes"), str(folder)),
+        mesh=mesh,
+    )
+
+
+def _squarest(sizes: Any, where: str) -> tuple[int, int]:
+    """(height, width) of the squarest of the sizes that a run was trained on."""
+    count = lambda side: type(side) is int and 0 < side < 1 << 20
+    pair = lambda size: isinstance(size, list) and len(size) == 2 and all(map(count, size))
+    if not isinstance(sizes, list) or not sizes or not all(map(pair, sizes)):
+        raise LensError(f"{where}: sizes of its metadata are {sizes!s:.80}; they must be pairs of pixels")
+    return tuple(min(sizes, key=lambda size: max(size) / min(size)))
+
+
+def _replaced(what: str, config, **fields):
+    """The config with the fields that are given; LensError where its kind has no such field."""
+    given = {name: str(value) for name, value in fields.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(config)}
+    if given.keys() - known:
+        raise LensError(f"{what} is no option of this run: its {type(config).__name__} has none")
+    return dataclasses.replace(config, **given)
+
+
+def _accepted(path, kind: str, options: dict, *takers) -> dict:
+    """The options, if what is called with them, functions or dataclasses, knows them all."""
+    import inspect
+
+    named = [p.name for taker in takers for p in inspect.signature(taker).parameters.values()]
+    known = [name for name in named if name not in ("path", "options")]
+    for name in options:
+        if name not in known:
+            raise LensError(
+                f"{path}: {name}{nearest(name, known)} is no option of a {kind}; accepted: {', '.join(known)}"
+            )
+    return options

@@ -1,0 +1,102 @@
+"""What pre-training minimises (report 3): flow matching on batches of one shape."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lens_jax import parallel
+from lens_jax.diffusion import flow, losses
+from lens_jax.diffusion.flow import FlowConfig
+from lens_jax.models import denoiser
+from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.models.layers import layout
+from lens_jax.parallel.mesh import ReduceDtype
+from lens_jax.run.state import Tree
+from lens_jax.run.step import Batch
+
+# The loss is also reported by noise level, in this many equal bins of t.
+NOISE_BINS = 5
+
+
+def training_loss(
+    model: DenoiserConfig,
+    config: FlowConfig,
+    params: Tree,
+    frozen: Tree,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    reduce_dtype: ReduceDtype = "compute",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean loss of a batch, and by noise level the sum of losses and the number of samples, [NOISE_BINS] each.
+
+    batch: `latents` [B, N, C], `text` a tuple of [B, T, width], `text_lengths` int32 [B], `positions` int32 [N + T, 3]
+    and, where latents are padded, `n_image` int32 scalar. Positions and `n_image` are inputs, so shapes with the same
+    (padded) number of tokens share one compiled program. `reduce_dtype` is what gradients are summed in over devices.
+    """
+    del frozen  # the codec is used before the step
+    key_t, key_noise, key_drop = jax.random.split(key, 3)
+    latents = batch["latents"]
+    t = _by_rows(flow.sample_noise_levels(config, key_t, len(latents), _image_tokens(batch)), latents)
+    noise = _noise(key_noise, latents)
+    lengths = flow.drop_captions(config, key_drop, batch["text_lengths"])
+    by_sample = _sample_losses(model, params, batch, lengths, t, noise, reduce_dtype)
+    # One-hot rather than scattered: a scatter from sharded rows has no rule.
+    in_bin = jnp.clip((t * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)[:, None] == jnp.arange(NOISE_BINS)
+    sums = {
+        "noise_bin_loss": jnp.sum(in_bin * by_sample[:, None], 0),
+        "noise_bin_count": jnp.sum(in_bin, 0, dtype=jnp.float32),
+    }
+    return by_sample.mean(), sums
+
+
+def validation_loss(
+    model: DenoiserConfig, config: FlowConfig, params: Tree, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(sum of weight x loss, sum of weights) over the rows of a batch, whose `weight` [B] is 0 for repeated ones.
+
+    At fixed quantiles of the noise levels, with noise from `key`: the same for every model.
+    """
+    latents = batch["latents"]
+    key_order, key_noise = jax.random.split(key)
+    # Shuffled, so that a noise level does not always meet the same row of the batch.
+    t = jax.random.permutation(key_order, flow.noise_level_quantiles(config, len(latents), _image_tokens(batch)))
+    t, noise = _by_rows(t, latents), _noise(key_noise, latents)
+    by_sample = _sample_losses(model, params, batch, batch["text_lengths"], t, noise)
+    return jnp.sum(by_sample * batch["weight"]), jnp.sum(batch["weight"])
+
+
+def _sample_losses(model: DenoiserConfig, params: Tree, batch: Batch, lengths, t, noise, reduce_dtype="compute"):
+    n_image = batch.get("n_image")
+    gather = functools.partial(parallel.gather, dtype=model.dtype, reduce_dtype=reduce_dtype)
+
+    def denoise(x, t):
+        inputs = batch["text"], lengths, t, batch["positions"]
+        return denoiser.apply(model, params["denoiser"], x, *inputs, n_image, gather)
+
+    return losses.velocity_loss(denoise, batch["latents"], t, noise, n_image)
+
+
+def _image_tokens(batch: Batch) -> int | jax.Array:
+    return batch.get("n_image", batch["latents"].shape[1])
+
+
+def _noise(key: jax.Array, latents: jax.Array) -> jax.Array:
+    """Laid out like the latents, so that no device draws the noise of the others' rows.
+
+    Drawn with the tokens first, so that padding comes last and a batch has the same noise with and without it.
+    """
+    rows, tokens, channels = latents.shape
+    place = layout(latents)
+    if place is not None:
+        by_row, by_token, by_channel = (*place.spec, None, None, None)[:3]
+        place = PartitionSpec(by_token, by_row, by_channel)
+    return jax.random.normal(key, (tokens, rows, channels), out_sharding=place).swapaxes(0, 1)
+
+
+def _by_rows(x: jax.Array, latents: jax.Array) -> jax.Array:
+    """A number a sample laid out like the samples: else every device would compute the modulation of all of them."""
+    place = layout(latents)
+    return x if place is None else jax.reshard(x, PartitionSpec(place.spec[0]))
