@@ -24,7 +24,7 @@ import numpy as np
 
 from lens_jax.data import feature_records, records
 from lens_jax.data.buckets import Bucket
-from lens_jax.data.shards import ShardReader
+from lens_jax.data.shards import ShardReader, check_file
 from lens_jax.errors import LensError
 
 NAME = "index.json"
@@ -141,6 +141,14 @@ class Index:
         """A reader of a shard; LensError where the file is missing or not as the table says."""
         decode = feature_records.decode if self.features else records.decode
         return ShardReader(self.directory / shard.name, shard.records, shard.bytes, decode)
+
+    def check(self) -> int:
+        """The number of shards, if all are there and of the right size; LensError names the first that is not."""
+        number = 0
+        for shard in itertools.chain.from_iterable(map(self.shards, self.streams)):
+            check_file(self.directory / shard.name, shard.bytes)
+            number += 1
+        return number
 
     def records(self, split: str) -> Iterator[records.Record | feature_records.FeatureRecord]:
         """Every record of a split, stream by stream."""

@@ -87,12 +87,7 @@ class ShardReader:
         from array_record.python.array_record_module import ArrayRecordReader
 
         self.path, self._decode = Path(path), decode
-        try:
-            found = self.path.stat().st_size
-        except OSError as error:
-            raise LensError(f"{self.path}: no such shard ({error.strerror}); prepare the data set again") from None
-        if size is not None and found != size:
-            raise LensError(f"{self.path}: {found} bytes, the index says {size}; truncated? prepare the data set again")
+        check_file(self.path, size)
         try:
             # Read-ahead would fetch neighbours that a shuffled epoch does not want.
             self._reader = ArrayRecordReader(str(self.path), "readahead_buffer_size:0")
@@ -141,6 +136,16 @@ class ShardReader:
 
     def __exit__(self, *_):
         self.close()
+
+
+def check_file(path: Path, size: int | None = None) -> None:
+    """LensError unless there is a file, of `size` bytes if that is given."""
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise LensError(f"{path}: no such shard ({error.strerror}); prepare the data set again") from None
+    if size is not None and found != size:
+        raise LensError(f"{path}: {found} bytes, the index says {size}; truncated? prepare the data set again")
 
 
 def _failed(path: Path, error: Exception) -> str:
