@@ -6,10 +6,11 @@
 
 Here the length of every caption is known, so records go to the class that holds the longest of theirs. The shards
 that come of one shard of the images have one number in all classes, which the shard's place among those of its size and
-split gives; a class that none of its records is in has no file there, and a shard of no records in the index. A note's
-key is a hash of the shard's records and of all that their features depend on: weights, layers, date, sizes. So a run that
-was stopped goes on, and after a change only what changed is made again. Any number of processes share the work without
-talking to each other: each takes every n-th shard, and whoever finds all complete writes the index.
+split gives; a class that none of its records is in has no file there, and a shard of no records in the index.
+
+A note's key is a hash of the shard's records and of all that their features depend on: weights, layers, date, sizes. So
+a run that was stopped goes on, and after a change only what changed is made again. Any number of processes share the
+work without talking to each other: each takes every n-th shard, and whoever finds all complete writes the index.
 """
 
 import dataclasses
