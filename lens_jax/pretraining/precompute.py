@@ -42,7 +42,7 @@ from lens_jax.data import feature_records
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.caption_length import check_classes, text_class
 from lens_jax.data.config import DataConfig
-from lens_jax.data.datasets import DataSets, open_data
+from lens_jax.data.datasets import open_data
 from lens_jax.data.feature_records import FeatureRecord
 from lens_jax.data.index import (
     FEATURES,
@@ -220,15 +220,15 @@ def _check_target(out: Path) -> None:
         raise LensError(f"--out {out}: holds {others[0]}, which is not ours; give another folder")
 
 
-def check_features(config: TrainConfig, data: DataSets) -> None:
+def check_features(config: TrainConfig, index: Index) -> None:
     """LensError where stored features were made by other networks than the run's config names."""
-    made = data.features
+    made = index.features
     for name in ("codec", "text"):
         ours = _identity_of(getattr(config, name))
         for field, theirs in made[name].items():
             if ours.get(field) != theirs:
                 raise LensError(
-                    f"{data.config.paths[0]}: made with {name}.{field} {theirs!r:.60}, the config says "
+                    f"{index.directory}: made with {name}.{field} {theirs!r:.60}, the config says "
                     f"{ours.get(field)!r:.60}; precompute again, or change the config"
                 )
 
