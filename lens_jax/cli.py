@@ -248,14 +248,19 @@ def bench(argv: list[str]) -> None:
 
 
 def info(argv: list[str]) -> None:
-    if len(argv) != 1 or argv[0] in ("-h", "--help"):
-        print("usage: lens-jax info PATH\n\nPATH is a run, a checkpoint, a release folder, or a prepared data set.")
-        if len(argv) != 1:
-            raise LensError(f"info takes one path, got {len(argv)}")
+    paths = [word for word in argv if word != "--check"]
+    if len(paths) != 1 or paths[0] in ("-h", "--help"):
+        print(
+            "usage: lens-jax info PATH [--check]\n\n"
+            "PATH is a run, a checkpoint, a release folder, or a prepared data set.\n"
+            "--check looks at each shard of a data set: whether it is there, and how long it is."
+        )
+        if len(paths) != 1:
+            raise LensError(f"info takes one path, got {len(paths)}")
         return
     from lens_jax.info import describe
 
-    describe(argv[0])
+    describe(paths[0], check=len(argv) > 1)
 
 
 def _choose(argv: list[str], command: str, what: str, kinds: dict[str, tuple[type, Callable]], usage: str) -> None:

@@ -13,8 +13,11 @@ from lens_jax.data.index import NAME, SPLITS, load_index
 from lens_jax.errors import LensError
 
 
-def describe(path: str) -> None:
-    """Print what is at `path`: a run, one of its checkpoints, a release folder or a prepared data set."""
+def describe(path: str, check: bool = False) -> None:
+    """Print what is at `path`: a run, one of its checkpoints, a release folder or a prepared data set.
+
+    With `check` every shard of a data set is looked at: whether it is there, and how long it is.
+    """
     if "://" in path:
         _describe_checkpoint(path)
         return
@@ -22,14 +25,14 @@ def describe(path: str) -> None:
     if not folder.exists():
         raise LensError(f"{path}: no such file or folder; give a run, a checkpoint or a data set")
     if (folder / NAME).is_file():
-        _describe_data(folder)
+        _describe_data(folder, check)
     elif release.is_release(folder) or native.is_native(folder) or (folder / "transformer" / "config.json").is_file():
         _describe_release(folder)
     else:
         _describe_checkpoint(folder)
 
 
-def _describe_data(folder: Path) -> None:
+def _describe_data(folder: Path, check: bool) -> None:
     index = load_index(folder)
     console = make_console()
     console.print(f"data set {folder}: source {index.source}, licence {index.licence}")
@@ -52,6 +55,8 @@ def _describe_data(folder: Path) -> None:
         console.print(f"caption lengths counted by: {index.caption_count}")
     if index.dropped:
         console.print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in index.dropped.items()))
+    if check:
+        console.print(f"all {index.check():,} shards are there, as long as the index says")
 
 
 def _describe_release(path: Path) -> None:

@@ -83,7 +83,7 @@ def test_config_file_errors(capsys, tmp_path):
 def test_truncated_shard(capsys, pictograms, tiny_config, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(pictograms, data)
-    shard = sorted(data.glob("train-*"))[0]
+    shard = sorted(data.glob("train-*/*"))[0]
     shard.write_bytes(shard.read_bytes()[:-100])
     code, _, err = run(capsys, "train", "quickstart", "--data.path", str(data), "--out", str(tmp_path / "run"))
     assert (code, err.count("\n")) == (2, 1)

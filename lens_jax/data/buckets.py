@@ -1,4 +1,4 @@
-"""Buckets: the sizes that pictures are cropped to, so that a batch has one shape.
+"""Buckets: the sizes that images are cropped to, so that a batch has one shape.
 
 The report trains on 27 of them, three areas in nine ratios, each side a multiple of 16 pixels (one token). Ratios are
 written W:H as in the report ("1:2" is tall), sizes HxW as arrays have them.
@@ -140,9 +140,9 @@ SAME_SHAPE = 0.05
 
 
 def assign(height: int, width: int, buckets: Sequence[Bucket], max_upscale: float = math.inf) -> Bucket | None:
-    """The bucket for a height x width picture: nearest log aspect ratio, then the largest area.
+    """The bucket for a height x width image: nearest log aspect ratio, then the largest area.
 
-    Buckets that would need the picture enlarged more than `max_upscale` times are not considered; None when none is
+    Buckets that would need the image enlarged more than `max_upscale` times are not considered; None when none is
     left. The report states no rule; never enlarging (1.0) keeps interpolation blur out of the training set.
     """
 
@@ -156,19 +156,19 @@ def assign(height: int, width: int, buckets: Sequence[Bucket], max_upscale: floa
     return max((b for b in open_to if misshape(b) <= limit), key=lambda b: (b.height * b.width, -misshape(b)))
 
 
-def fit_image(picture, bucket: Bucket) -> np.ndarray:
-    """Resize a PIL picture to cover the bucket and crop its centre: uint8 [bucket.height, bucket.width, 3].
+def fit_image(image, bucket: Bucket) -> np.ndarray:
+    """Resize a PIL image to cover the bucket and crop its centre: uint8 [bucket.height, bucket.width, 3].
 
     Lanczos when shrinking (PIL widens the kernel, so it is antialiased), bicubic when enlarging (Lanczos rings there).
     """
     from PIL import Image
 
-    width, height = picture.size
+    width, height = image.size
     if (height, width) == (bucket.height, bucket.width):
-        return np.asarray(picture)
+        return np.asarray(image)
     scale = max(bucket.height / height, bucket.width / width)
     crop_height, crop_width = min(height, bucket.height / scale), min(width, bucket.width / scale)
     top, left = (height - crop_height) / 2, (width - crop_width) / 2
     kernel = Image.Resampling.LANCZOS if scale <= 1 else Image.Resampling.BICUBIC
     box = (left, top, left + crop_width, top + crop_height)
-    return np.asarray(picture.resize((bucket.width, bucket.height), kernel, box=box))
+    return np.asarray(image.resize((bucket.width, bucket.height), kernel, box=box))

@@ -1,4 +1,4 @@
-"""Encoded picture <-> uint8 [H, W, 3]. The bytes may come from anywhere, so they are treated as hostile."""
+"""Encoded image <-> uint8 [H, W, 3]. The bytes may come from anywhere, so they are treated as hostile."""
 
 import io
 
@@ -8,7 +8,7 @@ from lens_jax.errors import LensError
 
 # PIL offers some forty formats, several with parsers nobody fuzzes; these three are what records may hold.
 FORMATS = ("PNG", "JPEG", "WEBP")
-# 80 megapixels lie below PIL's own warning (89) and cost 240 MB decoded; larger pictures are bombs or mistakes.
+# 80 megapixels lie below PIL's own warning (89) and cost 240 MB decoded; larger images are bombs or mistakes.
 MAX_PIXELS = 80_000_000
 MAX_ENCODED_BYTES = 64 << 20
 
@@ -19,15 +19,15 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
 
 
 def open_image(data: bytes, where: str):
-    """The RGB picture, as one of PIL's, in PNG, JPEG or WebP bytes; EXIF orientation applied, transparency on white.
+    """The RGB image, one of PIL's, in PNG, JPEG or WebP bytes; EXIF orientation applied, transparency on white.
 
     To resize it at once: arrays in between cost a sixth of decoding. Raises LensError naming `where` for anything that
-    is not such a picture.
+    is not such a image.
     """
     from PIL import Image, ImageOps
 
     if len(data) > MAX_ENCODED_BYTES:
-        raise LensError(f"{where}: picture of {len(data)} bytes; at most {MAX_ENCODED_BYTES} are accepted")
+        raise LensError(f"{where}: image of {len(data)} bytes; at most {MAX_ENCODED_BYTES} are accepted")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -41,7 +41,7 @@ def open_image(data: bytes, where: str):
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ... on hostile bytes
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise LensError(f"{where}: cannot be decoded as PNG, JPEG or WebP ({reason})") from error
-    raise LensError(f"{where}: picture of {width}x{height} pixels; at most {MAX_PIXELS} pixels are accepted")
+    raise LensError(f"{where}: image of {width}x{height} pixels; at most {MAX_PIXELS} pixels are accepted")
 
 
 def _to_rgb(image):
@@ -58,7 +58,7 @@ def _to_rgb(image):
 
 
 def encode_image(pixels: np.ndarray, encoding: str) -> bytes:
-    """Bytes of a uint8 [H, W, 3] picture. `encoding` is "png" (exact), "jpeg" (quality 95) or "webp" (quality 92)."""
+    """Bytes of a uint8 [H, W, 3] image. `encoding` is "png" (exact), "jpeg" (quality 95) or "webp" (quality 92)."""
     from PIL import Image
 
     options = {

@@ -1,7 +1,8 @@
 """Shard files: ArrayRecord with one record a chunk, so that any record can be read alone.
 
-array_record 0.8.6 raises RuntimeError on most damage, but opens a missing file and a file cut at a multiple of 64 KiB
-as one with no records. So a reader checks that the file exists, and takes the number of records it should hold.
+array_record 0.8.6 raises RuntimeError on most damage, but opens a missing file, a file cut at a multiple of 64 KiB, and
+any file when descriptors have run out, as one with no records. So a reader checks that the file exists and how long it
+is, takes the number of records it should hold, and asks again where it holds none.
 """
 
 import contextlib
@@ -86,23 +87,28 @@ class ShardReader:
         from array_record.python.array_record_module import ArrayRecordReader
 
         self.path, self._decode = Path(path), decode
-        try:
-            found = self.path.stat().st_size
-        except OSError as error:
-            raise LensError(f"{self.path}: no such shard ({error.strerror}); prepare the data set again") from None
-        if size is not None and found != size:
-            raise LensError(f"{self.path}: {found} bytes, the index says {size}; truncated? prepare the data set again")
+        check_file(self.path, size)
         try:
             # Read-ahead would fetch neighbours that a shuffled epoch does not want.
             self._reader = ArrayRecordReader(str(self.path), "readahead_buffer_size:0")
             self._count = self._reader.num_records()
         except RuntimeError as error:
             raise LensError(_failed(self.path, error)) from error
+        if not self._count and (reason := self._ask_why()):
+            raise LensError(reason)
         if expected is not None and self._count != expected:
             raise LensError(
                 f"{self.path}: holds {self._count} records, the index says {expected}; "
                 "the file is truncated or from another data set: prepare it again"
             )
+
+    def _ask_why(self) -> str:
+        """What array_record says only when it is read from: that descriptors ran out as it opened the file."""
+        try:
+            self._reader.read([0])
+        except (RuntimeError, IndexError) as error:
+            return _too_many(self.path, error)
+        return ""
 
     def __len__(self) -> int:
         return self._count
@@ -130,6 +136,16 @@ class ShardReader:
 
     def __exit__(self, *_):
         self.close()
+
+
+def check_file(path: Path, size: int | None = None) -> None:
+    """LensError unless there is a file, of `size` bytes if that is given."""
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise LensError(f"{path}: no such shard ({error.strerror}); prepare the data set again") from None
+    if size is not None and found != size:
+        raise LensError(f"{path}: {found} bytes, the index says {size}; truncated? prepare the data set again")
 
 
 def _failed(path: Path, error: Exception) -> str:

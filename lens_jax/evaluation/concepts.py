@@ -67,26 +67,26 @@ class Score:
 def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
     """Evaluate, print a table, and write `evaluation.json` and `evaluation.png`."""
     console = console or make_console()
-    manifest = load_index(config.data)
-    if manifest.source != "openmoji":
-        raise LensError(f"{config.data}: evaluation needs pictograms, this data set is of source {manifest.source!r}")
-    concepts = openmoji.load_concepts(int(manifest.config["concepts"]))
-    languages = config.languages or (*manifest.languages, *manifest.holdout_languages)
+    index = load_index(config.data)
+    if index.source != "openmoji":
+        raise LensError(f"{config.data}: evaluation needs pictograms, this data set is of source {index.source!r}")
+    concepts = openmoji.load_concepts(int(index.config["concepts"]))
+    languages = config.languages or (*index.languages, *index.holdout_languages)
     for language in languages:
         if language not in concepts[0].names:
             known = concepts[0].names
             raise LensError(f"--languages {language!r}{nearest(language, known)}; accepted: {', '.join(known)}")
     pipe = LensPipeline.from_pretrained(config.checkpoint)
     pipe.batch_size = config.batch_size
-    references = reference_images(concepts, manifest.buckets)
+    references = reference_images(concepts, index.buckets)
 
     scores, rows = [], [[] for _ in concepts]
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("sampling", total=len(languages) * len(manifest.buckets) * len(concepts))
+        task = progress.add_task("sampling", total=len(languages) * len(index.buckets) * len(concepts))
         for language in languages:
             prompts = [concept.names[language] for concept in concepts]
             correct, confused = 0, {}
-            for bucket in manifest.buckets:
+            for bucket in index.buckets:
                 images = _draw(pipe, prompts, bucket, config)
                 found = nearest_reference(images, references[bucket])
                 correct += int((found == np.arange(len(concepts))).sum())
@@ -96,11 +96,11 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
                     for row, image in zip(rows, images):
                         row.append(image)
                 progress.advance(task, len(concepts))
-            total = len(concepts) * len(manifest.buckets)
-            scores.append(Score(language, language in manifest.languages, correct, total, confused))
+            total = len(concepts) * len(index.buckets)
+            scores.append(Score(language, language in index.languages, correct, total, confused))
 
     out = Path(config.out or config.checkpoint)
-    _write(out, config, manifest, scores)
+    _write(out, config, index, scores)
     contact_sheet(rows, [concept.names[languages[0]] for concept in concepts]).save(out / "evaluation.png")
     _print(console, scores, len(concepts), out)
     return scores
@@ -134,11 +134,11 @@ def _draw(pipe: LensPipeline, prompts: list[str], bucket: Bucket, config: Evalua
     return np.stack([np.asarray(image) for image in images])
 
 
-def _write(out: Path, config: EvaluateConfig, manifest: Index, scores: list[Score]) -> None:
+def _write(out: Path, config: EvaluateConfig, index: Index, scores: list[Score]) -> None:
     report = {
         "config": dataclasses.asdict(config),
-        "concepts": int(manifest.config["concepts"]),
-        "sizes": [str(bucket) for bucket in manifest.buckets],
+        "concepts": int(index.config["concepts"]),
+        "sizes": [str(bucket) for bucket in index.buckets],
         "scores": [{"accuracy": score.accuracy, **dataclasses.asdict(score)} for score in scores],
     }
     try:

@@ -1,7 +1,9 @@
 """Preparing data sets: what is written is complete and true, and what cannot be used is named."""
 
 import csv
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lens_jax.data import phrases, prepare, scenes
+from lens_jax.data import caption_length, phrases, prepare, scenes
 from lens_jax.data.buckets import Bucket
-from lens_jax.data.index import load_index
+from lens_jax.data.index import NAME, load_index
 from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
 from lens_jax.data.records import decode_image
-from lens_jax.data.sources import openmoji
+from lens_jax.data.sources import folder, openmoji
 from lens_jax.errors import LensError
 
 
@@ -245,3 +247,48 @@ assert "tensorflow" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def captioned(root, captions):
+    for number, text in enumerate(captions):
+        save(root / f"{number:03d}.png", (40, 40), number).with_suffix(".txt").write_text(text)
+
+
+def test_caption_lengths_are_classes_of_their_own(tmp_path):
+    """Streams by the longest caption of each record and the 22 tokens behind it; what is longer has any length."""
+    root = tmp_path / "images"
+    captioned(root, ["x " * n for n in range(1, 61)])
+    config = folder_config(root, tmp_path, caption_classes=(32, 64), ratios=("1:1",))
+    counted = load_index(prepare_folder(config, progress=False, count_tokens=lambda text: len(text.split())))
+    assert [(s.text_class, s.records) for s in counted.streams] == [(32, 10), (64, 32), (0, 18)]
+    assert counted.caption_count == "tokenizer"
+    for stream, record in zip(np.repeat(counted.streams, [10, 32, 18]), counted.records("train")):
+        length = 22 + len(record.captions["en"][0].split())
+        assert caption_length.text_class(length, (32, 64)) == stream.text_class
+    estimated = load_index(prepare_folder(dataclasses.replace(config, overwrite=True), progress=False))
+    assert estimated.caption_count == "estimate"
+    assert [(s.text_class, s.records) for s in estimated.streams] == [(32, 15), (64, 45)]
+    for changes, words in (({"caption_classes": (64, 32)}, "ascend"), ({"tokenizer": "x"}, "count_tokens")):
+        with pytest.raises(LensError, match=words):
+            prepare_folder(dataclasses.replace(config, overwrite=True, **changes), progress=False)
+
+
+def test_records_come_in_a_random_order_that_stays(tmp_path, monkeypatch):
+    """Whatever the number of threads and the memory there is; two folders of the same images, the same records."""
+    root = tmp_path / "images"
+    captioned(root, [str(n) for n in range(50)])
+    order = lambda path: [int(record.captions["en"][0]) for record in load_index(path).records("train")]
+    one = prepare_folder(folder_config(root, tmp_path), progress=False)
+    found = order(one)
+    assert sorted(found) == list(range(50))
+    assert abs(np.corrcoef(found, range(50))[0, 1]) < 0.45  # three standard errors of no correlation
+    (tmp_path / "elsewhere").mkdir()
+    moved = root.rename(tmp_path / "elsewhere" / "images")
+    monkeypatch.setattr(folder, "ROOM", 500)
+    again = prepare_folder(folder_config(moved, tmp_path, out=str(tmp_path / "again"), threads=7), progress=False)
+    assert load_index(again).fingerprint == load_index(one).fingerprint
+    assert sorted(path.name for path in again.iterdir()) == [NAME, "train-32x32", "train-32x32.shards"]
+    for changes, expected in (({"shuffle": False}, list(range(50))), ({"seed": 1}, None)):
+        out = prepare_folder(folder_config(moved, tmp_path, out=str(tmp_path / "other"), **changes), progress=False)
+        assert order(out) == expected if expected else order(out) != found
+        shutil.rmtree(out)

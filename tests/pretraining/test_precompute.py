@@ -9,13 +9,15 @@ import pytest
 
 from lens_jax import cli
 from lens_jax.data import feature_records
-from lens_jax.data.feature_records import FeatureRecord
+from lens_jax.data.buckets import Bucket
 from lens_jax.data.index import NAME, load_index
+from lens_jax.data.mixture import Feed
+from lens_jax.data.reader import RecordReader
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.pretraining.config import SheetConfig, ValidationConfig
+from lens_jax.pretraining.job import train
 from lens_jax.pretraining.precompute import Precompute, precompute
-from lens_jax.run import loop
 from lens_jax.run.log import read_metrics
 
 
@@ -26,7 +28,7 @@ def options(config, out, **others) -> Precompute:
 def losses(config, out) -> list:
     """Of four updates of one batch, and of one held-out batch."""
     short = {"steps": 4, "accumulation": 1, "validation": ValidationConfig(every=4, batches=1)}
-    loop.train(dataclasses.replace(config, out=str(out), **short))
+    train(dataclasses.replace(config, out=str(out), **short))
     kinds = ("train", "validation")
     return [record["loss"] for kind in kinds for record in read_metrics(out / "metrics.jsonl", kind)]
 
@@ -36,7 +38,13 @@ def stored(small_lens, tmp_path_factory):
     return precompute(options(small_lens, tmp_path_factory.mktemp("data") / "features"))
 
 
-def test_training_on_them_is_the_same(small_lens, stored, tmp_path):
+@pytest.fixture
+def same_order(monkeypatch):
+    """The order of images follows from the data set's fingerprint; here from their size, so that losses compare."""
+    monkeypatch.setattr(Feed, "key", property(lambda self: self.shape.bucket.height))
+
+
+def test_training_on_them_is_the_same(small_lens, stored, tmp_path, same_order):
     """The released networks; what differs is how many rows a product had."""
     cached = dataclasses.replace(small_lens, data=dataclasses.replace(small_lens.data, path=str(stored)))
     undrawn = dataclasses.replace(small_lens, samples=SheetConfig(every=0))
@@ -45,7 +53,7 @@ def test_training_on_them_is_the_same(small_lens, stored, tmp_path):
     LensPipeline.from_pretrained(tmp_path / "a")("a cat", num_inference_steps=1, height=32, width=32)
 
 
-def test_pixels_and_sentence_vectors_too(tiny_config, tmp_path):
+def test_pixels_and_sentence_vectors_too(tiny_config, tmp_path, same_order):
     data = precompute(options(tiny_config, tmp_path / "features"))
     undrawn = dataclasses.replace(tiny_config, samples=SheetConfig(every=0))
     cached = dataclasses.replace(undrawn, data=dataclasses.replace(tiny_config.data, path=str(data)))
@@ -59,31 +67,61 @@ def test_stopped_shared_and_changed(small_lens, stored, tmp_path, capsys):
     with pytest.raises(LensError, match="no data set at"):
         load_index(out)
     assert precompute(options(small_lens, out, host=1, hosts=2)) == out
-    assert [s.sha256 for s in load_index(out).shards] == [s.sha256 for s in load_index(stored).shards]
+    assert load_index(out).fingerprint == load_index(stored).fingerprint
 
-    first, second, *_ = load_index(out).shards
-    times = {shard.name: (out / shard.name).stat().st_mtime_ns for shard in load_index(out).shards}
-    (out / first.name).write_bytes((out / first.name).read_bytes()[:-1])
-    (out / f"{second.name}.json").write_text("{")
+    first, second, *_ = shards(out)
+    times = {name: (out / name).stat().st_mtime_ns for name in shards(out)}
+    (out / first).write_bytes((out / first).read_bytes()[:-1])
+    (out / "notes" / second.replace("/", "-").replace(".array_record", ".json")).write_text("{")
+    (out / "train-8x8-text4").mkdir()  # of an earlier state
+    (out / "train-8x8-text4" / "000000.array_record").touch()
     precompute(options(small_lens, out))
-    again = {
-        shard.name for shard in load_index(out).shards if (out / shard.name).stat().st_mtime_ns != times[shard.name]
-    }
-    assert again == {first.name, second.name}
+    assert {name for name in times if (out / name).stat().st_mtime_ns != times[name]} == {first, second}
+    assert not (out / "train-8x8-text4").exists()
     capsys.readouterr()
     precompute(options(small_lens, out))
     assert f"{len(times)} of {len(times)} shards are there already" in capsys.readouterr().out
     # Another date is other features.
     other = dataclasses.replace(small_lens, text=dataclasses.replace(small_lens.text, date="2030-01-01"))
     precompute(options(other, out))
-    assert not {s.sha256 for s in load_index(out).shards} & {s.sha256 for s in load_index(stored).shards}
+    assert not set(shards(out).values()) & set(shards(stored).values())
+
+
+def shards(path) -> dict[str, str]:
+    """Name and sha256 of all shards with records."""
+    index = load_index(path)
+    return {shard.name: shard.sha256 for stream in index.streams for shard in index.shards(stream)}
+
+
+def test_records_go_to_the_class_of_their_longest_caption(tiny_config, tmp_path):
+    """Two processes write the streams of four classes, one of them empty in every size; all records are there once."""
+    whole = precompute(options(tiny_config, tmp_path / "whole"))
+    out, classes = tmp_path / "classes", (1, 3, 100)
+    for host in (1, 0):
+        precompute(options(tiny_config, out, caption_classes=classes, host=host, hosts=2))
+    index, flat = load_index(out), load_index(whole)
+    assert index.counts("train") == flat.counts("train")
+    assert (index.caption_classes, index.caption_count) == (classes, "encoder")
+    assert {stream.text_class for stream in index.streams} <= {1, 3, 100}
+    assert len({stream.text_class for stream in index.streams}) > 1
+    reader, found = RecordReader(index), []
+    for stream in index.streams:
+        records = reader.read(stream, np.arange(stream.records))
+        below = max((most for most in classes if most < stream.text_class), default=-1)
+        assert all(below < record.longest <= stream.text_class for record in records)
+        assert {Bucket(record.height, record.width) for record in records} == {stream.bucket}
+        found += [feature_records.encode(record) for record in records if stream.split == "train"]
+    assert sorted(found) == sorted(map(feature_records.encode, flat.records("train")))
+    # Longer than the longest class: any length.
+    long = precompute(options(tiny_config, tmp_path / "long", caption_classes=(1,)))
+    assert {stream.text_class for stream in load_index(long).streams} == {0, 1}
 
 
 def test_what_they_were_made_with_must_fit(small_lens, stored, tmp_path):
     data = dataclasses.replace(small_lens.data, path=str(stored))
     text = dataclasses.replace(small_lens.text, date="2030-01-01")
     with pytest.raises(LensError, match=r"made with text.date '2026-05-23', the config says '2030-01-01'"):
-        loop.train(dataclasses.replace(small_lens, data=data, text=text, out=str(tmp_path / "run")))
+        train(dataclasses.replace(small_lens, data=data, text=text, out=str(tmp_path / "run")))
     with pytest.raises(LensError, match="holds features already"):
         precompute(options(dataclasses.replace(small_lens, data=data), tmp_path / "twice"))
     with pytest.raises(LensError, match=r"codec.sample draws other latents for every epoch"):
@@ -95,7 +133,11 @@ def test_nothing_else_is_written_over(small_lens, stored, tmp_path):
     images = load_index(small_lens.data.path)
     with pytest.raises(LensError, match="is a data set of images; give another folder"):
         precompute(options(small_lens, images.directory))
-    assert load_index(images.directory).shards == images.shards
+    assert load_index(images.directory) == images
+    # A data set of images that was not finished has no index, and no notes.
+    (tmp_path / "unfinished" / "train-24x24").mkdir(parents=True)
+    with pytest.raises(LensError, match=r"holds train-24x24, which is not ours"):
+        precompute(options(small_lens, tmp_path / "unfinished"))
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(LensError, match=r"holds thesis.tex, which is not ours"):
         precompute(options(small_lens, tmp_path))
@@ -103,41 +145,13 @@ def test_nothing_else_is_written_over(small_lens, stored, tmp_path):
 
 def test_sizes_are_those_of_the_accounting(stored):
     """Bytes: 4 a number here; a record holds little besides."""
-    manifest = load_index(stored)
-    record = next(manifest_records(manifest))
+    index = load_index(stored)
+    record = next(index.records("train"))
     numbers = record.latents.size + sum(x.size for texts in record.captions.values() for x in texts)
     assert record.latents.dtype == np.float32
     assert 0 <= len(feature_records.encode(record)) - 4 * numbers < 400
-    assert manifest.features["layers"] == 2
-    assert manifest.features["weights"].keys() == {"autoencoder", "text_encoder"}
-
-
-def manifest_records(manifest):
-    from lens_jax.data.shards import ShardReader
-
-    for shard in manifest.shards:
-        with ShardReader(manifest.directory / shard.name, shard.records, feature_records.decode) as reader:
-            yield from reader.read(range(shard.records))
-
-
-def test_damaged_records_are_told(stored):
-    rng = np.random.default_rng(0)
-    text = rng.standard_normal((2, 3, 8), np.float32)
-    good = FeatureRecord(rng.standard_normal((4, 16), np.float32), {"en": (text, text[:, :0])}, 32, 32, "a", "b")
-    back = feature_records.decode(feature_records.encode(good), "x")
-    np.testing.assert_array_equal(back.captions["en"][0], text)
-    assert back.captions["en"][1].shape == (2, 0, 8)
-    data = feature_records.encode(good)
-    told = 0
-    for _ in range(300):
-        broken = bytearray(data)
-        broken[rng.integers(len(data))] ^= 1 << rng.integers(8)
-        cut = broken[: rng.integers(1, len(data))] if rng.random() < 0.2 else broken
-        try:
-            feature_records.decode(bytes(cut), "place")
-        except LensError as error:
-            told += str(error).startswith("place: ") and "\n" not in str(error)
-    assert told > 50
+    assert index.features["layers"] == 2
+    assert index.features["weights"].keys() == {"autoencoder", "text_encoder"}
 
 
 def test_processes_of_a_cluster_end_alone(tiny_config, tmp_path, capsys, monkeypatch):
