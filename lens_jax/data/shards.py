@@ -1,7 +1,8 @@
 """Shard files: ArrayRecord with one record a chunk, so that any record can be read alone.
 
-array_record 0.8.6 raises RuntimeError on most damage, but opens a missing file and a file cut at a multiple of 64 KiB
-as one with no records. So a reader checks that the file exists, and takes the number of records it should hold.
+array_record 0.8.6 raises RuntimeError on most damage, but opens a missing file, a file cut at a multiple of 64 KiB, and
+any file when descriptors have run out, as one with no records. So a reader checks that the file exists and how long it
+is, takes the number of records it should hold, and asks again where it holds none.
 """
 
 import contextlib
@@ -98,11 +99,21 @@ class ShardReader:
             self._count = self._reader.num_records()
         except RuntimeError as error:
             raise LensError(_failed(self.path, error)) from error
+        if not self._count and (reason := self._ask_why()):
+            raise LensError(reason)
         if expected is not None and self._count != expected:
             raise LensError(
                 f"{self.path}: holds {self._count} records, the index says {expected}; "
                 "the file is truncated or from another data set: prepare it again"
             )
+
+    def _ask_why(self) -> str:
+        """What array_record says only when it is read from: that descriptors ran out as it opened the file."""
+        try:
+            self._reader.read([0])
+        except (RuntimeError, IndexError) as error:
+            return _too_many(self.path, error)
+        return ""
 
     def __len__(self) -> int:
         return self._count

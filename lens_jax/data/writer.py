@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from lens_jax.data.buckets import Bucket
-from lens_jax.data.index import Index, IndexWriter, shard_name, stream_name
+from lens_jax.data.index import Index, shard_name, stream_name
+from lens_jax.data.index_writer import IndexWriter
 from lens_jax.data.shards import ShardWriter
 
 # Large enough to stream from an object store, small enough to copy and to try again.

@@ -4,14 +4,15 @@
     OUT/notes/<split>-<size>-<number>.json    what they were made from (`key`), written when all of them are there
     OUT/index.json                       written when all shards are there
 
-Here the length of every caption is known, so records go to the class that holds the longest of theirs. The shards that
-come of one shard of the images have one number in all classes, which the shard's place among those of its size and split
-gives; a class that none of its records is in has no file there, and a shard of no records in the index. A note's key is
-a hash of the shard's records and of all that their features depend on: weights, layers, date, sizes. So a run that was
-stopped goes on, and after a change only what changed is made again. Any number of processes share the work without
-talking to each other: each takes every n-th shard, and whoever finds all complete writes the index.
+Here the length of every caption is known, so records go to the class that holds the longest of theirs. What is made of
+one shard of the images has one number in all classes, its place among the shards of its size and split; a class that
+none of its records is in has no file of that number, and a shard of no records in the index. A note's key is a hash of
+the shard's records and of all that their features depend on: weights, layers, date, sizes. So a run that was stopped
+goes on, and after a change only what changed is made again. Any number of processes share the work without talking to
+each other: each takes every n-th shard, and whoever finds all complete writes the index.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -47,13 +48,13 @@ from lens_jax.data.index import (
     FEATURES,
     NAME,
     Index,
-    IndexWriter,
     Shard,
     load_index,
     read_source,
     shard_name,
     stream_name,
 )
+from lens_jax.data.index_writer import IndexWriter
 from lens_jax.data.mixture import Shape
 from lens_jax.data.records import Record, decode_image
 from lens_jax.data.writer import HashedShard
@@ -339,7 +340,8 @@ def _tidy(out: Path, tasks: list[_Task]) -> None:
                 if shard.name not in known.get(path.name, ()):
                     shard.unlink(missing_ok=True)
             if path.name not in known:
-                path.rmdir()
+                with contextlib.suppress(OSError):  # another process was faster
+                    path.rmdir()
 
 
 def _description(options: Precompute, source: Index, features: Features, fitted: dict) -> dict[str, Any]:
