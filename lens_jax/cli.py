@@ -142,7 +142,7 @@ def train(argv: list[str]) -> int:
     from lens_jax.parallel import processes as distributed
 
     distributed.initialize(heartbeat=config.heartbeat_seconds)
-    from lens_jax.run.loop import train as run
+    from lens_jax.pretraining.job import train as run
 
     with distributed.ending_alone():
         stopped_by = run(config).stopped_by
@@ -170,11 +170,7 @@ def precompute(argv: list[str]) -> None:
     from lens_jax.pretraining import precompute as module
 
     default = module.Precompute(tyro.MISSING, base.data, base.codec, base.text)
-    options = parse(module.Precompute, argv[1:], f"lens-jax precompute {argv[0]}", default=default)
-    from lens_jax.parallel import processes as distributed
-
-    distributed.initialize()
-    module.precompute(options)
+    module.precompute(parse(module.Precompute, argv[1:], f"lens-jax precompute {argv[0]}", default=default))
 
 
 def plan(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Weights sharded over `fsdp`, gathered a layer at a time; the gradient is scattered the same way."""
+"""Weights sharded over `fsdp`, gathered a layer at a time; their gradients are reduce-scattered the same way."""
 
 import functools
 
@@ -7,32 +7,39 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lens_jax.parallel.layout import ROWS
+from lens_jax.parallel.mesh import ReduceDtype
 
 
-def gather(params: dict, dtype) -> dict:
+def gather(params: dict, dtype, reduce_dtype: ReduceDtype = "compute") -> dict:
     """Weights gathered over `fsdp` in `dtype`, which halves what is sent when that is bfloat16.
 
-    Called on one layer inside the scan. Cut over `tensor` they stay cut.
+    Called on one layer inside the scan. Sharded over `tensor` they stay sharded. Gradients are summed over the rows'
+    axes in `dtype` too, or those of kernels in float32: biases and scales are 0.04 % of the parameters, and their sums
+    are part of an addition, which has no other dtype.
     """
+    exact = reduce_dtype == "float32"
     mesh = jax.sharding.get_abstract_mesh()
 
-    def one(weight: jax.Array) -> jax.Array:
+    def one(path, weight: jax.Array) -> jax.Array:
         if mesh.empty:
             return weight.astype(dtype)
         spec = tuple(jax.typeof(weight).sharding.spec)
-        if "fsdp" not in spec:
-            return weight.astype(dtype)
-        # Of a cut sequence the gradients of some weights are sums over its parts too, and of others not.
-        return _whole(weight, spec, dtype) if mesh.shape["sequence"] > 1 else _gather(weight, spec, dtype)
+        # Of a sharded sequence the gradients of some weights are sums over its parts too, and of others not.
+        if mesh.shape["sequence"] > 1:
+            return _whole(weight, spec, dtype)
+        # Where nothing is gathered, XLA sums what it made: in the dtype of the weight as it was used.
+        if "fsdp" in spec or (exact and _rows() and path[-1].key == "kernel"):
+            return _gather(weight, spec, dtype, exact)
+        return weight.astype(dtype)
 
-    return jax.tree.map(one, params)
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(weight: jax.Array, spec: tuple[str | None, ...], dtype) -> jax.Array:
-    """One weight gathered. Its gradient stays unsummed until it is here, where each device gets its part.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(weight: jax.Array, spec: tuple[str | None, ...], dtype, exact: bool) -> jax.Array:
+    """One weight gathered. Its gradient stays unsummed until it is here, where each device gets its shard.
 
-    Left to itself the gradient would be summed whole on every device and then cut: XLA does not see a reduce-scatter
+    Left to itself the gradient would be summed whole on every device and then split: XLA does not see a reduce-scatter
     in that where a transposition is in between, neither on a CPU nor on a TPU.
     """
     return _whole(weight, spec, dtype, reduced=_rows())
@@ -43,14 +50,17 @@ def _whole(weight: jax.Array, spec: tuple[str | None, ...], dtype, **kind) -> ja
     return jax.reshard(weight.astype(dtype), PartitionSpec(*axes, **kind))
 
 
-def _gather_forward(weight, spec, dtype):
-    return _gather(weight, spec, dtype), jnp.zeros((), weight.dtype)
+def _gather_forward(weight, spec, dtype, exact):
+    return _gather(weight, spec, dtype, exact), jnp.zeros((), weight.dtype)
 
 
-def _gather_backward(spec, dtype, like, gradient):
+def _gather_backward(spec, dtype, exact, like, gradient):
     rows = _rows()
 
     def scatter(part: jax.Array) -> jax.Array:
+        part = part.astype(jnp.float32) if exact else part
+        if "fsdp" not in spec:
+            return jax.lax.psum(part, tuple(axis for axis in ROWS if axis in rows))
         part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=spec.index("fsdp"), tiled=True)
         return jax.lax.psum(part, "data") if "data" in rows else part
 

@@ -3,6 +3,7 @@
 A slice of TPUs is a torus, so its devices are ordered by where they are and not by host; several slices, or nodes of
 GPUs, are joined by a slower network. Nothing here needs a device that is there: a description of one will do, with
 `id`, `platform` and `process_index`, on a TPU with `device_kind`, `coords`, `core_on_chip` and `slice_index` too.
+`jax.make_mesh` knows one slice only, and takes two nodes of GPUs for two slices.
 """
 
 import math
@@ -38,8 +39,8 @@ def arrange(sizes: Sequence[int], devices: Sequence[Any]) -> Layout:
     LensError where something other than rows or parameters would have to cross the network between TPU slices.
     """
     if devices[0].platform != "tpu":
-        # GPUs of a node reach each other equally fast. Some versions of JAX say what shares a fast network, else it is
-        # a process. Sorted so, an axis crosses nodes only where those behind it fill them.
+        # GPUs of a node reach each other equally fast, whether one process drives them or many. Sorted so, an axis
+        # crosses nodes only where those behind it fill them.
         place = lambda device: (_slice(device), device.process_index, device.id)
         nodes = len({place(device)[:2] for device in devices})
         ordered = _array(sorted(devices, key=place))
@@ -61,8 +62,9 @@ def arrange(sizes: Sequence[int], devices: Sequence[Any]) -> Layout:
 
 
 def _slice(device) -> int:
-    """The number of what a fast network joins, where JAX says it."""
-    return getattr(device, "slice_index", None) or 0
+    """The number of what a fast network joins: a slice of TPUs, a node or rack of GPUs; 0 where JAX does not say."""
+    found = getattr(device, "slice_index", None)
+    return (getattr(device, "partition_index", None) if found is None else found) or 0
 
 
 def _across(sizes: Sequence[int], chips: list[int]) -> tuple[int, ...]:

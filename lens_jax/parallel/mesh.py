@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -16,6 +16,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lens_jax.errors import LensError, LensWarning
 from lens_jax.parallel.layout import AXES, arrange
+
+# What gradients are summed in over devices: the model's dtype, or float32.
+ReduceDtype = Literal["compute", "float32"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,9 @@ class MeshConfig:
     tensor: int = 1
     # Parts of every sequence; with `tensor` it must divide the heads. For sizes above 1440 pixels.
     sequence: int = 1
+    # What gradients are summed in over `data` and `fsdp`: the model's dtype, or float32. Of bfloat16 sums the rounding
+    # grows with the devices; float32 sends a gradient in twice the bytes, a third more in all with fsdp.
+    reduce_dtype: ReduceDtype = "compute"
 
     def __post_init__(self):
         for name in AXES:
@@ -41,6 +47,10 @@ class MeshConfig:
     def sizes(self, devices: int) -> tuple[int, ...]:
         """Devices along each of AXES; LensError when they do not multiply to `devices`."""
         sizes = [getattr(self, name) for name in AXES]
+        if self.reduce_dtype == "float32" and self.sequence != 1:
+            raise LensError(
+                "mesh.reduce_dtype is float32, which works with mesh.sequence 1 only; compute works with any"
+            )
         known = math.prod(size for size in sizes if size != -1)
         left, over = divmod(devices, known)
         if over or (-1 not in sizes and left != 1):

@@ -77,6 +77,38 @@ def detect(environ: Mapping[str, str]) -> Cluster | None:
     return None
 
 
+def part(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(number of this process, of how many) for work that is divided without talking; before any JAX operation.
+
+    This process gets its own devices, but joins nobody: JAX ends processes that have met unless all end within some
+    minutes of each other, or when one of them fails.
+    """
+    cluster = detect(environ)
+    if cluster is None:
+        return 0, 1
+    import jax
+
+    devices = cluster.devices or _listed_devices(environ)
+    if devices is not None:
+        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(name, ",".join(map(str, devices)))
+    if cluster.process is not None:
+        return cluster.process, cluster.processes
+    worker = _integer(environ, "TPU_WORKER_ID", None)
+    if worker is None:
+        # The TPU's own runtime knows the hosts of its slice.
+        found = jax.process_index(), jax.process_count()
+        if found[1] == 1 and jax.default_backend() != "tpu":
+            raise LensError(
+                f"{cluster.source}: several processes are wanted, but nothing says which this is; give --host and "
+                f"--hosts, or set {', '.join(_ACCEPTED.values())}"
+            )
+        return found
+    hosts = len((environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or "").split(","))
+    slices, slice_ = _integer(environ, "MEGASCALE_NUM_SLICES", 1), _integer(environ, "MEGASCALE_SLICE_ID", 0)
+    return slice_ * hosts + worker, slices * hosts
+
+
 def initialize(
     environ: Mapping[str, str] = os.environ, timeout: int = INITIALIZATION_SECONDS, heartbeat: int = 100
 ) -> None:
@@ -130,9 +162,10 @@ def initialize(
 
 @contextlib.contextmanager
 def ending_alone() -> Iterator[None]:
-    """Of several processes, ends one at once when the block fails, with one line.
+    """Of several processes, ends one at once when the block fails, with one line; when it succeeds, all end together.
 
-    Python would first wait until all others have ended too, and those wait for this one.
+    After a failure Python would first wait until all others have ended too, and those wait for this one. After success
+    JAX would wait for five minutes, and then end with an error whoever is still drawing samples, say.
     """
     import jax
 
@@ -142,6 +175,7 @@ def ending_alone() -> Iterator[None]:
     who = f"process {jax.process_index()} of {jax.process_count()}"
     try:
         yield
+        _wait_for_all()
     except LensError as error:
         code, line = 2, f"lens-jax: error: {who}: {error}"
     except KeyboardInterrupt:
@@ -160,6 +194,15 @@ def ending_alone() -> Iterator[None]:
         # The others lose their meeting point with it. Where all fail alike, each shall say so first.
         time.sleep(1)
     os._exit(code)
+
+
+def _wait_for_all() -> None:
+    """Until every process is here; as long as they live, of which the heartbeat tells."""
+    # As Orbax does; what is public synchronises through devices, and these may have work.
+    from jax._src.distributed import global_state
+
+    if global_state.client is not None:
+        global_state.client.wait_at_barrier("lens-jax: the end", 1000 * 7 * 86_400)  # milliseconds
 
 
 # What collectives and JAX's service say when another process is gone, over Gloo, NCCL and gRPC.
@@ -251,9 +294,18 @@ def _slurm(environ: Mapping[str, str]) -> Cluster | None:
 def _own_device(environ: Mapping[str, str], shared: bool, local: int) -> tuple[int, ...] | None:
     """The device of one of several processes on a node, unless the launcher shows it only its own already."""
     if environ.get("JAX_LOCAL_DEVICE_IDS"):
-        return tuple(int(index) for index in environ["JAX_LOCAL_DEVICE_IDS"].split(","))
+        return _listed_devices(environ)
     visible = environ.get("CUDA_VISIBLE_DEVICES", "")
     return (local,) if shared and (not visible or "," in visible) else None
+
+
+def _listed_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
+    listed = environ.get("JAX_LOCAL_DEVICE_IDS")
+    if not listed:
+        return None
+    if not re.fullmatch(r"\d+(,\d+)*", listed):
+        raise LensError(f"JAX_LOCAL_DEVICE_IDS is {listed!r}; accepted: numbers of local devices, e.g. 0,1")
+    return tuple(int(index) for index in listed.split(","))
 
 
 def _integer(environ: Mapping[str, str], name: str, default: int | None) -> int | None:

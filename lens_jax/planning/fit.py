@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from lens_jax.errors import LensError
-from lens_jax.parallel import MeshConfig
+from lens_jax.parallel import AXES, MeshConfig
 from lens_jax.pretraining.config import TrainConfig
 
 
@@ -49,12 +49,16 @@ def _wider(config: TrainConfig, devices: int) -> Iterator[tuple[str, TrainConfig
     data, fsdp, tensor, sequence = config.mesh.sizes(devices)
     factor = 2
     while data % factor == 0:
-        mesh = MeshConfig(data // factor, fsdp * factor, tensor, sequence)
+        mesh = _resized(config, data // factor, fsdp * factor, tensor, sequence)
         yield (
             f"mesh.fsdp {fsdp} -> {fsdp * factor}{_with_data(config, data // factor)}",
             dataclasses.replace(config, mesh=mesh),
         )
         factor *= 2
+
+
+def _resized(config: TrainConfig, *sizes: int) -> MeshConfig:
+    return dataclasses.replace(config.mesh, **dict(zip(AXES, sizes)))
 
 
 def _with_data(config: TrainConfig, data: int) -> str:
@@ -101,6 +105,6 @@ def _tensor(config: TrainConfig, devices: int, domain: int) -> Iterator[tuple[st
         if tensor * factor * sequence > domain:
             return
         if data % factor == 0:
-            mesh = MeshConfig(data // factor, fsdp, tensor * factor, sequence)
+            mesh = _resized(config, data // factor, fsdp, tensor * factor, sequence)
             text = f"mesh.tensor {tensor} -> {tensor * factor}{_with_data(config, data // factor)}"
             yield text, dataclasses.replace(config, mesh=mesh)

@@ -74,7 +74,7 @@ class Pretraining:
         for size in data.sizes(data.feeds("train")[0]).values():
             parallel.check_batch_size(size, self._mesh)
         if data.features:
-            check_features(config, data)
+            check_features(config, data.indexes[0])
         for size in self._sheet_sizes if self._draws else ():
             latent_grid(config.codec, size.height, size.width)
         self._features = Features(config, data.shapes, self._mesh, cached=data.features is not None)

@@ -12,6 +12,7 @@ from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.layers import layout
+from lens_jax.parallel.mesh import ReduceDtype
 from lens_jax.run.state import Tree
 from lens_jax.run.step import Batch
 
@@ -20,13 +21,20 @@ NOISE_BINS = 5
 
 
 def training_loss(
-    model: DenoiserConfig, config: FlowConfig, params: Tree, frozen: Tree, batch: Batch, key: jax.Array
+    model: DenoiserConfig,
+    config: FlowConfig,
+    params: Tree,
+    frozen: Tree,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    reduce_dtype: ReduceDtype = "compute",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean loss of a batch, and by noise level the sum of losses and the number of samples, [NOISE_BINS] each.
 
     batch: `latents` [B, N, C], `text` a tuple of [B, T, width], `text_lengths` int32 [B], `positions` int32 [N + T, 3]
     and, where latents are padded, `n_image` int32 scalar. Positions and `n_image` are inputs, so shapes with the same
-    (padded) number of tokens share one compiled program.
+    (padded) number of tokens share one compiled program. `reduce_dtype` is what gradients are summed in over devices.
     """
     del frozen  # the codec is used before the step
     key_t, key_noise, key_drop = jax.random.split(key, 3)
@@ -34,7 +42,7 @@ def training_loss(
     t = _by_rows(flow.sample_noise_levels(config, key_t, len(latents), _image_tokens(batch)), latents)
     noise = _noise(key_noise, latents)
     lengths = flow.drop_captions(config, key_drop, batch["text_lengths"])
-    by_sample = _sample_losses(model, params, batch, lengths, t, noise)
+    by_sample = _sample_losses(model, params, batch, lengths, t, noise, reduce_dtype)
     # One-hot rather than scattered: a scatter from sharded rows has no rule.
     in_bin = jnp.clip((t * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)[:, None] == jnp.arange(NOISE_BINS)
     sums = {
@@ -60,9 +68,9 @@ def validation_loss(
     return jnp.sum(by_sample * batch["weight"]), jnp.sum(batch["weight"])
 
 
-def _sample_losses(model: DenoiserConfig, params: Tree, batch: Batch, lengths, t, noise) -> jax.Array:
+def _sample_losses(model: DenoiserConfig, params: Tree, batch: Batch, lengths, t, noise, reduce_dtype="compute"):
     n_image = batch.get("n_image")
-    gather = functools.partial(parallel.gather, dtype=model.dtype)
+    gather = functools.partial(parallel.gather, dtype=model.dtype, reduce_dtype=reduce_dtype)
 
     def denoise(x, t):
         inputs = batch["text"], lengths, t, batch["positions"]

@@ -60,7 +60,7 @@ from lens_jax.data.records import Record, decode_image
 from lens_jax.data.writer import HashedShard
 from lens_jax.encoders import kinds
 from lens_jax.errors import LensError
-from lens_jax.parallel import MeshConfig
+from lens_jax.parallel import MeshConfig, processes
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features, fit_codec
 
@@ -114,9 +114,8 @@ def precompute(options: Precompute) -> Path | None:
     data, source = open_data(options.data), load_index(options.data.path)
     if source.features:
         raise LensError(f"{options.data.path}: holds features already; give the data set of images")
-    host, hosts = jax.process_index(), jax.process_count()
-    if options.hosts is not None:
-        host, hosts = options.host, options.hosts
+    # They share no collective, and one may be done hours before another: they must not have met.
+    host, hosts = processes.part() if options.hosts is None else (options.host, options.hosts)
     run = TrainConfig(codec=options.codec, text=options.text, data=dataclasses.replace(options.data, joint_multiple=1))
     mesh = _local_mesh(options)
     features = Features(run, [Shape(bucket) for bucket in source.buckets], mesh)

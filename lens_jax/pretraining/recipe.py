@@ -53,7 +53,7 @@ def make_programs(config: TrainConfig) -> step.Programs:
         weigh=_images if config.weighting == "image" else None,
         offload=config.offload,
     )
-    loss = functools.partial(losses.training_loss, config.model, config.flow)
+    loss = functools.partial(losses.training_loss, config.model, config.flow, reduce_dtype=config.mesh.reduce_dtype)
     optimizer = make_optimizer(config.optimizer, config.steps)
     return step.make_programs(static, loss, optimizer, learning_rate_schedule(config.optimizer, config.steps))
 

@@ -4,6 +4,7 @@ python simulated_devices.py steps MESH ...     five steps on each mesh "data,fsd
 python simulated_devices.py padding MESH ...   micro-steps of nine ratios, padded, in one program
 python simulated_devices.py splash MESH ...    a micro-step whose attention is the TPU kernel, interpreted
 python simulated_devices.py offload MESH ...   two steps with average and moments in the host's memory
+python simulated_devices.py sums MESH ...      gradients in bfloat16, summed in either dtype
 
 Each prints a JSON line for every mesh, of which "none" is one device without any: how far its numbers are, relative to
 their size, from those of one device, unpadded and with XLA's attention.
@@ -22,8 +23,10 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from jax.sharding import PartitionSpec  # noqa: E402
 
 from lens_jax import parallel  # noqa: E402
 from lens_jax.data.buckets import RATIOS, make_buckets  # noqa: E402
@@ -32,19 +35,24 @@ from lens_jax.models import attention  # noqa: E402
 from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
 from lens_jax.models.layers import joint_positions  # noqa: E402
 from lens_jax.parallel import MeshConfig  # noqa: E402
+from lens_jax.pretraining.config import TrainConfig  # noqa: E402
+from lens_jax.pretraining.loss import training_loss  # noqa: E402
+from lens_jax.pretraining.recipe import RULES, create_state  # noqa: E402
 from lens_jax.run import integrity  # noqa: E402
-from lens_jax.run.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from lens_jax.run.state import create_state  # noqa: E402
+from lens_jax.run.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer  # noqa: E402
 from lens_jax.run.step import StepConfig, micro_step, train_step  # noqa: E402
 
 MODEL = DenoiserConfig(
     layers=2, heads=8, head_dim=16, rope_axes=(4, 6, 6), latent_channels=16, text_width=24, text_layers=2,
     mlp_width=336, dtype="float32",
 )  # fmt: skip
-STEP = StepConfig(MODEL, FlowConfig(), ema_decay=0.99, skip_nonfinite=False)
+CONFIG = TrainConfig(model=MODEL, optimizer=OptimizerConfig(warmup_steps=1, learning_rate=1e-3), steps=100)
+SCHEDULE = learning_rate_schedule(CONFIG.optimizer, 100)
+STEP = StepConfig(ema_decay=0.99)
+LOSS = functools.partial(training_loss, MODEL, FlowConfig())
 # Its state keeps the last gradients as they came.
 REMEMBER = optax.GradientTransformation(optax.tree.zeros_like, lambda updates, state, params: (updates, updates))
-OPTIMIZER = optax.chain(REMEMBER, make_optimizer(OptimizerConfig(warmup_steps=1, learning_rate=1e-3), 100))
+OPTIMIZER = optax.chain(REMEMBER, make_optimizer(CONFIG.optimizer, 100))
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 TEXT = 8
 
@@ -76,7 +84,8 @@ def new_state(mesh, trained: bool = False, optimizer=OPTIMIZER, offload: bool = 
     """A fresh state; `trained` moves it away from where most gradients are zero."""
 
     def create(codec):
-        state = create_state(MODEL, optimizer, codec, seed=0)
+        state = create_state(CONFIG, codec)
+        state = state.replace(opt_state=optimizer.init(state.params))
         if not trained:
             return state
         leaves, tree = jax.tree.flatten(state.params)
@@ -85,12 +94,12 @@ def new_state(mesh, trained: bool = False, optimizer=OPTIMIZER, offload: bool = 
         return state.replace(params=jax.tree.unflatten(tree, moved))
 
     codec = {"mean": np.zeros(16, np.float32), "std": np.ones(16, np.float32)}
-    return parallel.create(create, mesh, codec, offload=offload)
+    return parallel.create(create, RULES, mesh, codec, offload=offload)
 
 
-def micro_step_on(mesh, config: StepConfig = STEP):
+def micro_step_on(mesh, loss=LOSS):
     """(a function of (state, batch of this process) to (loss, gradients), the compiled function in it)."""
-    compiled = jax.jit(functools.partial(micro_step, config))
+    compiled = jax.jit(functools.partial(micro_step, STEP, loss))
 
     def run(state, made: dict):
         totals = parallel.on(mesh, compiled)(state, None, parallel.place_batch(made, mesh), 0)
@@ -103,7 +112,7 @@ def steps(mesh, reference: bool = False) -> dict:
     """Of five steps the losses, gradient norms, last gradients, parameters; the collectives of the compiled step."""
     state = new_state(mesh)
     inputs = parallel.place_batch(batch(), mesh)
-    step = jax.jit(functools.partial(train_step, STEP, OPTIMIZER), donate_argnums=0)
+    step = jax.jit(functools.partial(train_step, STEP, LOSS, OPTIMIZER, SCHEDULE), donate_argnums=0)
     program = parallel.on(mesh, lambda *args: step.lower(*args).compile())(state, inputs)
     text = program.as_text()
     losses, norms = [], []
@@ -134,8 +143,8 @@ def splash(mesh, reference: bool = False) -> dict:
     """Loss and gradients of a micro-step; except for the reference, its attention is splash's."""
     attention._KERNELS["splash"] = functools.partial(attention._splash, interpret=True)
     kernel = "xla" if reference else "splash"
-    config = dataclasses.replace(STEP, model=dataclasses.replace(MODEL, attention=kernel))
-    loss, gradients = micro_step_on(mesh, config)[0](new_state(mesh, trained=True), batch(padded=18))
+    loss = functools.partial(training_loss, dataclasses.replace(MODEL, attention=kernel), FlowConfig())
+    loss, gradients = micro_step_on(mesh, loss)[0](new_state(mesh, trained=True), batch(padded=18))
     return {"losses": loss, "gradients": gradients}
 
 
@@ -145,7 +154,8 @@ def offload(mesh, reference: bool = False) -> dict:
     config = dataclasses.replace(STEP, offload=offloaded)
     # Without gradients among the moments: jax 0.10.2 aborts where a result on the host has no argument to replace.
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 100)
-    run = parallel.on(mesh, jax.jit(functools.partial(train_step, config, optimizer), donate_argnums=0))
+    step = functools.partial(train_step, config, LOSS, optimizer, SCHEDULE)
+    run = parallel.on(mesh, jax.jit(step, donate_argnums=0))
     state, inputs = new_state(mesh, optimizer=optimizer, offload=offloaded), parallel.place_batch(batch(), mesh)
     for _ in range(2):
         state, _ = run(state, inputs)
@@ -155,6 +165,29 @@ def offload(mesh, reference: bool = False) -> dict:
     return {"state": jax.device_get(trees), "places": places, "checksums": sums}
 
 
+def sums(mesh, reference: bool = False) -> dict:
+    """Gradients of a bfloat16 product with a gathered weight, by what they are summed in; exact on one device."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.standard_normal((64, 32), np.float32), "bias": np.zeros(32, np.float32)}
+    batch = {
+        name: 1 + rng.standard_normal((64, width), np.float32) for name, width in (("inputs", 64), ("targets", 32))
+    }
+    specs = {"kernel": PartitionSpec("fsdp"), "bias": PartitionSpec()}
+    if mesh is not None:
+        specs = specs if mesh.shape["fsdp"] > 1 else dict.fromkeys(specs, PartitionSpec())
+        params = jax.device_put(params, parallel.shardings(mesh, specs))
+    batch = parallel.place_batch(batch, mesh)
+    dtype = "float32" if reference else "bfloat16"
+
+    def loss(params, batch, reduce_dtype):
+        weights = parallel.gather(params, dtype, reduce_dtype)
+        inputs, targets = (batch[name].astype("bfloat16").astype(dtype) for name in ("inputs", "targets"))
+        return jnp.sum((inputs @ weights["kernel"] + weights["bias"]) * targets)
+
+    gradient = parallel.on(mesh, jax.jit(jax.grad(loss), static_argnums=2))
+    return {kind: np.asarray(gradient(params, batch, kind)["kernel"]) for kind in ("compute", "float32")}
+
+
 def difference(actual, expected) -> float:
     """The largest relative difference of any leaf."""
     relative = lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b))
@@ -162,7 +195,7 @@ def difference(actual, expected) -> float:
 
 
 def main() -> None:
-    function = {"steps": steps, "padding": padding, "splash": splash, "offload": offload}[sys.argv[1]]
+    function = {"steps": steps, "padding": padding, "splash": splash, "offload": offload, "sums": sums}[sys.argv[1]]
     expected = function(None, reference=True)
     for name in sys.argv[2:]:
         mesh = None if name == "none" else parallel.make_mesh(MeshConfig(*map(int, name.split(","))))

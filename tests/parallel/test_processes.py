@@ -76,6 +76,37 @@ def test_detect(environ, cluster):
     assert detect(environ) == cluster
 
 
+TPU = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, (0, 1)),
+        (EXPLICIT, (3, 4)),
+        (SLURM, (2, 4)),
+        (TPU, (1, 4)),
+        (TPU | {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}, (5, 8)),
+    ],
+)
+def test_part_of_work_that_is_divided(environ, expected):
+    """Nobody is met: no other process runs here."""
+    assert distributed.part(environ) == expected
+
+
+def test_part_takes_its_own_devices(monkeypatch):
+    chosen = {}
+    monkeypatch.setattr("jax.config.update", chosen.__setitem__)
+    assert distributed.part(MPI) == (9, 16)
+    assert chosen == {"jax_cuda_visible_devices": "1", "jax_rocm_visible_devices": "1"}
+    assert distributed.part(EXPLICIT | {"JAX_LOCAL_DEVICE_IDS": "2,3"}) == (3, 4)
+    assert chosen["jax_cuda_visible_devices"] == "2,3"
+    with pytest.raises(LensError, match="JAX_LOCAL_DEVICE_IDS is 'all'; accepted: numbers of local devices"):
+        distributed.part(EXPLICIT | {"JAX_LOCAL_DEVICE_IDS": "all"})
+    with pytest.raises(LensError, match=r"LENS_DISTRIBUTED: .* nothing says which this is; give --host and --hosts"):
+        distributed.part({"LENS_DISTRIBUTED": "1"})
+
+
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
@@ -162,6 +193,38 @@ def test_two_processes_meet():
     assert second == ["total [3.]"]
 
 
+# A mesh in which the hosts' devices take turns, as on a torus: neither has one block of the rows.
+TURNS = """
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+from lens_jax.parallel import processes as distributed
+distributed.initialize()
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from lens_jax import parallel
+devices = np.array(jax.devices()).reshape(2, 2, 2).transpose(1, 0, 2)
+mesh = Mesh(devices.reshape(2, 2, 1, 2), parallel.AXES, axis_types=(AxisType.Explicit,) * 4)
+rows = parallel.rows_of_host(mesh, 8)
+latents = np.arange(8 * 6 * 3, dtype=np.float32).reshape(8, 6, 3)
+whole = {"latents": latents, "text_lengths": np.arange(8, dtype=np.int32)}
+batch = parallel.place_batch({name: value[rows] for name, value in whole.items()} | {"n_image": np.int32(6)}, mesh)
+assert batch["latents"].shape == (8, 6, 3) and batch["n_image"].shape == ()
+for name, value in whole.items():
+    for shard in batch[name].addressable_shards:
+        np.testing.assert_array_equal(shard.data, value[shard.index])
+    np.testing.assert_array_equal(parallel.local_copy(batch[name], mesh), value)
+largest = int(parallel.largest(10 * jax.process_index(), mesh))
+print("rows", rows.tolist(), "largest", largest, "of", parallel.global_rows(mesh, len(rows)))
+"""
+
+
+def test_rows_of_hosts_that_take_turns():
+    codes, ended = run_two(TURNS)
+    assert codes == [0, 0], ended
+    said = [out.splitlines()[-1] for out, _ in ended]
+    assert said == ["rows [0, 1, 4, 5] largest 10 of 8", "rows [2, 3, 6, 7] largest 10 of 8"]
+
+
 # Nothing that fails: each waits for its own disk, say, and only the heartbeat can tell that the other is gone.
 ONE_DIES = """
 import os, signal, time
@@ -203,6 +266,34 @@ def test_one_that_fails_does_not_wait_for_the_others():
     assert codes[1] == 2
     assert ended[1][1].splitlines()[-1] == "lens-jax: error: process 1 of 2: shard 7 is gone"
     assert codes[0] == -signal.SIGABRT
+
+
+# JAX lets them end two seconds apart here, and five minutes otherwise.
+APART = """
+import functools, os, signal, time
+import jax
+jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=2)
+from lens_jax.parallel import processes as distributed
+distributed.initialize(heartbeat=5)
+with distributed.ending_alone():
+    if jax.process_index() == %d:
+        time.sleep(5)
+        if %r:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_one_may_end_much_later(late):
+    codes, ended = run_two(APART % (late, False))
+    assert codes == [0, 0], ended
+
+
+def test_who_waits_at_the_end_is_told_that_the_other_is_gone():
+    codes, ended = run_two(APART % (0, True))
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] not in (0, -signal.SIGKILL)
+    assert "process 1 of 2: another process is gone" in ended[1][1].splitlines()[-1]
 
 
 def _free_port() -> int:

@@ -20,13 +20,11 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 from lens_jax import parallel  # noqa: E402
-from lens_jax.diffusion.flow import FlowConfig  # noqa: E402
 from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
 from lens_jax.parallel import MeshConfig  # noqa: E402
 from lens_jax.planning import communication, program  # noqa: E402
-from lens_jax.run.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from lens_jax.run.state import create_state  # noqa: E402
-from lens_jax.run.step import StepConfig, train_step  # noqa: E402
+from lens_jax.pretraining.config import TrainConfig  # noqa: E402
+from lens_jax.pretraining.recipe import RULES, create_state, make_programs  # noqa: E402
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
@@ -39,10 +37,9 @@ MODEL = DenoiserConfig(
 
 def traced(mesh):
     """A training step on eight rows of 4 x 4 latent tokens and eight of text, its shapes alone."""
-    optimizer = make_optimizer(OptimizerConfig(), 100)
-    number = jax.ShapeDtypeStruct((16,), "float32")
-    create = functools.partial(create_state, MODEL, optimizer, seed=0)
-    state = parallel.abstract(create, mesh, {"mean": number, "std": number})
+    config, number = TrainConfig(model=MODEL, steps=100), jax.ShapeDtypeStruct((16,), "float32")
+    create = functools.partial(create_state, config)
+    state = parallel.abstract(create, RULES, mesh, {"mean": number, "std": number})
     array = functools.partial(parallel.abstract_array, mesh=mesh)
     batch = {
         "latents": array("latents", (8, 16, 16), "float32"),
@@ -50,9 +47,8 @@ def traced(mesh):
         "text_lengths": array("text_lengths", (8,), "int32"),
         "positions": array("positions", (24, 3), "int32"),
     }
-    step = StepConfig(MODEL, FlowConfig(), ema_decay=0.99, skip_nonfinite=False)
     with jax.set_mesh(mesh):
-        return jax.jit(functools.partial(train_step, step, optimizer), donate_argnums=0).trace(state, batch)
+        return make_programs(config).train_step.trace(state, batch)
 
 
 def planned(trace) -> dict[str, int]:

@@ -140,6 +140,24 @@ def test_damaged_records_are_told(stored):
     assert told > 50
 
 
+def test_processes_of_a_cluster_end_alone(tiny_config, tmp_path, capsys, monkeypatch):
+    """The second is done before the first has begun; had they met, it would wait, and JAX end both after 5 minutes."""
+    out = tmp_path / "out"
+    config = tmp_path / "mine.py"
+    config.write_text("from lens_jax.pretraining.config import *\nconfig = TrainConfig()\n")
+    flags = ["--data.path", tiny_config.data.path, "--out", str(out), "--codec.patch", "4", "--batch-size", "16"]
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    for index, said in (("1", "this process's part is done"), ("0", "records, ")):
+        monkeypatch.setenv("JAX_PROCESS_ID", index)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["precompute", str(config), *flags])
+        assert stop.value.code == 0
+        assert said in capsys.readouterr().out
+        assert not jax.distributed.is_initialized()
+        assert (out / NAME).is_file() == (index == "0")
+
+
 def test_from_the_command_line(tiny_config, tmp_path, capsys, monkeypatch):
     config = tmp_path / "mine.py"
     config.write_text("from lens_jax.pretraining.config import *\nconfig = TrainConfig()\n")

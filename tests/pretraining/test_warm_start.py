@@ -1,6 +1,7 @@
 """A new run from a run, a release, its conversion or a file: just those parameters, or every name that does not fit."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -8,19 +9,18 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.convert import denoiser as release_denoiser
 from lens_jax.convert import native, source
-from lens_jax.data.buckets import Bucket
-from lens_jax.data.mixture import Position
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.errors import LensError
 from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.config import TrainConfig
+from lens_jax.pretraining.recipe import RULES, create_state
 from lens_jax.run.config import CheckpointConfig
-from lens_jax.run.optimizer import OptimizerConfig, make_optimizer
-from lens_jax.run.state import create_state
-from lens_jax.run.store import CheckpointStore
+from lens_jax.run.state import to_parts
+from lens_jax.run.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,8 @@ def config(release) -> TrainConfig:
 
 def new_state(config: TrainConfig, params=None, seed: int = 0):
     codec = {"mean": np.full(48, 0.25, np.float32), "std": np.ones(48, np.float32)}
-    optimizer = make_optimizer(OptimizerConfig(), 10)
-    return parallel.create(
-        lambda *args: create_state(config.model, optimizer, *args, seed=seed), None, codec, params or {}
-    )
+    create = functools.partial(create_state, dataclasses.replace(config, seed=seed))
+    return parallel.create(create, RULES, None, codec, params or {})
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +47,8 @@ def run(config, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("run")
     state = new_state(config, seed=5)
     state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema))
-    store = CheckpointStore(run / "checkpoints", CheckpointConfig())
-    store.save(state, Position(), config, [Bucket(16, 16)])
+    store = Store(run / "checkpoints", CheckpointConfig())
+    store.save(0, to_parts(state), {"kind": "pretraining", "config": config_files.to_dict(config), "position": {}})
     store.close()
     return run
 
@@ -68,7 +66,7 @@ def assert_equal(actual: dict, expected: dict) -> None:
 
 
 def test_from_a_run(config, run):
-    saved = jax.device_get(flatten_dict(new_state(config, seed=5).params, sep="/"))
+    saved = jax.device_get(flatten_dict(new_state(config, seed=5).params["denoiser"], sep="/"))
     params, codec, lines = start(config, init_from=str(run), init_part="params")
     assert_equal(params, saved)
     # Latents must be normalised as they were.
@@ -78,8 +76,8 @@ def test_from_a_run(config, run):
     assert lines == []
     # What was loaded is all of the new state's parameters, and where its average starts.
     state = new_state(config, params)
-    assert_equal(jax.device_get(flatten_dict(state.params, sep="/")), saved)
-    assert_equal(jax.device_get(flatten_dict(state.ema, sep="/")), saved)
+    assert_equal(jax.device_get(flatten_dict(state.params["denoiser"], sep="/")), saved)
+    assert_equal(jax.device_get(flatten_dict(state.ema["denoiser"], sep="/")), saved)
     assert int(state.step) == 0
 
 

@@ -4,7 +4,6 @@ python restore_on_meshes.py RUN   restores the newest checkpoint on several mesh
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import sys
@@ -17,24 +16,26 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np  # noqa: E402
 from flax.traverse_util import unflatten_dict  # noqa: E402
 
+from lens_jax import config as config_files  # noqa: E402
 from lens_jax import parallel  # noqa: E402
 from lens_jax.parallel import MeshConfig  # noqa: E402
 from lens_jax.pretraining import warm_start  # noqa: E402
-from lens_jax.run import store as checkpoint  # noqa: E402
-from lens_jax.run.optimizer import make_optimizer  # noqa: E402
-from lens_jax.run.state import create_state  # noqa: E402
+from lens_jax.pretraining.config import TrainConfig  # noqa: E402
+from lens_jax.pretraining.recipe import abstract_state  # noqa: E402
+from lens_jax.run import store  # noqa: E402
+from lens_jax.run.state import from_parts, to_parts  # noqa: E402
 
 
 def main(run: str) -> None:
-    config = checkpoint.read_metadata(checkpoint.find(run))["config"]
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    create = functools.partial(create_state, config.model, optimizer, seed=1)
+    values = store.read_metadata(store.find(run))["config"]
+    config = config_files.from_dict(TrainConfig, values, run)
     digests = {}
     for sizes in ((1, 1, 1, 1), (1, 8, 1, 1), (1, 2, 1, 1), (8, 1, 1, 1), (1, 4, 2, 1), (2, 2, 2, 1)):
         count = int(np.prod(sizes))
         mesh = parallel.make_mesh(MeshConfig(*sizes), jax.devices()[:count]) if count > 1 else None
-        abstract = parallel.abstract(create, mesh, checkpoint.abstract_codec(config))
-        state, _ = checkpoint.restore_newest(checkpoint.folder_of(config), abstract, mesh)
+        abstract = abstract_state(config, mesh, offload=False)
+        checkpoints = store.Store(store.folder_of(config.out, config.checkpoint), config.checkpoint, mesh)
+        state = from_parts(checkpoints.restore(to_parts(abstract))[0], abstract)
         params, _ = warm_start.load(dataclasses.replace(config, init_from=run, init_part="params"), mesh)
         for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(unflatten_dict(params, sep="/"))):
             assert one.sharding == other.sharding

@@ -1,311 +1,246 @@
-"""The run as a whole: what it writes, and that stopping and going on changes nothing."""
+"""The loop by a job of thirty lines: all that an algorithm must supply, and what the loop makes of it."""
 
 import dataclasses
-import itertools
+import functools
+import gzip
+import io
 import json
-import os
-import random
-import shutil
 import signal
-import subprocess
-import sys
-import threading
-import time
+import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from PIL import Image
+from etils import epath
+from rich.console import Console
 
-from lens_jax import config as config_files
 from lens_jax.errors import LensError
-from lens_jax.models import denoiser
-from lens_jax.pretraining.config import TrainConfig
-from lens_jax.run import loop, step
-from lens_jax.run import store as checkpoint
-from lens_jax.run.log import read_metrics
+from lens_jax.run import loop
+from lens_jax.run import step as steps
+from lens_jax.run.config import CheckpointConfig, LoggingConfig, ProfileConfig
+from lens_jax.run.job import Event
+from lens_jax.run.log import Log, read_metrics
+from lens_jax.run.signals import StopSignals
+from lens_jax.run.state import State, from_parts, to_parts
+from lens_jax.run.store import Store
 
 
-def with_out(config, out, **changes):
-    return dataclasses.replace(config, out=str(out), **changes)
+@dataclasses.dataclass(frozen=True)
+class Config:
+    out: str
+    steps: int = 8
+    nonfinite: str = "stop"
+    checkpoint: CheckpointConfig = CheckpointConfig(every=4)
+    logging: LoggingConfig = LoggingConfig(every=2)
+    profile: ProfileConfig = ProfileConfig()
 
 
-def all_arrays(state) -> dict[str, np.ndarray]:
-    """Every number of a state, keys as raw bits."""
-    raw = lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): np.asarray(raw(leaf)) for path, leaf in leaves}
+def distance(params, frozen, batch, key):
+    """A loss: how far a point is from the targets, which it may not reach exactly for the noise."""
+    error = params["point"]["x"] - frozen["goal"]["x"] - batch["shift"] - 0.1 * jax.random.normal(key, (3,))
+    return jnp.mean(error**2), {"count": jnp.ones(())}
 
 
-def assert_same_bits(actual, expected):
-    actual, expected = all_arrays(actual), all_arrays(expected)
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+class Quadratic:
+    """A job of `run`: moves a point to a goal."""
+
+    kind, rules = "quadratic", {"point": {"x": (None,)}, "goal": {"x": (None,)}}
+
+    def __init__(self, config: Config, events=()):
+        self.config, self.events, self.meter = config, events, self
+        self._optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+        settings = steps.StepConfig(ema_decay=None)
+        self._programs = steps.make_programs(settings, distance, self._optimizer, lambda step: 0.1)
+
+    def check(self):
+        pass
+
+    def create(self) -> State:
+        point = {"point": {"x": jnp.zeros(3)}}
+        goal, key = {"goal": {"x": jnp.arange(3.0)}}, jax.random.key(0)
+        return State(jnp.int32(0), point, goal, None, self._optimizer.init(point), {}, key)
+
+    def abstract(self) -> State:
+        return jax.eval_shape(self.create)
+
+    def parts(self, state):
+        return to_parts(state)
+
+    def resume(self, parts):
+        return from_parts(parts, self.abstract())
+
+    def meta(self):
+        return {"config": {"steps": self.config.steps}}
+
+    def batches(self, position):
+        return Counting(position["taken"] if position else 0)
+
+    def step(self, state, batches):
+        return self._programs.train_step(state, next(batches))
+
+    def add(self, metrics):
+        pass
+
+    def record(self, seconds):
+        return {}
+
+    def note(self, values):
+        return f"loss {values['loss']:.3f}"
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tiny_config, tmp_path_factory):
-    out = tmp_path_factory.mktemp("run") / "whole"
-    return loop.train(with_out(tiny_config, out)).state, out
+class Counting:
+    """Batches that are known by their number."""
+
+    def __init__(self, taken: int):
+        self.position = {"taken": taken}
+
+    def __next__(self):
+        taken = self.position["taken"]
+        self.position = {"taken": taken + 1}
+        return {"shift": jnp.float32(0.01 * taken)}
+
+    def close(self):
+        pass
 
 
-def test_run_writes_all_it_promises(uninterrupted, tiny_config):
-    state, out = uninterrupted
-    assert int(state.step) == tiny_config.steps
-    train = read_metrics(out / "metrics.jsonl", "train")
-    assert [record["step"] for record in train] == [2, 4, 6, 8]
-    for record in train:
-        assert {"loss", "loss_by_noise_level", "gradient_norm", "update_norm", "images_per_second",
-                "tflops_per_second", "data_wait_share", "learning_rate"} <= record.keys()  # fmt: skip
-    assert [record["step"] for record in read_metrics(out / "metrics.jsonl", "validation")] == [4, 8]
-    assert Image.open(out / "samples" / "step_0000008.png").size[0] > 96
-    assert list((out / "tensorboard").glob("events.out.tfevents.*"))
-    saved = config_files.from_dict(TrainConfig, json.loads((out / "config.json").read_text()), "config.json")
-    assert saved == with_out(tiny_config, out)
-    steps = sorted(int(p.name) for p in (out / "checkpoints").iterdir())
-    assert steps == [4, 8]
+def go(config: Config, events=(), signals=None, console=None) -> loop.Outcome:
+    console = console or Console(file=io.StringIO(), soft_wrap=True)
+    log = Log(config.out, config.steps, config.logging, config.profile, console)
+    store = Store(epath.Path(config.out) / "checkpoints", config.checkpoint)
+    return loop.run(Quadratic(config, events), store, log, signals or StopSignals())
 
 
-def test_learns(tiny_config, tmp_path):
-    """Forty steps on eight pictograms bring the loss well below that of predicting nothing (about 2)."""
-    optimizer = dataclasses.replace(tiny_config.optimizer, learning_rate=5e-3)
-    loop.train(with_out(tiny_config, tmp_path / "run", steps=60, optimizer=optimizer))
-    losses = [record["loss"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl", "train")]
-    assert np.mean(losses[-5:]) < 0.75 * losses[0]
+class Late:
+    """Signals as several processes have them: what comes in a step is agreed on in the next."""
+
+    def __init__(self, at: int):
+        self.asked, self._at = 0, at
+
+    def agreed(self):
+        self.asked += 1
+        return signal.SIGTERM if self.asked == self._at + 1 else None
 
 
-def test_stop_and_resume_is_bit_identical(uninterrupted, tiny_config, tmp_path, monkeypatch):
-    """Stopped by a signal in the middle and started again: the same bits in parameters, average and optimiser."""
-    stop_at = 3
-    window_start = loop.Window.start
-
-    def start_and_signal(window, batch, waited):
-        window_start(window, batch, waited)
-        monkeypatch.seen += 1
-        if monkeypatch.seen == stop_at * tiny_config.accumulation:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.seen = 0
-    monkeypatch.setattr(loop.Window, "start", start_and_signal)
-    config = with_out(tiny_config, tmp_path / "run")
-    outcome = loop.train(config)
-    assert outcome.stopped_by == signal.SIGTERM
-    assert int(outcome.state.step) == stop_at
-    resumed = loop.train(config)
-    assert resumed.stopped_by is None
-    assert_same_bits(resumed.state, uninterrupted[0])
-    # The record of the steps is the same too: none twice, none missing.
-    for kind in ("train", "validation"):
-        runs = (tmp_path / "run", uninterrupted[1])
-        resumed_steps, whole_steps = ([r["step"] for r in read_metrics(run / "metrics.jsonl", kind)] for run in runs)
-        assert resumed_steps == whole_steps
+def test_stopped_and_resumed_it_ends_with_the_same_bits(tmp_path):
+    whole = go(Config(str(tmp_path / "whole"))).state
+    stopped = go(Config(str(tmp_path / "run")), signals=Late(at=4))
+    assert (stopped.stopped_by, int(stopped.state.step)) == (signal.SIGTERM, 5)
+    resumed = go(Config(str(tmp_path / "run"))).state
+    np.testing.assert_array_equal(resumed.params["point"]["x"], whole.params["point"]["x"])
+    losses = [read_metrics(tmp_path / name / "metrics.jsonl", "train") for name in ("whole", "run")]
+    assert [[record["step"] for record in records] for records in losses] == [[2, 4, 6, 8]] * 2
 
 
-def test_told_twice_leaves_without_saving(uninterrupted, tiny_config, tmp_path, monkeypatch):
-    """The user does not want to wait; nothing half-written is in the way of the next start."""
-    window_start = loop.Window.start
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_signal_as_the_profile_ends_is_not_lost(tmp_path, monkeypatch, writes):
+    """On the process that traces and on the others alike: they stop after the same step."""
+    init = loop.Log.__init__
 
-    def start_and_signal(window, batch, waited):
-        window_start(window, batch, waited)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
+    def with_role(self, *args):
+        init(self, *args)
+        self.profile._writes = writes
 
-    monkeypatch.setattr(loop.Window, "start", start_and_signal)
-    config = with_out(tiny_config, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(config)
-    assert newest_step(tmp_path / "run") == 0
-    monkeypatch.undo()
-    assert_same_bits(loop.train(config).state, uninterrupted[0])
+    monkeypatch.setattr(loop.Log, "__init__", with_role)
+    config = Config(str(tmp_path / "run"), profile=ProfileConfig(start=2, steps=2))
+    signals = Late(at=3)
+    stopped = go(config, signals=signals)
+    assert (stopped.stopped_by, int(stopped.state.step), signals.asked) == (signal.SIGTERM, 4, 4)
 
 
-def test_a_clock_that_jumps_changes_nothing(uninterrupted, tiny_config, tmp_path, monkeypatch):
-    """Months to and fro, at every look at it but while saving: the same bits and checkpoints, and rates as they are."""
-    jumps, now, save = itertools.cycle((0, 1e7, -2e7, 86400)), time.time, checkpoint.CheckpointStore.save
-    steady = threading.Event()
-    monkeypatch.setattr(time, "time", lambda: now() + (0 if steady.is_set() else next(jumps)))
-
-    def save_all(store, *args):
-        # Orbax gives a save twenty minutes by this clock: a jump then is a save that failed, which another test has.
-        steady.set()
-        save(store, *args)
-        store.wait()
-        steady.clear()
-
-    monkeypatch.setattr(checkpoint.CheckpointStore, "save", save_all)
-    run = tmp_path / "run"
-    assert_same_bits(loop.train(with_out(tiny_config, run)).state, uninterrupted[0])
-    assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [4, 8]
-    records = read_metrics(run / "metrics.jsonl", "train")
-    assert [record["step"] for record in records] == [2, 4, 6, 8]
-    assert all(record["images_per_second"] > 0 and 0 <= record["data_wait_share"] <= 1 for record in records)
+def test_events_are_due_by_their_own_number_and_at_the_end(tmp_path):
+    seen = []
+    events = (Event(3, lambda state, step, log: seen.append((step, int(state.step)))), Event(0, seen.append))
+    go(Config(str(tmp_path / "run")), events)
+    assert seen == [(3, 3), (6, 6), (8, 8)]
 
 
-def test_killed_at_random_moments(uninterrupted, tiny_config, tmp_path):
-    """SIGKILL twice, wherever it strikes, also while saving; the end is the same to the bit.
+def test_a_refused_start_changes_nothing(tmp_path, monkeypatch):
+    """Neither what an earlier start wrote, nor does it leave a folder where there was none."""
 
-    Twenty times, and with two processes: `pytest -m slow tests/run/test_processes.py`.
-    """
-    run, steps = tmp_path / "run", 24
-    small = dataclasses.replace(tiny_config.checkpoint, every=1)
-    quiet = dataclasses.replace(tiny_config.samples, every=0)
-    unmeasured = dataclasses.replace(tiny_config.validation, every=0)
-    config = with_out(tiny_config, run, steps=steps, checkpoint=small, samples=quiet, validation=unmeasured)
-    command = command_for(config, tmp_path)
-    rng = random.Random(0)
-    kills = 0
-    while kills < 2:
-        before = newest_step(run)
-        process = subprocess.Popen(
-            command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        # Strike after a step was saved, so that each life gets somewhere, and then at any moment of the next ones.
-        while newest_step(run) == before and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL)
-        assert newest_step(run) < steps, "the run ended before it could be killed twice"
-    final = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
-    assert final.returncode == 0, final.stderr
+    def refuse(self, *args):
+        raise LensError("not this one")
 
-    undisturbed = dataclasses.replace(config, out=str(tmp_path / "whole"), checkpoint=tiny_config.checkpoint)
-    expected = loop.train(undisturbed).state
-    actual, position = checkpoint.restore_newest(run / "checkpoints", jax.eval_shape(lambda: expected))
-    assert position.batches == steps * config.accumulation
-    assert_same_bits(actual, expected)
+    config = Config(str(tmp_path / "run"))
+    go(config)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for name in ("check", "batches", "resume"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Quadratic, name, refuse)
+            with pytest.raises(LensError, match="not this one"):
+                go(dataclasses.replace(config, steps=20))
+    monkeypatch.setattr(Quadratic, "kind", "cubic")
+    with pytest.raises(LensError, match="checkpoints of 'quadratic', this run is of 'cubic'"):
+        go(dataclasses.replace(config, steps=20))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    monkeypatch.setattr(Quadratic, "create", refuse)
+    with pytest.raises(LensError, match="not this one"):
+        go(Config(str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Of a child process; what one life has compiled the next need not compile again."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {**os.environ, "JAX_PLATFORMS": "cpu", **cache}
+def test_skipped_steps_do_not_delay_the_schedule():
+    """The rate of step n is that of n, whatever was left out before."""
+    seen = []
+
+    def update(updates, state, params=None, *, step, **extra):
+        return jax.tree.map(lambda u: -(step + 1.0) * jnp.sign(u), updates), state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    config = steps.StepConfig(ema_decay=None, skip_nonfinite=True)
+    loss = lambda params, frozen, batch, key: (jnp.sum(params["point"]["x"] * batch["slope"]), {})
+    take = functools.partial(steps.train_step, config, loss, optimizer, lambda step: step + 1.0)
+    state = State(jnp.int32(0), {"point": {"x": jnp.zeros(1)}}, {}, None, optax.EmptyState(), {}, jax.random.key(0))
+    for slope in (1.0, jnp.nan, 1.0):
+        state, metrics = take(state, {"slope": slope})
+        seen.append((float(state.params["point"]["x"][0]), float(metrics["learning_rate"]), bool(metrics["finite"])))
+    assert seen == [(-1, 1, True), (-1, 2, False), (-4, 3, True)]
 
 
-def command_for(config, folder: Path) -> list[str]:
-    """The command line that trains `config` in a process of its own."""
-    script = folder / "config.py"
-    script.write_text(
-        "import json\nfrom lens_jax import config as c\nfrom lens_jax.pretraining.config import TrainConfig\n"
-        f"config = c.from_dict(TrainConfig, json.loads({json.dumps(config_files.to_dict(config))!r}), 'test')\n"
-    )
-    return [sys.executable, "-m", "lens_jax", "train", str(script)]
+def test_sums_of_micro_steps_live_in_one_buffer():
+    """An update gives the emptied sums back in the memory of those it has read."""
+    optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+    programs = steps.make_programs(steps.StepConfig(None, accumulation=2), distance, optimizer, lambda step: 0.1)
+    params, goal = {"point": {"x": jnp.zeros(3)}}, {"goal": {"x": jnp.arange(3.0)}}
+    state = State(jnp.int32(0), params, goal, None, optimizer.init(params), {}, jax.random.key(0))
+    batch = {"shift": jnp.float32(0)}
+    totals = programs.empty_totals(state, batch)
+    where = totals.gradients["point"]["x"].unsafe_buffer_pointer()
+    for _ in range(3):
+        for micro in range(2):
+            totals = programs.micro_step(state, totals, batch, micro)
+        state, totals, metrics = programs.update(state, totals)
+        assert totals.gradients["point"]["x"].unsafe_buffer_pointer() == where
+        assert not np.any(totals.gradients["point"]["x"])
+        assert float(metrics["count"]) == 2
 
 
-def newest_step(run: Path) -> int:
-    folder = run / "checkpoints"
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    return max(steps, default=0)
+def test_a_slow_loader_is_told_and_the_trace_is_written_at_the_end(tmp_path, monkeypatch):
+    """Waiting three seconds for a batch and one for the rest; the run ends inside the trace."""
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    take, dispatch = Counting.__next__, Quadratic.step
 
+    def slow(self):
+        clock.now += 3
+        return take(self)
 
-def test_offloaded_average_and_moments_change_nothing(uninterrupted, tiny_config, tmp_path):
-    """Neither while training, validating, sampling and saving nor when a run goes on with it, or without it again."""
-    offloaded = with_out(tiny_config, tmp_path / "run", offload=True)
-    state = loop.train(offloaded).state
-    assert_same_bits(state, uninterrupted[0])
-    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
-    assert {x.sharding.memory_kind for x in (*jax.tree.leaves(state.ema), *moments)} == {"pinned_host"}
-    assert {x.sharding.memory_kind for x in jax.tree.leaves(state.params)} == {"device"}
-    for before, after in ((uninterrupted[1], True), (tmp_path / "run", False)):
-        rest = tmp_path / f"rest_{after}"
-        shutil.copytree(before, rest)
-        shutil.rmtree(rest / "checkpoints" / "8")
-        assert_same_bits(loop.train(with_out(tiny_config, rest, offload=after)).state, uninterrupted[0])
+    def busy(self, state, batches):
+        clock.now += 1
+        return dispatch(self, state, batches)
 
-
-def test_finished_run_is_left_alone(uninterrupted, tiny_config):
-    state, out = uninterrupted
-    again = loop.train(with_out(tiny_config, out))
-    assert_same_bits(again.state, state)
-
-
-def poison(monkeypatch, at_step: int) -> None:
-    """One micro-step's gradients become NaN in the update that ends step `at_step`."""
-    original = step.micro_step
-
-    def poisoned(config, state, totals, batch, micro):
-        totals = original(config, state, totals, batch, micro)
-        bad = jax.numpy.where((state.step == at_step - 1) & (micro == 1), np.nan, 1.0)
-        return jax.tree.map(lambda x: x * bad, totals)
-
-    monkeypatch.setattr(step, "micro_step", poisoned)
-
-
-def test_nonfinite_loss_stops_and_is_not_saved(tiny_config, tmp_path, monkeypatch):
-    poison(monkeypatch, at_step=6)
-    with pytest.raises(LensError, match=r"step 6: the loss \(nan\)"):
-        loop.train(with_out(tiny_config, tmp_path / "run"))
-    assert newest_step(tmp_path / "run") == 4
-
-
-def test_nonfinite_loss_is_skipped_when_asked(tiny_config, tmp_path, monkeypatch):
-    poison(monkeypatch, at_step=6)
-    state = loop.train(with_out(tiny_config, tmp_path / "run", nonfinite="skip")).state
-    assert int(state.step) == 8
-    assert all(np.isfinite(x).all() for x in all_arrays(state).values() if x.dtype == np.float32)
-    assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl", "skipped")] == [6]
-
-
-def test_other_model_size_lists_the_differences(uninterrupted, tiny_config):
-    model = dataclasses.replace(tiny_config.model, layers=3)
-    with pytest.raises(LensError, match=r"another model.*blocks/image/down/kernel is \[2, .* has \[3, "):
-        loop.train(with_out(tiny_config, uninterrupted[1], model=model, steps=10))
-
-
-def test_other_data_set_is_refused(uninterrupted, tiny_config, tmp_path):
-    from lens_jax.data.prepare import OpenMojiConfig, prepare_openmoji
-
-    other = prepare_openmoji(
-        OpenMojiConfig(out=str(tmp_path / "other"), concepts=4, size=16, scenes=20, validation=4, copies=1),
-        progress=False,
-    )
-    data = dataclasses.replace(tiny_config.data, path=str(other))
-    with pytest.raises(LensError, match="not the data set that"):
-        loop.train(with_out(tiny_config, uninterrupted[1], data=data, steps=10))
-
-
-def test_full_disk_leaves_the_previous_checkpoint_whole(tiny_config, tmp_path):
-    """The second checkpoint does not fit: one line, exit code 2, and the run goes on from the first."""
-    config = with_out(tiny_config, tmp_path / "run", samples=dataclasses.replace(tiny_config.samples, every=0))
-    loop.train(dataclasses.replace(config, steps=4))
-    # The kernel refuses to let files grow past 40 blocks, as a full disk does: arrays fail, the metrics still fit.
-    limited = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command_for(config, tmp_path)]
-    failed = subprocess.run(limited, env=environment(tmp_path), capture_output=True, text=True, check=False)
-    assert failed.returncode == 2
-    errors = [line for line in failed.stderr.splitlines() if "error" in line]
-    assert len(errors) == 1
-    assert "could not be saved" in errors[0]
-    assert "earlier checkpoints are whole" in errors[0]
-    assert "Traceback" not in failed.stderr
-    assert checkpoint.find(tmp_path / "run").name == "4"
-    assert int(loop.train(config).state.step) == 8
-
-
-def test_accumulation_equals_one_large_batch(tiny_config, pictograms):
-    """Gradients of micro-batches add up to those of the whole, given the same noise."""
-    from lens_jax.diffusion import losses
-    from lens_jax.models import layers
-
-    rng = np.random.default_rng(0)
-    latents = rng.standard_normal((4, 16, 48), np.float32)
-    text = rng.standard_normal((4, 2, 512), np.float32)
-    noise, t = rng.standard_normal((4, 16, 48), np.float32), np.array([0.2, 0.5, 0.7, 0.9], np.float32)
-    lengths, positions = np.array([2, 1, 0, 2], np.int32), layers.joint_positions(4, 4, 2)
-    params = denoiser.init(tiny_config.model, jax.random.key(0))
-
-    def gradient(rows):
-        def loss(p):
-            denoise = lambda x, t: denoiser.apply(tiny_config.model, p, x, (text[rows],), lengths[rows], t, positions)
-            return losses.velocity_loss(denoise, latents[rows], t[rows], noise[rows]).mean()
-
-        return jax.grad(loss)(params)
-
-    whole = gradient(np.arange(4))
-    parts = jax.tree.map(lambda a, b: (a + b) / 2, gradient(np.arange(2)), gradient(np.arange(2, 4)))
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)):
-        np.testing.assert_allclose(a, b, atol=2e-6)
+    monkeypatch.setattr(Counting, "__next__", slow)
+    monkeypatch.setattr(Quadratic, "step", busy)
+    said = Console(file=io.StringIO(), soft_wrap=True)
+    out = tmp_path / "run"
+    go(Config(str(out), steps=6, profile=ProfileConfig(start=3, steps=100)), console=said)
+    records = read_metrics(out / "metrics.jsonl", "train")
+    assert [record["data_wait_share"] for record in records] == [0.75, 0.75, 0.75]
+    assert all(record["process_memory_gb"] > 0.01 for record in records)
+    assert f"steps 3 to 6 traced in {out / 'profile'}" in said.file.getvalue()
+    assert [path.stat().st_size > 0 for path in Path(out / "profile").rglob("*.xplane.pb")] == [True]
+    (perfetto,) = Path(out / "profile").rglob("perfetto_trace.json.gz")
+    names = {event.get("name") for event in json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]}
+    assert "train" in names

@@ -15,17 +15,16 @@ import numpy as np
 import pytest
 from etils import epath
 
-from lens_jax.data.buckets import Bucket
-from lens_jax.data.mixture import Position
+from lens_jax import config as config_files
 from lens_jax.errors import LensError
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.pretraining.config import TrainConfig
-from lens_jax.run import store as checkpoint
+from lens_jax.pretraining.recipe import create_state
+from lens_jax.run import store
 from lens_jax.run.config import CheckpointConfig
 from lens_jax.run.integrity import checksums
-from lens_jax.run.optimizer import OptimizerConfig, make_optimizer
-from lens_jax.run.state import State, create_state
-from lens_jax.run.store import CheckpointStore
+from lens_jax.run.state import State, from_parts, to_parts
+from lens_jax.run.store import Store
 
 CONFIG = TrainConfig(
     model=DenoiserConfig(
@@ -38,8 +37,7 @@ CONFIG = TrainConfig(
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    codec = {"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)}
-    return create_state(CONFIG.model, make_optimizer(OptimizerConfig(), 100), codec, seed=0)
+    return create_state(CONFIG, {"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)})
 
 
 def at_step(state: State, step: int) -> State:
@@ -48,10 +46,11 @@ def at_step(state: State, step: int) -> State:
 
 
 def save(folder, state: State, steps, keep: int = 2, keep_every: int = 0) -> None:
-    store = CheckpointStore(folder, CheckpointConfig(keep=keep, keep_every=keep_every))
+    saved = Store(folder, CheckpointConfig(keep=keep, keep_every=keep_every))
     for step in steps:
-        store.save(at_step(state, step), Position(batches=3 * step, data={"abc": "data"}), CONFIG, [Bucket(16, 16)])
-    store.close()
+        meta = {"kind": "test", "position": {"batches": 3 * step}, "config": config_files.to_dict(CONFIG)}
+        saved.save(step, to_parts(at_step(state, step)), meta)
+    saved.close()
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +62,14 @@ def two_steps(state, tmp_path_factory) -> Path:
 
 def restore(folder: Path, state: State):
     lines = []
-    found = checkpoint.restore_newest(folder, jax.eval_shape(lambda: state), None, lines.append)
-    return found, lines
+    abstract = jax.eval_shape(lambda: state)
+    found = Store(epath.Path(folder), CheckpointConfig()).restore(to_parts(abstract), lines.append)
+    return found and (from_parts(found[0], abstract), found[1]), lines
 
 
 def assert_is_step(found, state: State, step: int) -> None:
-    actual, position = found
-    assert position.batches == 3 * step
+    actual, meta = found
+    assert meta["position"] == {"batches": 3 * step}
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(actual.ema), jax.device_get(at_step(state, step).ema))
     assert int(actual.step) == step
 
@@ -134,7 +134,7 @@ def test_damage_is_named_and_the_one_before_is_used(two_steps, state, tmp_path, 
     # The run goes on, past the damaged step, and nobody takes what was set aside for a checkpoint.
     save(folder, state, (4, 5))
     assert_is_step(restore(folder, state)[0], state, 5)
-    assert checkpoint.find(folder).name == "5"
+    assert store.find(folder).name == "5"
 
 
 def test_undamaged_is_restored_without_a_word(two_steps, state):
@@ -158,6 +158,9 @@ def test_another_model_is_no_damage(two_steps, state):
     other = state.replace(ema={"more": jnp.zeros(3)})
     with pytest.raises(LensError, match="a checkpoint of another model, 1 arrays differ: ema/more is missing"):
         restore(two_steps, other)
+    half = state.replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params))
+    with pytest.raises(LensError, match=r"params/denoiser/\S+ is float32, this model has bfloat16"):
+        restore(two_steps, half)
     assert sorted(p.name for p in two_steps.iterdir()) == ["3", "5"]
 
 
@@ -168,12 +171,12 @@ def test_nothing_there(state, tmp_path):
 def test_damage_is_told_when_a_part_is_read(two_steps, state, tmp_path):
     folder = tmp_path / "5"
     shutil.copytree(two_steps / "5", folder)
-    wanted = {"params": checkpoint.abstract_params(CONFIG.model, "params")}
-    parts = checkpoint.load_parts(folder, wanted)
+    wanted = {"params": jax.eval_shape(lambda: state.params)}
+    parts = store.load(folder, wanted)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(parts["params"]), jax.device_get(state.params))
     flip_a_bit(folder)
     with pytest.raises(LensError, match=r"5: damaged"):
-        checkpoint.load_parts(folder, wanted)
+        store.load(folder, wanted)
 
 
 def test_newest_and_every_so_many_are_kept(state, tmp_path):
@@ -183,12 +186,12 @@ def test_newest_and_every_so_many_are_kept(state, tmp_path):
 
 def test_checkpoints_elsewhere_are_found(two_steps, tmp_path):
     """By the folder of the run, whose config says where they are."""
-    assert checkpoint.find(two_steps) == checkpoint.find(two_steps.parent) == two_steps / "5"
+    assert store.find(two_steps) == store.find(two_steps.parent) == two_steps / "5"
     (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"path": str(two_steps)}}))
-    assert str(checkpoint.find(tmp_path)) == str(two_steps / "5")
+    assert str(store.find(tmp_path)) == str(two_steps / "5")
     (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"path": ""}}))
     with pytest.raises(LensError, match="holds no checkpoint"):
-        checkpoint.find(tmp_path)
+        store.find(tmp_path)
 
 
 def test_checksum_sees_every_change():
@@ -248,7 +251,7 @@ def test_object_store(state, bucket):
     folder = place / "run" / "checkpoints"
     save(folder, state, (3, 4, 5, 6), keep_every=3)
     assert sorted(p.name for p in folder.iterdir()) == ["3", "5", "6"]
-    assert str(checkpoint.find("gs://lens/run")) == "gs://lens/run/checkpoints/6"
+    assert str(store.find("gs://lens/run")) == "gs://lens/run/checkpoints/6"
     found, lines = restore(folder, state)
     assert_is_step(found, state, 6)
     assert lines == []
