@@ -141,6 +141,10 @@ def train(argv: list[str]) -> int:
     config = parse(TrainConfig, argv[1:], f"lens-jax train {argv[0]}", default=base)
     from lens_jax.parallel import processes as distributed
 
+    if config.deterministic:
+        from lens_jax.pretraining import determinism
+
+        determinism.set_flag()
     distributed.initialize(heartbeat=config.heartbeat_seconds)
     from lens_jax.pretraining.job import train as run
 

@@ -62,6 +62,9 @@ class TrainConfig:
     offload: bool = False
     # Root of all randomness.
     seed: int = 0
+    # On a GPU, the same bits from the same steps, as a CPU and a TPU give anyway: XLA's attention in place of cuDNN's,
+    # and no kernels chosen by timing. Slower, and by how much is not measured.
+    deterministic: bool = False
     # What a new run starts from, instead of random parameters: a run or one of its checkpoints, a release folder or its
     # conversion, or a file of weights. A run that is there already goes on from its own checkpoint.
     init_from: str = ""

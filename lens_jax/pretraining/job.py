@@ -16,7 +16,7 @@ from lens_jax.data.datasets import open_data
 from lens_jax.data.mixture import START, Position
 from lens_jax.data.pipeline import Batches, batches, validation_batches
 from lens_jax.models.latent_grid import latent_grid
-from lens_jax.pretraining import warm_start
+from lens_jax.pretraining import determinism, warm_start
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features, fit_codec
 from lens_jax.pretraining.meter import Meter
@@ -40,6 +40,7 @@ from lens_jax.run.step import Batch, Programs
 
 def train(config: TrainConfig, console: Console | None = None) -> loop.Outcome:
     """Train until `config.steps`, from where the run folder `config.out` stands."""
+    config = determinism.settle(config)
     # One device needs no mesh, and is the faster for it: nothing has to say where it lives.
     mesh = parallel.make_mesh(config.mesh) if jax.device_count() > 1 else None
     log = Log(config.out, config.steps, config.logging, config.profile, console)
