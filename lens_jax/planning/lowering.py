@@ -170,7 +170,7 @@ def trace_encoders(
     pixels, step = abstract_pixels(images, bucket, mesh), jax.ShapeDtypeStruct((), jnp.int32)
     static = codec, tokens.padded, config.seed
     inputs = text.abstract_inputs(images)
-    shape = (images, tokens.text, *inputs.shape[2:])
+    shape = (images, min(tokens.text, text.max_tokens), *inputs.shape[2:])
     values = parallel.abstract_array("text_inputs", shape, inputs.dtype, mesh)
     lengths = parallel.abstract_array("text_lengths", (images,), jnp.int32, mesh)
     with _set(mesh):
