@@ -146,11 +146,12 @@ def test_nobody_at_the_address():
 
 
 TWO = """
-from lens_jax.pretraining import config
+from lens_jax import config
+from lens_jax.pretraining.config import TrainConfig
 from lens_jax.parallel import processes as distributed
 import lens_jax.run.loop  # importing what trains must touch no device, or it is too late to join
 import jax, numpy as np
-config.load("quickstart")
+config.load("quickstart", TrainConfig)
 distributed.initialize()
 distributed.initialize()
 mesh = jax.make_mesh((2,), ("host",), axis_types=(jax.sharding.AxisType.Auto,))
