@@ -26,8 +26,8 @@ from lens_jax.parallel import MeshConfig  # noqa: E402
 
 # Deep, so that one block is a small part of all.
 MODEL = DenoiserConfig(
-    layers=16, heads=8, head_dim=16, mlp_width=344, rope_axes=(4, 6, 6), latent_channels=48, text_width=64, text_layers=2,
-    dtype="float32",
+    layers=16, heads=8, head_dim=16, mlp_width=344, rope_axes=(4, 6, 6), latent_channels=48, text_width=64,
+    text_layers=2, dtype="float32",
 )  # fmt: skip
 CODEC = PixelCodecConfig(patch=4)
 
