@@ -22,9 +22,8 @@ def test_other_fields_and_other_versions_of_a_config(tiny_config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # Of another task, say: nothing but the three is read.
-        assert load.run_parts({name: values[name] for name in ("model", "codec", "text")} | {"kind": "X"}, "run")[:3] == (
-            tiny_config.model, tiny_config.codec, tiny_config.text,
-        )  # fmt: skip
+        other = {"kind": "Other", **{name: values[name] for name in ("model", "codec", "text")}}
+        assert load.run_parts(other, "run") == (tiny_config.model, tiny_config.codec, tiny_config.text)
     values["model"]["router"] = 3
     values["text"]["pooling"] = {"kind": "Mean"}
     del values["model"]["remat"]
