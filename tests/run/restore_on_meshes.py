@@ -17,16 +17,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np  # noqa: E402
 from flax.traverse_util import unflatten_dict  # noqa: E402
 
+from lens_jax import config as config_files  # noqa: E402
 from lens_jax import parallel  # noqa: E402
 from lens_jax.parallel import MeshConfig  # noqa: E402
 from lens_jax.pretraining import warm_start  # noqa: E402
+from lens_jax.pretraining.config import TrainConfig  # noqa: E402
 from lens_jax.run import store as checkpoint  # noqa: E402
 from lens_jax.run.optimizer import make_optimizer  # noqa: E402
 from lens_jax.run.state import create_state  # noqa: E402
 
 
 def main(run: str) -> None:
-    config = checkpoint.read_metadata(checkpoint.find(run))["config"]
+    config = config_files.from_dict(TrainConfig, checkpoint.read_metadata(checkpoint.find(run))["config"], run)
     optimizer = make_optimizer(config.optimizer, config.steps)
     create = functools.partial(create_state, config.model, optimizer, seed=1)
     digests = {}
