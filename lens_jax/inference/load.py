@@ -147,9 +147,8 @@ def from_run(
     text = _replaced(f"{path}: date", text, date=date)
     model = dataclasses.replace(model, **_accepted(path, "run", options, DenoiserConfig, from_run))
 
-    average = denoiser.abstract_params(dataclasses.replace(model, param_dtype="float32"))
     fitted = codec.abstract_fitted()
-    wanted = {"ema": {"denoiser": parallel.abstract_params(average, parallel.DENOISER_RULES, mesh)}}
+    wanted = {"ema": {"denoiser": abstract_denoiser(model, mesh)}}
     if fitted:
         wanted["frozen"] = {"codec": parallel.abstract_params(fitted, parallel.AUTOENCODER_RULES, mesh)}
     parts = store.load(folder, wanted, mesh, partial=True)
@@ -163,6 +162,12 @@ def from_run(
         default_size=_squarest(metadata.get("sizes"), str(folder)),
         mesh=mesh,
     )
+
+
+def abstract_denoiser(model: DenoiserConfig, mesh: Mesh | None = None) -> dict:
+    """Shapes and layouts of the denoiser in a checkpoint, which has it in float32 whatever it is drawn with."""
+    kept = denoiser.abstract_params(dataclasses.replace(model, param_dtype="float32"))
+    return parallel.abstract_params(kept, parallel.DENOISER_RULES, mesh)
 
 
 def _squarest(sizes: Any, where: str) -> tuple[int, int]:

@@ -173,8 +173,9 @@ def trace_encoders(
     shape = (images, min(tokens.text, text.max_tokens), *inputs.shape[2:])
     values = parallel.abstract_array("text_inputs", shape, inputs.dtype, mesh)
     lengths = parallel.abstract_array("text_lengths", (images,), jnp.int32, mesh)
+    codec_params, text_params = codec.abstract_params(mesh), text.abstract_params(mesh)
     with _set(mesh):
         return {
-            "codec": features.image_program.trace(*static, codec.abstract_params(mesh), pixels, step),
-            "text encoder": features.text_program.trace(text, tokens.text, text.abstract_params(mesh), values, lengths),
+            "codec": features.image_program.trace(*static, codec_params, pixels, step),
+            "text encoder": features.text_program.trace(text, tokens.text, text_params, values, lengths),
         }
