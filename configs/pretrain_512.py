@@ -1,12 +1,13 @@
 """Stage 1 of the report's pre-training: 512 x 512 pixels, 400,000 updates of 3,072 images, from nothing.
 
-lens-jax prepare folder --path PICTURES --out data/stage1 --buckets 512x512
+lens-jax prepare folder --path IMAGES --out data/stage1 --buckets 512x512 \
+    --caption-classes 128 160 216 256 288 344 --tokenizer checkpoints/Lens-Base/tokenizer
 lens-jax plan pretrain_512 --hardware h100 --devices 128
 srun lens-jax train pretrain_512                         # launch/ has the scripts
 
 The report trained on 128 A100s (its section 3): constant rate 2e-4, AdamW (0.9, 0.999), clip 1, bfloat16, gradient
 checkpointing, noise levels at mu 1.06. What it does not state is filled in with usual values: warm-up, decay, average,
-and a tenth of the captions dropped. 1.33e22 operations: at 40 % of the peak of 128 H100s 73 hours, encoders not
+and a tenth of the captions dropped. 1.34e22 operations: at 40 % of the peak of 128 H100s 73 hours, encoders not
 counted. Not run by us.
 """
 

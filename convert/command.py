@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from lens_jax.console import make_console
 from lens_jax.convert import native, source
+from lens_jax.convert.release import is_native
 from lens_jax.errors import LensError
 
 
@@ -77,14 +78,27 @@ def to_torch(config: ToTorch) -> None:
     origin, target = Path(config.src), Path(config.dst)
     if not origin.is_dir():
         raise LensError(f"{origin}: no such folder; give one in our layout (lens.json), or a run")
+    weights = origin if is_native(origin) else _trained(origin, config.ema)
     with _progress("converting", None) as advance:
-        written = native.to_torch(origin, target, config.dtype, config.ema, config.single_file, advance)
+        written = native.to_torch(weights, target, config.dtype, config.single_file, advance)
     console = make_console()
     console.print(f"{', '.join(written)} in {target}")
     if config.verify:
         with _progress("verifying", None) as advance:
-            compared = native.verify_torch(origin, target, config.dtype, config.ema, advance)
+            compared = native.verify_torch(weights, target, config.dtype, advance)
         console.print(f"{compared:,} tensors compared with {origin}: all equal to the bit")
+
+
+def _trained(run: Path, ema: bool) -> native.Trained:
+    """The denoiser of a run's newest checkpoint: its moving average, or the parameters themselves."""
+    from lens_jax.inference.load import abstract_denoiser, run_parts
+    from lens_jax.run import store
+
+    folder = store.find(run)
+    model = run_parts(store.read_metadata(folder)["config"], str(folder)).model
+    part = "ema" if ema else "params"
+    wanted = {part: {"denoiser": abstract_denoiser(model)}}
+    return native.Trained(model, store.load(folder, wanted, partial=True)[part]["denoiser"])
 
 
 @contextlib.contextmanager

@@ -7,24 +7,22 @@
 Safetensors because leaves then load through a memory map, whole or in slices, and never run code.
 """
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
-from lens_jax import config as config_files
 from lens_jax.atomic import new_directory
 from lens_jax.convert import denoiser, folder, source, table, writer
 from lens_jax.convert.component import COMPONENTS, Component
-from lens_jax.convert.release import INDEX, MARK, MODEL_INDEX, SCHEDULER, is_native, metadata
+from lens_jax.convert.release import INDEX, MARK, MODEL_INDEX, SCHEDULER, metadata
 from lens_jax.convert.source import Source
 from lens_jax.convert.table import Tensors
 from lens_jax.errors import LensError
-from lens_jax.models import denoiser as model
 from lens_jax.models.denoiser import DenoiserConfig
 
 # Small files of a release that are copied as they are; the tokenizer's is 28 MB.
@@ -65,25 +63,32 @@ def to_jax(
     return [part.component for part in origin.parts.values()]
 
 
+class Trained(NamedTuple):
+    """A denoiser that a run has trained."""
+
+    config: DenoiserConfig
+    # Parameters as a nested dict.
+    params: dict
+
+
 def to_torch(
-    source: Path,
+    source: Path | Trained,
     target: Path,
     dtype: str | None = None,
-    ema: bool = True,
     single_file: bool = False,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write a release folder from our layout, or the `transformer/` of one from a training run.
+    """Write a release folder from our layout, or the `transformer/` of one from what a run has trained.
 
-    dtype: of the denoiser's floats, "f32" or "bf16"; by default what it has. ema: of a run, the moving average and not
-    the parameters themselves. single_file: never shard. Returns the folders written.
+    dtype: of the denoiser's floats, "f32" or "bf16"; by default what it has. single_file: never shard. Returns the
+    folders written.
     """
     limit = {"max_shard_bytes": 1 << 62} if single_file else {}
     written = []
     with new_directory(target, False, MARK) as aside:
-        if is_native(source):
+        if not isinstance(source, Trained):
             _copy_small(source / "release", aside)
-        for component, tensors, values in _for_release(source, dtype, ema):
+        for component, tensors, values in _for_release(source, dtype):
             place = aside / component.theirs
             writer.write_folder(place, tensors, stem=component.stem, progress=progress, **limit)
             if values:
@@ -93,27 +98,31 @@ def to_torch(
 
 
 def verify_torch(
-    source: Path, target: Path, dtype: str | None = None, ema: bool = True, progress: Progress | None = None
+    source: Path | Trained, target: Path, dtype: str | None = None, progress: Progress | None = None
 ) -> int:
     """Compare every tensor that `to_torch` wrote with what it was made of; returns how many were compared."""
     compared = 0
-    for component, tensors, _ in _for_release(source, dtype, ema):
+    for component, tensors, _ in _for_release(source, dtype):
         place = target / component.theirs
         written = folder.open_component(place)
         if written.specs != tensors.specs:
-            raise LensError(f"{place}: names, shapes or dtypes are not those of {source}")
-        compared += _compare(tensors, written, place, source, progress)
+            raise LensError(f"{place}: names, shapes or dtypes are not those of {_name(source)}")
+        compared += _compare(tensors, written, place, _name(source), progress)
     return compared
+
+
+def _name(source: Path | Trained) -> Path | str:
+    return "the run" if isinstance(source, Trained) else source
 
 
 _DTYPES = {"f32": np.dtype(np.float32), "bf16": table.FLOATS[1]}
 
 
-def _for_release(source: Path, dtype: str | None, ema: bool) -> Iterator[tuple[Component, Tensors, dict | None]]:
+def _for_release(source: Path | Trained, dtype: str | None) -> Iterator[tuple[Component, Tensors, dict | None]]:
     """Each network with its tensors by the names of the release, and its config where none lies beside it."""
     numpy_dtype = _DTYPES[dtype] if dtype else None
-    if not is_native(source):
-        yield _run_for_release(source, numpy_dtype, ema)
+    if isinstance(source, Trained):
+        yield _run_for_release(source, numpy_dtype)
         return
     for component in COMPONENTS:
         if (source / component.ours).is_dir():
@@ -124,19 +133,10 @@ def _for_release(source: Path, dtype: str | None, ema: bool) -> Iterator[tuple[C
             yield component, table.to_release(rules, _Views(lazy), cast), None
 
 
-def _run_for_release(source: Path, dtype: np.dtype | None, ema: bool) -> tuple[Component, Tensors, dict]:
-    from lens_jax.run import store
-
-    place = store.find(source)
-    values = store.read_metadata(place).get("config", {}).get("model", {})
-    config = config_files.read(DenoiserConfig, values, str(place), "model", [])
-    config = dataclasses.replace(config, param_dtype="float32")
-    part = "ema" if ema else "params"
-    wanted = {part: {"denoiser": model.abstract_params(config)}}
-    params = store.load(place, wanted, partial=True)[part]["denoiser"]
+def _run_for_release(trained: Trained, dtype: np.dtype | None) -> tuple[Component, Tensors, dict]:
     # Which layers of which encoder the features came from is not the denoiser's to know; a run counts them from 0.
-    values = denoiser.config_to_release(config, tuple(range(config.text_layers)))
-    return COMPONENTS[0], denoiser.to_release(config, params, dtype), values
+    values = denoiser.config_to_release(trained.config, tuple(range(trained.config.text_layers)))
+    return COMPONENTS[0], denoiser.to_release(trained.config, trained.params, dtype), values
 
 
 def verify(origin: Source, target: Path, progress: Progress | None = None) -> int:
@@ -153,7 +153,7 @@ def verify(origin: Source, target: Path, progress: Progress | None = None) -> in
     return compared
 
 
-def _compare(wanted: Tensors, written: Tensors, where: Path, origin: Path, progress: Progress | None) -> int:
+def _compare(wanted: Tensors, written: Tensors, where: Path, origin: Path | str, progress: Progress | None) -> int:
     for name, array in wanted.items():
         one, other = array.astype(written.dtype(name), copy=False), written[name]
         if one.shape != other.shape or one.tobytes() != other.tobytes():

@@ -1,4 +1,4 @@
-"""Pictures as files: PNGs that say how they were made, and contact sheets."""
+"""Images as files: PNGs that say how they were made, and contact sheets."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-# A picture on a sheet is enlarged by a whole factor until its longer side has at least this many pixels.
+# An image on a sheet is enlarged by a whole factor until its longer side has at least this many pixels.
 _SHEET_SIDE = 96
 _LABEL_HEIGHT = 18
 _GAP = 4
@@ -33,11 +33,11 @@ def read_png_metadata(path: Path) -> dict:
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str]) -> Image.Image:
-    """Rows of uint8 pictures [H, W, 3], each row under its label. Small pictures are enlarged without smoothing."""
-    rows = [[_enlarge(picture) for picture in row] for row in rows]
+    """Rows of uint8 images [H, W, 3], each row under its label. Small images are enlarged without smoothing."""
+    rows = [[_enlarge(pixels) for pixels in row] for row in rows]
     columns = max(len(row) for row in rows)
     cell_widths = [max((row[c].width for row in rows if c < len(row)), default=0) for c in range(columns)]
-    row_heights = [max(picture.height for picture in row) + _LABEL_HEIGHT for row in rows]
+    row_heights = [max(image.height for image in row) + _LABEL_HEIGHT for row in rows]
     # Several blocks of rows side by side, so that many prompts make no ribbon.
     block_width = max(sum(cell_widths) + _GAP * columns, 160) + 2 * _GAP
     blocks = max(1, min(len(rows), round(math.sqrt(sum(row_heights) / block_width))))
@@ -50,8 +50,8 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str]) -
         left = block * block_width + _GAP
         top = sum(row_heights[block * per_block : block * per_block + place])
         draw.text((left, top + 2), _fitting(label, font, block_width - 2 * _GAP), fill="black", font=font)
-        for picture, cell in zip(row, cell_widths):
-            sheet.paste(picture, (left, top + _LABEL_HEIGHT))
+        for image, cell in zip(row, cell_widths):
+            sheet.paste(image, (left, top + _LABEL_HEIGHT))
             left += cell + _GAP
     return sheet
 
@@ -61,8 +61,8 @@ def slug(text: str, limit: int = 40) -> str:
     return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:limit].strip("-") or "prompt"
 
 
-def _enlarge(picture: np.ndarray) -> Image.Image:
-    image = Image.fromarray(picture)
+def _enlarge(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(pixels)
     factor = max(1, math.ceil(_SHEET_SIDE / max(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 

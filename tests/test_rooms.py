@@ -26,16 +26,17 @@ ORDER = (
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 LEVEL["__init__"] = -1  # what is imported of the package itself is its version
 ROOT = Path(lens_jax.__file__).parent
-# A run is converted from its checkpoint; the configs that come with the package are found by their names.
-ALLOWED = {("convert", "run"), ("config", "configs")}
+# The configs that come with the package are found by their names.
+ALLOWED = {("config", "configs")}
 
 
 def modules():
-    """(room, file) of every module, those of convert/ and configs/ too."""
+    """(room, file) of every module, those of convert/ and configs/ too; a command is of the highest."""
     roots = {"": ROOT, "convert": ROOT.parent / "convert", "configs": ROOT.parent / "configs"}
     for room, root in roots.items():
         for path in sorted(root.rglob("*.py")):
-            yield room or path.relative_to(root).parts[0].removesuffix(".py"), path
+            command = room == "convert" and path.name == "command.py"
+            yield "cli" if command else room or path.relative_to(root).parts[0].removesuffix(".py"), path
 
 
 def imported(path: Path):

@@ -71,7 +71,7 @@ def draw(
         model,
         solver,
         params,
-        *(placed if mesh is None else _spread(placed, mesh)),
+        *(placed if mesh is None else spread(placed, mesh)),
         joint_positions(*grid, tokens),
         sampler.sigma_schedule(grid[0] * grid[1], num_inference_steps),
         np.float32(guidance_scale) if guidance_scale != 1 else None,
@@ -99,7 +99,7 @@ def draw_program(
     return sampler.sample(denoise, noise, text, negative, positions, sigmas, guidance_scale, solver)
 
 
-def _spread(tree: Any, mesh: Mesh) -> Any:
+def spread(tree: Any, mesh: Mesh) -> Any:
     """Arrays of the host by rows over the mesh, whichever rows the devices of this process hold."""
     rows = NamedSharding(mesh, PartitionSpec(tuple(axis for axis in _ROWS if mesh.shape[axis] > 1) or None))
 

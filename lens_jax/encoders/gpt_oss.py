@@ -66,7 +66,7 @@ class GptOssTextConfig:
     @property
     def suffix_tokens(self) -> int:
         """What closes a conversation behind the caption."""
-        return harmony.SUFFIX_TOKENS
+        return 0 if self.original_truncation else harmony.SUFFIX_TOKENS
 
     @property
     def dtype(self) -> str:
@@ -175,8 +175,10 @@ class GptOssEncoder:
         return {"model": self.model, "past": parallel.on(self._mesh, _prefill)(self.config, self.model, prefix)}
 
     def tokens(self, captions: Sequence[str]) -> TextInputs:
-        rows = [self._ids(caption) if text else [] for caption, text in zip(captions, check_prompts(captions))]
-        return TextInputs(*pad(rows, self.config.max_tokens, self.tokenizer.pad_token))
+        suffix = self.tokenizer.encode_pieces(self._frame.suffix)
+        whole = lambda caption: self.tokenizer.encode(caption) + suffix
+        rows = [whole(caption) if text else [] for caption, text in zip(captions, check_prompts(captions))]
+        return TextInputs(*pad(rows, max(map(len, rows), default=0), self.tokenizer.pad_token))
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """T is the length class of the longest prompt.

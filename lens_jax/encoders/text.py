@@ -28,7 +28,8 @@ class TextFeatures(NamedTuple):
 class TextInputs(NamedTuple):
     """B captions as the host hands them to the devices, right padded."""
 
-    # [B, max_tokens] int32 ids of a model on the devices, or [B, max_tokens, width] float32 features made on the host.
+    # [B, T] int32 ids of a model on the devices, or [B, T, width] float32 features made on the host. A model's captions
+    # are whole: they are cut, and counted, where it is known how much room there is.
     values: np.ndarray
     # int32 [B], the valid tokens of each row.
     lengths: np.ndarray
@@ -70,7 +71,7 @@ class TextConfig(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """T of what training reads: one static shape, so that no caption compiles anything."""
+        """The most tokens that training reads of a caption."""
 
     @property
     def suffix_tokens(self) -> int:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.convert import load as weights
-from lens_jax.convert import native, release, source
+from lens_jax.convert import release, source
 from lens_jax.convert.component import COMPONENTS
 from lens_jax.encoders import gpt_oss, kinds
 from lens_jax.encoders.flux import FluxCodecConfig
@@ -27,7 +27,7 @@ from lens_jax.models.denoiser import DenoiserConfig
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
     """From whatever is at `path`; `options` are those of `from_release` or `from_run`."""
     local = None if "://" in str(path) else Path(path)
-    if local and (release.is_release(local) or native.is_native(local) or local.is_file()):
+    if local and (release.is_release(local) or release.is_native(local) or local.is_file()):
         return from_release(local, **_accepted(path, "release", options, from_release))
     return from_run(path, **options)
 
@@ -147,9 +147,8 @@ def from_run(
     text = _replaced(f"{path}: date", text, date=date)
     model = dataclasses.replace(model, **_accepted(path, "run", options, DenoiserConfig, from_run))
 
-    average = denoiser.abstract_params(dataclasses.replace(model, param_dtype="float32"))
     fitted = codec.abstract_fitted()
-    wanted = {"ema": {"denoiser": parallel.abstract_params(average, parallel.DENOISER_RULES, mesh)}}
+    wanted = {"ema": {"denoiser": abstract_denoiser(model, mesh)}}
     if fitted:
         wanted["frozen"] = {"codec": parallel.abstract_params(fitted, parallel.AUTOENCODER_RULES, mesh)}
     parts = store.load(folder, wanted, mesh, partial=True)
@@ -163,6 +162,12 @@ def from_run(
         default_size=_squarest(metadata.get("sizes"), str(folder)),
         mesh=mesh,
     )
+
+
+def abstract_denoiser(model: DenoiserConfig, mesh: Mesh | None = None) -> dict:
+    """Shapes and layouts of the denoiser in a checkpoint, which has it in float32 whatever it is drawn with."""
+    kept = denoiser.abstract_params(dataclasses.replace(model, param_dtype="float32"))
+    return parallel.abstract_params(kept, parallel.DENOISER_RULES, mesh)
 
 
 def _squarest(sizes: Any, where: str) -> tuple[int, int]:

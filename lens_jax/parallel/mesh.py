@@ -33,8 +33,8 @@ class MeshConfig:
     tensor: int = 1
     # Parts of every sequence; with `tensor` it must divide the heads. For sizes above 1440 pixels.
     sequence: int = 1
-    # What gradients are summed in over `data` and `fsdp`: the model's dtype, or float32. Of bfloat16 sums the rounding
-    # grows with the devices; float32 sends a gradient in twice the bytes, a third more in all with fsdp.
+    # What gradients are summed in over `data` and `fsdp`: the dtype that the model computes in, or float32. Rounding
+    # of bfloat16 sums grows with the devices; float32 sends twice the bytes, and `lens-jax plan` says how many.
     reduce_dtype: ReduceDtype = "compute"
 
     def __post_init__(self):

@@ -6,6 +6,7 @@ device its part.
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 
 import jax
@@ -53,7 +54,7 @@ def rows_of_host(mesh: Mesh | None, batch_size: int, process: int | None = None)
     if mesh is None:
         return np.arange(batch_size)
     check_batch_size(batch_size, mesh)
-    return _rows(mesh, batch_size, jax.process_index() if process is None else process)
+    return _by_process(mesh, batch_size)[jax.process_index() if process is None else process]
 
 
 def global_rows(mesh: Mesh | None, count: int, process: int | None = None) -> int:
@@ -107,10 +108,14 @@ def _parts(mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-@functools.lru_cache(maxsize=1024)
-def _rows(mesh: Mesh, size: int, process: int) -> np.ndarray:
+@functools.lru_cache(maxsize=256)
+def _by_process(mesh: Mesh, size: int) -> dict[int, np.ndarray]:
+    """The rows of every process with devices in the mesh."""
     where = NamedSharding(mesh, batch_spec("text_lengths", 1, mesh)).devices_indices_map((size,))
-    mine = {index[0].indices(size)[:2] for device, index in where.items() if device.process_index == process}
-    rows = np.concatenate([np.arange(0), *(np.arange(*part) for part in sorted(mine))])
-    rows.flags.writeable = False
-    return rows
+    parts = defaultdict(set)
+    for device, index in where.items():
+        parts[device.process_index].add(index[0].indices(size)[:2])
+    found = {process: np.concatenate([np.arange(*part) for part in sorted(mine)]) for process, mine in parts.items()}
+    for rows in found.values():
+        rows.flags.writeable = False
+    return found

@@ -67,7 +67,7 @@ class Plan:
     devices: int
     # Devices along each axis; none for one device.
     mesh: dict[str, int]
-    # How it lies on the devices, or that this was not checked; "" where there is nothing to say.
+    # How it lies on the devices; "" where there is nothing to say.
     layout: str
     data: str
     # Bytes on one device throughout, and those of the fullest program, by kind.
@@ -171,7 +171,7 @@ def _lay_out(config: TrainConfig, options: PlanConfig) -> tuple[Any, str, DataUs
     data = data_use(config, 1 if mesh is None else mesh.shape["sequence"], options.caption_tokens)
     estimate.check_shapes(config, data, mesh)
     sizes = sorted({use.images for use in data.buckets})
-    layout = topology.check(config.mesh, options.hardware, described, sizes)
+    layout = topology.check(config.mesh, described, sizes)
     return mesh, layout, data, largest_shapes(data.buckets)
 
 

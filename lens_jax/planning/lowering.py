@@ -170,11 +170,12 @@ def trace_encoders(
     pixels, step = abstract_pixels(images, bucket, mesh), jax.ShapeDtypeStruct((), jnp.int32)
     static = codec, tokens.padded, config.seed
     inputs = text.abstract_inputs(images)
-    shape = (images, tokens.text, *inputs.shape[2:])
+    shape = (images, min(tokens.text, text.max_tokens), *inputs.shape[2:])
     values = parallel.abstract_array("text_inputs", shape, inputs.dtype, mesh)
     lengths = parallel.abstract_array("text_lengths", (images,), jnp.int32, mesh)
+    codec_params, text_params = codec.abstract_params(mesh), text.abstract_params(mesh)
     with _set(mesh):
         return {
-            "codec": features.image_program.trace(*static, codec.abstract_params(mesh), pixels, step),
-            "text encoder": features.text_program.trace(text, tokens.text, text.abstract_params(mesh), values, lengths),
+            "codec": features.image_program.trace(*static, codec_params, pixels, step),
+            "text encoder": features.text_program.trace(text, tokens.text, text_params, values, lengths),
         }

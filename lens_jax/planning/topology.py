@@ -1,10 +1,10 @@
-"""Devices that are not there, where they would stand: slices of TPUs as libtpu describes them, GPUs in their nodes.
+"""Devices that are not there, where they would stand: TPUs in the torus of their slice, GPUs in their nodes.
 
-libtpu, the TPU's own compiler, needs no TPU: it compiles for any slice on any machine.
+To compile for a slice takes libtpu, the TPU's own compiler, which does so on any machine. Where the chips are is simple
+enough to be said without it: once loaded, it ends the process in which JAX's profiler is started.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import itertools
 import math
@@ -39,8 +39,12 @@ def _cuboids(*most: int) -> dict[int, tuple[int, ...]]:
 _SLICES: dict[Name, dict[int, tuple[int, ...]]] = {
     "v5e": _FLAT, "v6e": _FLAT, "v5p": _cuboids(16, 16, 24), "v4": _cuboids(12, 16, 16),
 }  # fmt: skip
+# As JAX calls them.
+_KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
 # A v4 would be compiled for as two small devices a chip, not as one.
-_DESCRIBED = ("v5e", "v5p", "v6e")
+_COMPILED = ("v5e", "v5p", "v6e")
+# Chips of a host along the sides of its slice, where these are as long.
+_HOST = (2, 2, 1)
 # libtpu looks for the machine it is on and complains for pages where there is none; and two plans may run at once.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -61,11 +65,22 @@ class Gpu:
     platform: str = "gpu"
 
 
-def check(config: MeshConfig, hardware: Name, devices: list[Any] | None, batch_sizes: list[int]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a TPU."""
+
+    id: int
+    # The host, with four chips and one process.
+    process_index: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    device_kind: str
+    core_on_chip: int = 0
+    platform: str = "tpu"
+
+
+def check(config: MeshConfig, devices: list[Any], batch_sizes: list[int]) -> str:
     """How the mesh of a run lies on devices that `describe` gave, in a line; LensError where it does not."""
-    if devices is None:
-        change = "pip install 'lens-jax[tpu]' checks it" if hardware in _DESCRIBED else "libtpu describes none"
-        return f"not checked how the mesh lies on a slice of {hardware}: {change}"
     if len(devices) == 1:
         return ""
     layout = parallel.arrange(config.sizes(len(devices)), devices)
@@ -81,19 +96,20 @@ def check(config: MeshConfig, hardware: Name, devices: list[Any] | None, batch_s
     return f"{len(hosts)} hosts, {layout.how}; a host reads {100 * share:.3g} % of the rows"
 
 
-def describe(hardware: Name, devices: int, slices: int = 1) -> list[Any] | None:
-    """So many devices as JAX would list them; None where nothing here can describe them.
-
-    LensError where that many cannot be rented.
-    """
+def describe(hardware: Name, devices: int, slices: int = 1) -> list[Any]:
+    """So many devices as JAX would list them; LensError where that many cannot be rented."""
     if HARDWARE[hardware].platform != "tpu":
         if slices != 1:
             raise LensError(f"--slices is {slices}; it must be 1 for {hardware}, which come in nodes")
         return [Gpu(number, number // HARDWARE[hardware].domain) for number in range(devices)]
-    shape = sides(hardware, devices, slices)
-    if hardware not in _DESCRIBED or importlib.util.find_spec("libtpu") is None:
-        return None
-    return _slices(hardware, shape, slices)
+    shape = (*sides(hardware, devices, slices), 1)[:3]
+    hosts = [max(1, side // chips) for side, chips in zip(shape, _HOST)]
+    found = []
+    # Chips and hosts are numbered along the first side first.
+    for index, z, y, x in itertools.product(range(slices), *(range(side) for side in reversed(shape))):
+        host = x // _HOST[0] + hosts[0] * (y // _HOST[1] + hosts[1] * (z + hosts[2] * index))
+        found.append(Chip(len(found), host, (x, y, z), index, _KINDS[hardware]))
+    return found
 
 
 def sides(hardware: Name, devices: int, slices: int = 1) -> tuple[int, ...]:
@@ -115,20 +131,18 @@ def sides(hardware: Name, devices: int, slices: int = 1) -> tuple[int, ...]:
 
 def slice_mesh(config: MeshConfig, hardware: Name, devices: int, slices: int = 1) -> Mesh:
     """The mesh of a run over TPUs that can be compiled for, of one too; LensError where that cannot be."""
-    if hardware not in _DESCRIBED:
-        raise LensError(f"--compile: {hardware} cannot be compiled for without one; {', '.join(_DESCRIBED)} can")
-    described = describe(hardware, devices, slices)
-    if described is None:
+    if hardware not in _COMPILED:
+        raise LensError(f"--compile: {hardware} cannot be compiled for without one; {', '.join(_COMPILED)} can")
+    if importlib.util.find_spec("libtpu") is None:
         raise LensError("--compile needs the TPU's compiler: pip install 'lens-jax[tpu]'")
-    return parallel.make_mesh(config, described)
+    return parallel.make_mesh(config, described_by_libtpu(hardware, sides(hardware, devices, slices), slices))
 
 
-@functools.cache
-def _slices(hardware: Name, shape: tuple[int, ...], count: int) -> list[Any]:
+def described_by_libtpu(hardware: Name, shape: tuple[int, ...], slices: int) -> list[Any]:
+    """Devices that can be compiled for."""
     name = f"{hardware}:{'x'.join(map(str, shape))}"
-    # A host has four chips, two by two.
-    host = [min(2, size) for size in shape[:2]] + [1]
-    several = {"num_slices": count} if count > 1 else {}
+    host = [min(pair) for pair in zip((*shape, 1), _HOST)]
+    several = {"num_slices": slices} if slices > 1 else {}
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     try:

@@ -44,7 +44,7 @@ class Features:
         """With `cached` batches come with latents and features, and the networks are loaded for samples only."""
         self._config, self._mesh, self._cached = config, mesh, cached
         self.counts = token_counts(config, shapes, 1 if mesh is None else mesh.shape["sequence"])
-        self._cut = CutCaptions()
+        self.cut_captions = CutCaptions()
         if not cached:
             # Better now than when the first batch comes.
             self.codec, self.text_encoder  # noqa: B018
@@ -61,19 +61,27 @@ class Features:
     def read(self, batch: dict) -> dict:
         """The host's part, done in the reading threads: captions become what the devices make features of.
 
-        Both get the room for text that the batch's shape has.
+        They are cut to the room for text that the batch's shape has.
         """
         batch, tokens = dict(batch), self.counts[Shape.of(batch)]
         if self._cached:
             batch["latents"] = _pad(batch["latents"], tokens.padded)
         else:
             batch["text_inputs"], batch["text_lengths"] = self.text_encoder.tokens(batch.pop("captions"))
-        lengths, behind = batch["text_lengths"], self._config.text.suffix_tokens
-        for name in {"text", "text_inputs"} & batch.keys():
-            batch[name] = jax.tree.map(lambda values: fit_text(values, lengths, tokens.text, behind), batch[name])
-        batch["text_lengths"] = np.minimum(lengths, np.int32(tokens.text))
-        self._cut.add(int((lengths > tokens.text).sum()), len(lengths))
+        text = {name: batch[name] for name in ("text", "text_inputs") if name in batch}
+        text, batch["text_lengths"] = self._cut(text, batch["text_lengths"], tokens.text)
+        batch |= text
+        if "text" in batch:
+            batch["text"] = tuple(_pad(layer, tokens.text) for layer in batch["text"])
         return batch
+
+    def _cut(self, values, lengths: np.ndarray, room: int):
+        """(a tree of [B, T, ...], lengths [B]) of whole captions to what there is room for, and at most is read."""
+        text = self._config.text
+        most = min(room, text.max_tokens)
+        self.cut_captions.add(int((lengths > most).sum()), len(lengths))
+        values = jax.tree.map(lambda x: fit_text(x, lengths, most, text.suffix_tokens), values)
+        return values, np.minimum(lengths, np.int32(most))
 
     def encode(self, fitted: dict, batch: dict) -> dict:
         """The devices' part: this process's rows to the whole batch, spread over the mesh; `fitted` as below."""
@@ -115,13 +123,13 @@ class Features:
         return np.asarray(self.encode(fitted, batch)["latents"])[:, : tokens.image]
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
-        """Text tokens of each caption."""
-        return self.text_encoder.tokens(captions).lengths
+        """Text tokens that are read of each caption."""
+        return np.minimum(self.text_encoder.tokens(captions).lengths, self._config.text.max_tokens)
 
     def text(self, captions: Sequence[str], room: int) -> tuple[np.ndarray, np.ndarray]:
-        """(features [layers, B, room, width], lengths [B]) on the host of captions of at most `room` tokens."""
-        values, lengths = self.text_encoder.tokens(captions)
-        batch = parallel.place_batch({"text_inputs": values[:, :room], "text_lengths": lengths}, self._mesh)
+        """(features [layers, B, room, width], lengths [B]) on the host of the first `room` tokens of captions."""
+        values, lengths = self._cut(*self.text_encoder.tokens(captions), room)
+        batch = parallel.place_batch({"text_inputs": values, "text_lengths": lengths}, self._mesh)
         layers = self._encode_text(room, batch["text_inputs"], batch["text_lengths"])
         return np.stack([np.asarray(layer) for layer in layers]), lengths
 

@@ -83,7 +83,7 @@ def positions(tokens: Tokens) -> np.ndarray:
 def fit_text(values: np.ndarray, lengths: np.ndarray, room: int, behind: int) -> np.ndarray:
     """Captions [B, T] or [B, T, width] of these lengths to [B, room]; the last `behind` tokens of each are always kept.
 
-    They are what stands behind every caption, so a caption that is too long is cut at its own end.
+    They are what stands behind every caption, so one that is too long is cut at its own end.
     """
     behind = min(behind, room)
     fitted = np.zeros((len(values), room, *values.shape[2:]), values.dtype)

@@ -58,7 +58,7 @@ def test_features_are_those_of_the_whole_conversation(build, params, byte_tokeni
     assert len(byte_tokenizer.encode_pieces(frame.prefix)) == PREFIX
     assert features.lengths.tolist() == [n + SUFFIX if n else 0 for n in (9, 0, 176, 9, 0)]
     assert len(features.layers) == 2
-    assert features.layers[0].shape == (5, 256, 64)
+    assert features.layers[0].shape == (5, 512, 64)
     # What training reads is the same: one implementation.
     encoder = build()
     trained = encoder.config.features(encoder.params, *map(jnp.asarray, encoder.tokens(prompts)))

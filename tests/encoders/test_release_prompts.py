@@ -87,10 +87,10 @@ def test_long_prompts_by_our_rule_and_by_the_original(release, pipe):
     frame = harmony.image_frame(harmony.DEFAULT_DATE)
     suffix = pipe.text_encoder.tokenizer.encode_pieces(frame.suffix)
     with pytest.warns(LensWarning, match="its end is cut"):
-        ours, theirs = (p.text_encoder._token_ids(prompt) for p in (pipe, original))
+        ours, theirs = (p.text_encoder._ids(prompt) for p in (pipe, original))
     assert len(ours) == len(theirs) == 415
     assert ours[:393] == theirs[:393]
     assert ours[393:] == suffix
     assert theirs[393:] == [ours[392]] * 22
     whole = encode_prompt(pipe.text_encoder.tokenizer, frame, "a cat")
-    assert pipe.text_encoder._token_ids("a cat") == whole[harmony.PREFIX_TOKENS :]
+    assert pipe.text_encoder._ids("a cat") == whole[harmony.PREFIX_TOKENS :]

@@ -1,7 +1,6 @@
 """Every host of every slice finds the rows that its devices hold, however the network orders them."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from lens_jax.errors import LensError, LensWarning
 from lens_jax.parallel import AXES, MeshConfig, rows
 from lens_jax.planning import topology
 
-# Slices as libtpu describes them; their hosts have four chips, two by two.
+# tests/planning/test_topology.py compares these descriptions with libtpu's.
 SLICES = [
     ("v6e", 16), ("v6e", 256), ("v5e", 16), ("v5e", 64), ("v5e", 256), ("v5p", 16), ("v5p", 64), ("v5p", 128),
 ]  # fmt: skip
@@ -61,7 +60,6 @@ def check_rows(mesh, images: int) -> None:
 @pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize(("hardware", "chips"), SLICES)
 def test_every_host_of_a_slice(hardware, chips, slices):
-    pytest.importorskip("libtpu", reason="describes slices of TPUs; for Linux the extra `test` brings it")
     devices = topology.describe(hardware, slices * chips, slices)
     meshes = {**MESHES, "data, fsdp 64": MeshConfig(data=-1, fsdp=64)} if chips >= 64 else MESHES
     for config in meshes.values():
@@ -74,40 +72,17 @@ def test_every_host_of_a_slice(hardware, chips, slices):
 
 def test_the_pods_that_did_not_start():
     """The network's order is kept, so the rows of a host are no block; and the split that JAX refuses to choose."""
-    pytest.importorskip("libtpu", reason="describes slices of TPUs; for Linux the extra `test` brings it")
     mesh = parallel.make_mesh(MeshConfig(), topology.describe("v6e", 16))
     assert parallel.rows_of_host(mesh, 16, 0).tolist() == [0, 1, 6, 15]
     layout = parallel.arrange((4, 64, 1, 1), topology.describe("v6e", 256))
     assert (layout.how, layout.plain) == ("along parts of the 16x16 torus", False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """As much of a TPU as decides its place, for machines without libtpu."""
-
-    id: int
-    process_index: int
-    coords: tuple[int, int, int]
-    slice_index: int
-    core_on_chip: int = 0
-    device_kind: str = "TPU v6 lite"
-    platform: str = "tpu"
-
-
-def slices_of(count: int, width: int = 4, height: int = 4) -> list[Chip]:
-    """Slices of so many chips, four to a host, listed last first."""
-    chips = []
-    for index, y, x in itertools.product(range(count), range(height), range(width)):
-        host = (index * height + y) // 2 * (width // 2) + x // 2
-        chips.append(Chip(len(chips), host, (x, y, 0), index))
-    return chips[::-1]
-
-
 @pytest.mark.parametrize("name", MESHES)
 def test_slices_are_joined_along_rows(name):
-    devices = slices_of(2)
+    # The last first.
+    devices = topology.describe("v6e", 32, 2)[::-1]
     mesh = parallel.make_mesh(MESHES[name], devices)
-    check_rows(mesh, 64)
     # Each axis that is within a slice has it from end to end.
     inner = {device.slice_index for device in mesh.devices[0, 0].flat}
     assert len(inner) == 1
@@ -118,12 +93,12 @@ def test_slices_are_joined_along_rows(name):
 
 def test_what_cannot_be_joined():
     with pytest.raises(LensError, match=r"tensor 32 x sequence 1 must divide the 16 chips of .* mesh\.tensor 16 would"):
-        parallel.make_mesh(MeshConfig(tensor=32), slices_of(2))
+        parallel.make_mesh(MeshConfig(tensor=32), topology.describe("v6e", 32, 2))
     with pytest.raises(LensError, match=r"the 2 slices have \[8, 16\] chips; all must have as many"):
-        parallel.make_mesh(MeshConfig(), slices_of(2)[8:])
+        parallel.make_mesh(MeshConfig(), topology.describe("v6e", 32, 2)[8:])
     # Three chips are no cuboid of the torus, of two by two.
     with pytest.warns(LensWarning, match="mesh: host by host, since the 2x2 torus has no such mesh"):
-        mesh = parallel.make_mesh(MeshConfig(), slices_of(1, 2, 2)[:3])
+        mesh = parallel.make_mesh(MeshConfig(), topology.describe("v6e", 4)[:3])
     check_rows(mesh, 6)
 
 
@@ -147,7 +122,7 @@ def test_fsdp_stays_within_a_node(sliced):
 def test_rows_without_a_mesh_and_wrong_ones():
     assert parallel.rows_of_host(None, 3).tolist() == [0, 1, 2]
     assert parallel.global_rows(None, 3) == 3
-    mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=4), slices_of(1, 4, 2))
+    mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=4), topology.describe("v6e", 8))
     with pytest.raises(LensError, match=r"a batch of 12 images cannot be split .*; give a multiple of 8"):
         parallel.rows_of_host(mesh, 12, 0)
     with pytest.raises(LensError, match=r"data: 3 rows for a host whose devices hold 4 of 8 parts"):

@@ -30,7 +30,11 @@ def test_plan(capsys, tmp_path):
     assert found["fits"]
     assert found["options"]["price"] == 2
     assert found["peak_bytes"] == sum(found["resident"].values()) + sum(found["working"].values())
-    assert [(one["name"], one["kernel"]) for one in found["programs"]] == [("train step", "xla"), ("codec", None)]
+    assert [(one["name"], one["kernel"]) for one in found["programs"]] == [
+        ("train step", "xla"),
+        ("codec", None),
+        ("text encoder", None),
+    ]
     seconds = found["work"]["model"] / (0.5 * 16 * 312e12)
     assert found["seconds"] == pytest.approx(seconds, rel=1e-9)
     assert found["device_hours"] == pytest.approx(2200 * seconds * 16 / 3600, rel=1e-9)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import types
 
 import jax
@@ -41,24 +43,58 @@ def test_what_cannot_be_rented(hardware, devices, slices, message):
         topology.describe(hardware, devices, slices)
 
 
-def test_how_a_mesh_lies_on_the_devices(monkeypatch):
-    check = lambda hardware, devices, mesh=MeshConfig(), slices=1: topology.check(  # noqa: B008
-        mesh, hardware, topology.describe(hardware, devices, slices), [devices]
-    )
+def test_how_a_mesh_lies_on_the_devices():
+    def check(hardware, devices, slices=1, **mesh):
+        return topology.check(MeshConfig(**mesh), topology.describe(hardware, devices, slices), [devices])
+
     assert check("h100", 8) == ""
-    assert check("h100", 32, MeshConfig(data=4)) == "4 hosts, 4 nodes in order; a host reads 25 % of the rows"
-    assert check("v4", 16) == "not checked how the mesh lies on a slice of v4: libtpu describes none"
-    if importlib.util.find_spec("libtpu"):
-        assert check("v6e", 16) == "4 hosts, along the 4x4 torus; a host reads 25 % of the rows"
-        # The two hosts along `tensor` read the same half.
-        assert check("v6e", 16, MeshConfig(tensor=4)).endswith("a host reads 50 % of the rows")
-        assert "2 slices along data 2, each along parts of the 16x16 torus" in check(
-            "v6e", 512, MeshConfig(data=-1, fsdp=64), 2
-        )
-        with pytest.raises(LensError, match=r"tensor 64 x sequence 1 must divide the 16 chips of each of the 4 slices"):
-            check("v6e", 64, MeshConfig(tensor=64), 4)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert check("v6e", 16) == "not checked how the mesh lies on a slice of v6e: pip install 'lens-jax[tpu]' checks it"
+    assert check("h100", 32, data=4) == "4 hosts, 4 nodes in order; a host reads 25 % of the rows"
+    assert check("v4", 4096 // 16) == "64 hosts, along the 4x8x8 torus; a host reads 1.56 % of the rows"
+    assert check("v6e", 16) == "4 hosts, along the 4x4 torus; a host reads 25 % of the rows"
+    # The two hosts along `tensor` read the same half.
+    assert check("v6e", 16, tensor=4).endswith("a host reads 50 % of the rows")
+    joined = "2 slices along data 2, each along parts of the 16x16 torus"
+    assert joined in check("v6e", 512, 2, data=-1, fsdp=64)
+    with pytest.raises(LensError, match=r"tensor 64 x sequence 1 must divide the 16 chips of each of the 4 slices"):
+        check("v6e", 64, 4, tensor=64)
+
+
+# In a process of its own, where nothing else is done.
+LIBTPU = """
+import json, sys, jax
+jax.config.update("jax_platforms", "cpu")
+from lens_jax.planning import topology
+for hardware, chips, slices in json.loads(sys.argv[1]):
+    devices = topology.described_by_libtpu(hardware, topology.sides(hardware, chips * slices, slices), slices)
+    print(json.dumps([
+        [chip.process_index, chip.coords, getattr(chip, "slice_index", 0), chip.device_kind]
+        + [chip.core_on_chip, chip.platform]
+        for chip in sorted(devices, key=lambda chip: chip.id)
+    ]))
+"""
+
+
+def test_chips_are_where_libtpu_says():
+    pytest.importorskip("libtpu", reason="for Linux the extra `test` brings it")
+    kinds = (("v5e", 1, 4, 8, 16, 32, 64, 128, 256), ("v6e", 8, 16, 256), ("v5p", 4, 8, 16, 32, 64, 128, 192, 1024))
+    wanted = [(hardware, chips, slices) for hardware, *many in kinds for chips in many for slices in (1, 2)]
+    done = subprocess.run(
+        [sys.executable, "-c", LIBTPU, json.dumps(wanted)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for (hardware, chips, slices), line in zip(wanted, done.stdout.splitlines(), strict=True):
+        found = [
+            [
+                chip.process_index,
+                list(chip.coords),
+                chip.slice_index,
+                chip.device_kind,
+                chip.core_on_chip,
+                chip.platform,
+            ]
+            for chip in topology.describe(hardware, chips * slices, slices)
+        ]
+        assert found == json.loads(line), (hardware, chips, slices)
 
 
 def test_what_cannot_be_compiled_for(monkeypatch):

@@ -28,7 +28,7 @@ def test_on_a_gpu(tiny_config, monkeypatch):
     assert os.environ["XLA_FLAGS"].endswith("true --xla_gpu_deterministic_ops=true")
     assert determinism.settle(config).model.attention == "xla"
     cudnn = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="cudnn"))
-    with pytest.raises(LensError, match="model.attention cudnn adds in any order"):
+    with pytest.raises(LensError, match=r"model\.attention cudnn adds in any order"):
         determinism.settle(cudnn)
 
 

@@ -1,0 +1,79 @@
+"""What a pipeline needs of a run: model, codec and text of its config, whatever else the config says."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from lens_jax import config as config_files
+from lens_jax.encoders.gpt_oss import GptOssTextConfig
+from lens_jax.errors import LensError, LensWarning
+from lens_jax.inference import load
+from lens_jax.models import denoiser
+from lens_jax.pretraining.config import TrainConfig
+
+
+def test_other_fields_and_other_versions_of_a_config(tiny_config):
+    values = json.loads(json.dumps(config_files.to_dict(tiny_config)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Of another task, say: nothing but the three is read.
+        other = {"kind": "Other", **{name: values[name] for name in ("model", "codec", "text")}}
+        assert load.run_parts(other, "run") == (tiny_config.model, tiny_config.codec, tiny_config.text)
+    values["model"]["router"] = 3
+    values["text"]["pooling"] = {"kind": "Mean"}
+    del values["model"]["remat"]
+    with pytest.warns(LensWarning, match=r"run: ignored, .*: model.router, text.pooling$"):
+        assert load.run_parts(values, "run").model == tiny_config.model
+    for change, message in (
+        ({"codec": {"kind": "WaveletCodec"}}, "run: codec.kind is 'WaveletCodec'; accepted: PixelCodecConfig"),
+        ({"codec": {}}, "run: codec.kind is None; accepted"),
+        ({"model": {**values["model"], "layers": "many"}}, "run: model.layers is 'many'; expected int"),
+        ({"text": 3}, "run: text is 3; expected"),
+    ):
+        with pytest.raises(LensError, match=message):
+            load.run_parts(values | change, "run")
+    # Training itself is strict.
+    with pytest.raises(LensError, match="unknown field"):
+        config_files.from_dict(TrainConfig, values, "run")
+
+
+@pytest.fixture
+def stored(tiny_config, monkeypatch):
+    """A stand-in for the store: the parts of a run, and the config that its checkpoint has."""
+    from lens_jax.run import store
+
+    config = config_files.to_dict(tiny_config)
+    params = denoiser.init(tiny_config.model, jax.random.key(0))
+    codec = {"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)}
+    monkeypatch.setattr(store, "find", lambda path: path)
+    monkeypatch.setattr(store, "read_metadata", lambda folder: {"config": config, "sizes": [[16, 12], [16, 16]]})
+    parts = {"ema": {"denoiser": params}, "frozen": {"codec": codec}}
+    monkeypatch.setattr(store, "load", lambda folder, wanted, mesh, partial: parts)
+    return config
+
+
+def test_a_run_with_other_places_of_its_encoders(stored, monkeypatch):
+    asked = []
+    monkeypatch.setattr(GptOssTextConfig, "load", lambda self, mesh: asked.append(self))
+    pipe = load.from_run("run", dtype="bfloat16")
+    assert (pipe.model.dtype, pipe.default_size) == ("bfloat16", (16, 16))
+    with pytest.raises(LensError, match=r"run: text_encoder is no option of this run: its SentenceEncoderConfig"):
+        load.from_run("run", text_encoder="elsewhere")
+    with pytest.raises(LensError, match=r"run: dtyp \(did you mean 'dtype'\?\) is no option of a run; accepted"):
+        load.from_run("run", dtyp="float32")
+    stored["text"] = config_files.to_dict(GptOssTextConfig(path="where/it/was", max_conversation=300))
+    load.from_run("run", text_encoder="elsewhere", tokenizer="here", date="2026-01-01")
+    (text,) = asked
+    assert (text.path, text.tokenizer, text.date, text.max_conversation) == ("elsewhere", "here", "2026-01-01", 300)
+
+
+def test_the_package_is_cheap_to_import():
+    code = "import sys, lens_jax; assert 'jax' not in sys.modules; from lens_jax import LensPipeline as P; print(P)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pipeline.LensPipeline" in done.stdout
