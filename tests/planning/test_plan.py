@@ -86,6 +86,7 @@ LARGE = (
         ((*SMALL, "--devices", "2", "--mesh.tensor", "2", "--mesh.fsdp", "1"), r"does not divide the 3 heads of the "
          r"model; mesh\.tensor 1 would"),
         (("quickstart", "--data.path", "nowhere"), r"no data set at nowhere and no data\.buckets"),
+        ((*SMALL, "--hardware", "v6e", "--devices", "24"), "no slice of v6e has 24 chips; there are some of 16 and 32"),
         ((*SMALL, "--hardware", "h10"), "invalid choice|h100"),
         ((*SMALL, "--mfu", "40"), r"--mfu is 40\.0; it must be above 0 and at most 1"),
         (("--devices", "8"), "the config comes first"),
