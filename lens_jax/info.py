@@ -22,7 +22,7 @@ def describe(path: str) -> None:
         raise LensError(f"{path}: no such file or folder; give a run, a checkpoint or a data set")
     if (folder / NAME).is_file():
         _describe_data(folder)
-    elif release.is_release(folder) or native.is_native(folder) or (folder / "transformer" / "config.json").is_file():
+    elif release.is_release(folder) or release.is_native(folder) or (folder / "transformer" / "config.json").is_file():
         _describe_release(folder)
     else:
         _describe_checkpoint(folder)
@@ -51,7 +51,7 @@ def _describe_data(folder: Path) -> None:
 
 def _describe_release(path: Path) -> None:
     console = make_console()
-    converted = native.is_native(path)
+    converted = release.is_native(path)
     guessed = release.variant_of(path)
     name, defaults = release.read_metadata(path) if converted else (guessed, release.VARIANTS[guessed])
     kind = "release in our layout" if converted else "release folder"

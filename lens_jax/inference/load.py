@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.convert import load as weights
-from lens_jax.convert import native, release, source
+from lens_jax.convert import release, source
 from lens_jax.convert.component import COMPONENTS
 from lens_jax.encoders import gpt_oss, kinds
 from lens_jax.encoders.flux import FluxCodecConfig
@@ -28,7 +28,7 @@ from lens_jax.models.denoiser import DenoiserConfig
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
     """From whatever is at `path`; `options` are those of `from_release` or `from_run`."""
     local = None if "://" in str(path) else Path(path)
-    if local and (release.is_release(local) or native.is_native(local) or local.is_file()):
+    if local and (release.is_release(local) or release.is_native(local) or local.is_file()):
         return from_release(local, **_accepted(path, "release", options, from_release))
     return from_run(path, **options)
 
@@ -159,13 +159,21 @@ def from_run(
     return LensPipeline(
         model,
         codec,
-        text.load(mesh),
+        _loaded(path, "text_encoder", text, mesh),
         jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"]),
-        parts["codec"] if fitted else codec.load(mesh).params,
+        parts["codec"] if fitted else _loaded(path, "autoencoder", codec, mesh).params,
         # The squarest size it was trained on.
         default_size=min(metadata["sizes"], key=lambda size: max(size) / min(size)),
         mesh=mesh,
     )
+
+
+def _loaded(path, option: str, config, mesh: Mesh | None):
+    """What a codec or a text encoder loads; the paths in a run's config are those of the machine that trained it."""
+    try:
+        return config.load(mesh)
+    except LensError as error:
+        raise LensError(f"{path}: {error}; where it is elsewhere now, give {option}") from None
 
 
 def _replaced(what: str, config, **fields):
