@@ -155,9 +155,9 @@ def from_run(
     return LensPipeline(
         model,
         codec,
-        text.load(mesh),
+        _loaded(path, "text_encoder", text, mesh),
         jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"]["denoiser"]),
-        parts["frozen"]["codec"] if fitted else codec.load(mesh).params,
+        parts["frozen"]["codec"] if fitted else _loaded(path, "autoencoder", codec, mesh).params,
         # The squarest size it was trained on.
         default_size=_squarest(metadata.get("sizes"), str(folder)),
         mesh=mesh,
@@ -177,6 +177,14 @@ def _squarest(sizes: Any, where: str) -> tuple[int, int]:
     if not isinstance(sizes, list) or not sizes or not all(map(pair, sizes)):
         raise LensError(f"{where}: sizes of its metadata are {sizes!s:.80}; they must be pairs of pixels")
     return tuple(min(sizes, key=lambda size: max(size) / min(size)))
+
+
+def _loaded(path, option: str, config, mesh: Mesh | None):
+    """What a codec or a text encoder loads; the paths in a run's config are those of the machine that trained it."""
+    try:
+        return config.load(mesh)
+    except LensError as error:
+        raise LensError(f"{path}: {error}; where it is elsewhere now, give {option}") from None
 
 
 def _replaced(what: str, config, **fields):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from lens_jax import config as config_files
+from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
+from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.errors import LensError, LensWarning
 from lens_jax.inference import load
 from lens_jax.models import denoiser
@@ -66,6 +68,12 @@ def test_a_run_with_other_places_of_its_encoders(stored, monkeypatch):
         load.from_run("run", text_encoder="elsewhere")
     with pytest.raises(LensError, match=r"run: dtyp \(did you mean 'dtype'\?\) is no option of a run; accepted"):
         load.from_run("run", dtyp="float32")
+    stored["codec"] = config_files.to_dict(FluxCodecConfig(path="where/it/was"))
+    with pytest.raises(
+        LensError, match=r"run: codec.path: where/it/was.*; where it is elsewhere now, give autoencoder"
+    ):
+        load.from_run("run")
+    stored["codec"] = config_files.to_dict(PixelCodecConfig())
     stored["text"] = config_files.to_dict(GptOssTextConfig(path="where/it/was", max_conversation=300))
     load.from_run("run", text_encoder="elsewhere", tokenizer="here", date="2026-01-01")
     (text,) = asked
