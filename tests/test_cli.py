@@ -12,7 +12,7 @@ from lens_jax import cli
 from lens_jax import config as config_files
 from lens_jax import contact_sheet as images
 from lens_jax.pretraining.config import TrainConfig
-from lens_jax.run import loop
+from lens_jax.pretraining.job import train
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:
@@ -26,7 +26,7 @@ def run(capsys, *argv) -> tuple[int, str, str]:
 def trained(tiny_config, tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "run"
     quiet = dataclasses.replace(tiny_config.samples, every=0)
-    loop.train(dataclasses.replace(tiny_config, out=str(out), steps=2, samples=quiet))
+    train(dataclasses.replace(tiny_config, out=str(out), steps=2, samples=quiet))
     return out
 
 

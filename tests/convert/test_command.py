@@ -10,7 +10,7 @@ from lens_jax import cli
 from lens_jax.convert import denoiser, native
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.errors import LensError
-from lens_jax.run import loop
+from lens_jax.pretraining.job import train
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:
@@ -47,7 +47,7 @@ def test_there_and_back(capsys, goldens, tmp_path):
 def test_run_to_torch(capsys, tiny_config, tmp_path):
     """A trained run exports to names and shapes of the release, and comes back to the same numbers."""
     quiet = dataclasses.replace(tiny_config.samples, every=0)
-    state = loop.train(dataclasses.replace(tiny_config, out=str(tmp_path / "run"), steps=1, samples=quiet)).state
+    state = train(dataclasses.replace(tiny_config, out=str(tmp_path / "run"), steps=1, samples=quiet)).state
     for flags, params in (([], state.ema), (["--no-ema"], state.params)):
         out = tmp_path / f"out{len(flags)}"
         assert run(capsys, "convert", "to-torch", str(tmp_path / "run"), str(out), "--verify", *flags)[0] == 0

@@ -21,7 +21,7 @@ from lens_jax.convert import denoiser, folder, writer
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.models.denoiser import apply
 from lens_jax.models.layers import joint_positions
-from lens_jax.run import loop
+from lens_jax.pretraining.job import train
 
 pytestmark = pytest.mark.oracle
 
@@ -144,7 +144,7 @@ def test_training_run(tiny_config, tmp_path):
     """What a run exports gives in PyTorch what its own parameters give here."""
     quiet = dataclasses.replace(tiny_config.samples, every=0)
     config = dataclasses.replace(tiny_config, out=str(tmp_path / "run"), steps=2, samples=quiet)
-    state = loop.train(config).state
+    state = train(config).state
     run("convert", "to-torch", tmp_path / "run", tmp_path / "theirs")
     place = tmp_path / "theirs" / "transformer"
     model = load_release(TorchDenoiser(denoiser.read_config(place / "config.json")), folder.open_component(place))

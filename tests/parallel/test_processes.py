@@ -149,7 +149,7 @@ TWO = """
 from lens_jax import config
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.parallel import processes as distributed
-import lens_jax.run.loop  # importing what trains must touch no device, or it is too late to join
+import lens_jax.pretraining.job  # importing what trains must touch no device, or it is too late to join
 import jax, numpy as np
 config.load("quickstart", TrainConfig)
 distributed.initialize()
