@@ -18,8 +18,8 @@ from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.encoders.images import encode_rows
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
+from lens_jax.pretraining import job
 from lens_jax.pretraining.features import Features
-from lens_jax.run import loop
 from lens_jax.run.log import read_metrics
 
 # MORE_MESHES, one of which cuts the sequence, take a minute and a half more.
@@ -76,11 +76,11 @@ def test_on_meshes(small_lens, tmp_path, meshes):
 
 
 def test_a_run_trains_resumes_and_samples(small_lens, tmp_path):
-    whole = loop.train(dataclasses.replace(small_lens, out=str(tmp_path / "whole")))
+    whole = job.train(dataclasses.replace(small_lens, out=str(tmp_path / "whole")))
     undrawn = dataclasses.replace(small_lens.samples, every=0)
     out = dataclasses.replace(small_lens, out=str(tmp_path / "parts"), samples=undrawn)
-    loop.train(dataclasses.replace(out, steps=4))
-    parts = loop.train(out)
+    job.train(dataclasses.replace(out, steps=4))
+    parts = job.train(out)
     for a, b in zip(_leaves(whole.state.params), _leaves(parts.state.params)):
         np.testing.assert_array_equal(a, b)
     losses = [record["loss"] for record in read_metrics(tmp_path / "parts" / "metrics.jsonl", "train")]
