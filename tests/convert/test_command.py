@@ -48,7 +48,7 @@ def test_run_to_torch(capsys, tiny_config, tmp_path):
     """A trained run exports to names and shapes of the release, and comes back to the same numbers."""
     quiet = dataclasses.replace(tiny_config.samples, every=0)
     state = train(dataclasses.replace(tiny_config, out=str(tmp_path / "run"), steps=1, samples=quiet)).state
-    for flags, params in (([], state.ema), (["--no-ema"], state.params)):
+    for flags, params in (([], state.ema["denoiser"]), (["--no-ema"], state.params["denoiser"])):
         out = tmp_path / f"out{len(flags)}"
         assert run(capsys, "convert", "to-torch", str(tmp_path / "run"), str(out), "--verify", *flags)[0] == 0
         config = denoiser.read_config(out / "transformer" / "config.json", dtype="float32")
