@@ -79,8 +79,8 @@ class Processes:
         script = run.with_suffix(".py")
         values = json.dumps(config_files.to_dict(dataclasses.replace(config, out=str(run))))
         script.write_text(
-            "import json\nfrom lens_jax import config as c\n"
-            f"config = c.from_dict(c.TrainConfig, json.loads({values!r}), 'test')\n"
+            "import json\nfrom lens_jax import config as c\nfrom lens_jax.pretraining.config import TrainConfig\n"
+            f"config = c.from_dict(TrainConfig, json.loads({values!r}), 'test')\n"
         )
         ours = ("SLURM_", "OMPI_", "XLA_", "JAX_", "LENS_")
         environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
