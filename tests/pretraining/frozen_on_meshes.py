@@ -31,7 +31,7 @@ CAPTIONS = [
 
 def encoded(config, mesh, sample: bool) -> dict:
     config = dataclasses.replace(config, codec=dataclasses.replace(config.codec, sample=sample))
-    features = Features(config, [BUCKET], mesh)
+    features = Features(config, [Shape(BUCKET)], mesh)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
     batch = {"captions": CAPTIONS, "bucket": (64, 64), "step": 3, "pixels": pixels}
     batch = jax.device_get(features.encode({}, features.read(batch)))
