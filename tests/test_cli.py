@@ -130,7 +130,7 @@ def test_damaged_checkpoint(capsys, trained, tmp_path):
     code, _, err = run(capsys, "info", str(copy))
     assert (code, err.count("\n")) == (2, 1)
     assert "damaged, or not the metadata of a lens-jax checkpoint" in err
-    # Whole, but of another version of the config: what sampling does not need is nobody's business, of the rest it says.
+    # Whole, but of another version of the config: of what sampling needs it says what it leaves out.
     ours["config"]["model"]["router"] = 3
     rest = {name: value for name, value in ours.items() if name != "checksum"}
     ours["checksum"] = zlib.crc32(json.dumps(rest, sort_keys=True).encode())
