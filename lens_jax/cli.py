@@ -56,8 +56,9 @@ usage: lens-jax bench suite|train|data|sample|denoiser|attention|text|decode|con
   decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
 
-All but data, convert and attention take --size lens|toy|tiny, with random weights. train, data, denoiser, text and decode take
---against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each answers --help.
+All but data, convert and attention take --size lens|toy|tiny, with random weights. train, data, denoiser, text and
+decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each
+answers --help.
 """
 
 

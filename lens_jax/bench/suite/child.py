@@ -1,8 +1,9 @@
 """The process of a part: runs its cases one after another and reports each as soon as it is known.
 
-python -m lens_jax.bench.suite.child REQUEST, where REQUEST is JSON: `module` with a function `cases(setting)`, `setting`, `done`
-(names of cases to leave out), `left` (seconds) and `report` (a file descriptor). Reports are JSON lines: `begin` before
-a case, with the most seconds that it may take, and `end` behind it, with its status and its result or error.
+python -m lens_jax.bench.suite.child REQUEST, where REQUEST is JSON: `module` with a function `cases(setting)`,
+`setting`, `done` (names of cases to leave out), `left` (seconds) and `report` (a file descriptor). Reports are JSON
+lines: `begin` before a case, with the most seconds that it may take, and `end` behind it, with its status and its
+result or error.
 """
 
 import faulthandler

@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from lens_jax import flops
 from lens_jax.bench import measure
 from lens_jax.bench.suite.case import Case, Setting
+from lens_jax.bench.suite.kinds import check_device
 
 
 def cases(setting: Setting) -> list[Case]:
+    check_device(setting)
     tiny = setting.size == "tiny"
     side, numbers = (256, 2**16) if tiny else (8192, 2**30)
     return [

@@ -11,6 +11,7 @@ from lens_jax.bench import sample
 from lens_jax.bench.distance import relative_distance
 from lens_jax.bench.sample import SampleBench
 from lens_jax.bench.suite.case import Case, Setting
+from lens_jax.bench.suite.kinds import check_device
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.encoders.gpt_oss import encode_tokens
 from lens_jax.encoders.text import TextFeatures
@@ -27,13 +28,20 @@ _PRECISIONS = {
 
 
 def cases(setting: Setting) -> list[Case]:
+    check_device(setting)
     folder = _find(setting.golden)
     run = _against_golden if folder else _against_cpu
     made = lambda dtype, precision: Case(
         f"{dtype}, {precision} precision", functools.partial(run, folder, dtype, precision), least=8, most=60
     )
-    # Random weights are others in another dtype, so without the file bfloat16 has nothing to be compared with.
-    return [made(*key) for key in _PRECISIONS if folder or key[0] == "float32"]
+    wanted = list(_PRECISIONS)
+    if setting.size == "tiny":
+        # A CPU has one precision of float32.
+        wanted.remove(("float32", "default"))
+    if not folder:
+        # Random weights are others in another dtype: without the file bfloat16 has nothing to be compared with.
+        wanted = [key for key in wanted if key[0] == "float32"]
+    return [made(*key) for key in wanted]
 
 
 def _find(given: str) -> Path | None:

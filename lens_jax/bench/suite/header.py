@@ -17,13 +17,11 @@ _PACKAGES = (
 _FLAGS = ("XLA_", "LIBTPU_", "JAX_", "NVIDIA_", "CUDA_", "GLIBC_TUNABLES")
 
 
-def header(command: list[str]) -> dict:
-    """Hardware, driver, versions, flags, command and revision, as JSON values."""
+def header(environment: dict[str, str]) -> dict:
+    """Hardware, driver, versions, flags of the `environment`, command and revision, as JSON values."""
     return {
-        "accelerators": _said("nvidia-smi", "--query-gpu=name,memory.total,clocks.max.sm,power.limit", _CSV).split(
-            "\n"
-        ),
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", _CSV).split("\n")[0],
+        "accelerators": _said("nvidia-smi", f"--query-gpu={_GPU}", _CSV).splitlines(),
+        "driver": _said("nvidia-smi", "--query-gpu=driver_version", _CSV).partition("\n")[0],
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gigabytes": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
@@ -32,11 +30,12 @@ def header(command: list[str]) -> dict:
         "lens_jax": _version("lens-jax") or lens_jax.__version__,
         "revision": _revision(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
-        "flags": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_FLAGS)},
-        "command": shlex.join(["lens-jax", "bench", "suite", *command]),
+        "flags": {name: value for name, value in sorted(environment.items()) if name.startswith(_FLAGS)},
+        "command": shlex.join(["lens-jax", *sys.argv[1:]]),
     }
 
 
+_GPU = "name,memory.total,clocks.max.sm,power.limit"
 _CSV = "--format=csv,noheader"
 
 

@@ -1,10 +1,12 @@
-"""Whether the attention kernel of this device gives what XLA's gives, forward and backward, with lengths and odd sizes."""
+"""Whether the attention kernel of this device gives what XLA's does, both ways, with lengths, at odd sizes."""
 
 from lens_jax.bench.attention import AttentionBench, bench_attention
 from lens_jax.bench.suite.case import Case, Setting
+from lens_jax.bench.suite.kinds import check_device
 
 
 def cases(setting: Setting) -> list[Case]:
+    check_device(setting)
     shapes = {
         "1024x1024, a row without text": {"image_tokens": 4096, "text_tokens": 150, "lengths": (150, 0)},
         "odd sizes": {"image_tokens": 1537, "text_tokens": 61, "lengths": (61, 0, 17, 1)},

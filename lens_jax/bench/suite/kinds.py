@@ -2,8 +2,16 @@
 
 import jax
 
+from lens_jax.bench.suite.case import Setting
+from lens_jax.errors import LensError
 from lens_jax.models import attention
 from lens_jax.models.attention import Kernel
+
+
+def check_device(setting: Setting) -> None:
+    """LensError where only a CPU is seen, on which the release's sizes would measure nothing in time."""
+    if setting.size != "tiny" and jax.default_backend() == "cpu":
+        raise LensError("jax sees no accelerator here (the log says why); on a CPU give --size tiny")
 
 
 def kernel_here(kernel: Kernel, dtype: str) -> Kernel:

@@ -8,7 +8,7 @@ from lens_jax.bench.decode import DecodeBench, bench_decode
 from lens_jax.bench.denoiser import DenoiserBench, bench_denoiser
 from lens_jax.bench.sample import SampleBench, bench_sample
 from lens_jax.bench.suite.case import Case, Setting
-from lens_jax.bench.suite.kinds import kernel_here
+from lens_jax.bench.suite.kinds import check_device, kernel_here
 from lens_jax.bench.text import TextBench, bench_text
 
 # (pixels of a side, images at a time, the kernel of the device or XLA's).
@@ -20,6 +20,7 @@ TEXT_TOKENS = 150
 
 
 def cases(setting: Setting) -> list[Case]:
+    check_device(setting)
     makers: dict[str, Callable[[bool], list[Case]]] = {
         "denoiser": functools.partial(_denoiser, _DENOISER),
         "denoiser_more": functools.partial(_denoiser, _DENOISER_MORE),
@@ -40,10 +41,10 @@ def _denoiser(wanted, tiny: bool) -> list[Case]:
         if tiny:
             options = {"size": "tiny", "height": side // 16, "width": side // 16, "text_tokens": 5, "repeats": 2}
         bench = DenoiserBench(batch_size=images, attention=kernel, **options)
-        name = f"{side}x{side}, {images} at a time, {kernel_here(kernel, bench.dtype)}"
+        name = f"{bench.height}x{bench.width}, {images} at a time, {kernel_here(kernel, bench.dtype)}"
         return Case(name, lambda: bench_denoiser(bench, params()), least=8, most=75)
 
-    return [case(*one) for one in (wanted[:2] if tiny else wanted)]
+    return [case(*one) for one in (wanted[:1] if tiny else wanted)]
 
 
 def _sample(tiny: bool) -> list[Case]:
@@ -63,7 +64,7 @@ def _sample(tiny: bool) -> list[Case]:
             shares = {share: result[f"denoise_{share}"] for share in ("mfu", "hfu") if f"denoise_{share}" in result}
             return {"seconds": result["end_to_end_seconds"], **shares, **result}
 
-        return Case(f"{steps} steps, guidance {guidance:g}", run, least=10, most=100)
+        return Case(f"{steps} steps, guidance {guidance:g}", run, least=10 if tiny else 20, most=150)
 
     return [case(20 if not tiny else 3, 5.0), case(4 if not tiny else 2, 1.0)]
 
@@ -76,17 +77,18 @@ def _text(tiny: bool) -> list[Case]:
         return text.random_params(text.text_config(TextBench(size=size)), head=True)
 
     def case(prompts: int, new_tokens: int) -> Case:
-        tokens, prefix = (8, 5) if tiny else (TEXT_TOKENS, 97)
-        repeats = 1 if tiny else 5
-        bench = TextBench(size=size, tokens=tokens, prefix=prefix, batch_size=prompts, repeats=repeats)
-        name = f"{prompts} of {tokens} tokens"
+        tokens, repeats = (8, 1) if tiny else (TEXT_TOKENS, 5)
+        options = {"size": size, "tokens": tokens, "batch_size": prompts, "repeats": repeats}
         if new_tokens:
-            # A prefix is for features only.
-            bench = TextBench(size=size, tokens=tokens, batch_size=prompts, repeats=repeats, new_tokens=new_tokens)
-            name += f", {new_tokens} written"
+            bench, what = TextBench(new_tokens=new_tokens, **options), f"{new_tokens} written behind"
+        else:
+            bench, what = TextBench(prefix=5 if tiny else 97, **options), "features of"
+        name = f"{what} {prompts} of {tokens} tokens"
         return Case(name, lambda: bench_text(bench, params()), least=10, most=75)
 
-    return [case(1, 0), case(1, 4 if tiny else 64), case(8, 0)]
+    if tiny:
+        return [case(2, 0), case(1, 4)]
+    return [case(1, 0), case(1, 64), case(8, 0), case(8, 64)]
 
 
 def _autoencoder(tiny: bool) -> list[Case]:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lens_jax.bench.denoiser import DenoiserBench, bench_denoiser
-from lens_jax.bench.suite import training
 from lens_jax.bench.suite.case import Case, Setting
+from lens_jax.bench.suite.kinds import check_device
 from lens_jax.bench.suite.networks import TEXT_TOKENS
-from lens_jax.bench.train import TrainBench
+from lens_jax.bench.train import TrainBench, bench_train
 
 # Of all traces together, and of one.
 _MOST_BYTES = 12_000_000
@@ -23,6 +23,7 @@ _SLOWEST = 12
 
 
 def cases(setting: Setting) -> list[Case]:
+    check_device(setting)
     tiny = setting.size == "tiny"
     options = {"size": "lens", "text_tokens": TEXT_TOKENS}
     grid = {"size": "lens", "grid": (64, 64), "batch_size": 2, "layers": 8, "text_tokens": TEXT_TOKENS}
@@ -36,7 +37,7 @@ def cases(setting: Setting) -> list[Case]:
     run = lambda name, measured, bench: functools.partial(_profile, out, name, measured, bench)
     return [
         Case("forward", run("forward", bench_denoiser, forward), least=12, most=60),
-        Case("train", run("train", training.bench_train, step), least=15, most=60),
+        Case("train", run("train", bench_train, step), least=15, most=60),
     ]
 
 
@@ -49,9 +50,8 @@ def _profile(out: Path, name: str, measured: Callable, bench) -> dict:
         out.mkdir(parents=True, exist_ok=True)
         # A trace that opens at ui.perfetto.dev first, then what xprof reads, as far as there is room.
         kept, dropped = [], []
-        for path, suffix in [(p, "json.gz") for p in traces] + [
-            (p, "xplane.pb.gz") for p in found if p.suffix == ".pb"
-        ]:
+        wanted = {"json.gz": traces, "xplane.pb.gz": [path for path in found if path.suffix == ".pb"]}
+        for suffix, path in [(suffix, path) for suffix, paths in wanted.items() for path in paths]:
             target = out / f"{name}.{suffix}"
             (kept if _keep(path, target) else dropped).append(target.name)
         files = ", ".join(kept) + (f"; too large and left out: {', '.join(dropped)}" if dropped else "")
@@ -78,19 +78,15 @@ def _keep(source: Path, target: Path) -> bool:
 def slowest(trace: Path, most: int = _SLOWEST) -> list[str]:
     """The device's kernels that took longest together, "MS ms in CALLS: NAME"; empty where no device was traced."""
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    names = collections.defaultdict(dict)
-    for event in events:
-        if event.get("ph") == "M" and event.get("name") in ("process_name", "thread_name"):
-            names[event["name"]][event["pid"], event.get("tid") * (event["name"] == "thread_name")] = event["args"][
-                "name"
-            ]
-    devices = {pid for (pid, _), name in names["process_name"].items() if "/device:" in name}
+    named = [event for event in events if event.get("ph") == "M"]
+    processes = {event["pid"]: event["args"]["name"] for event in named if event["name"] == "process_name"}
+    rows = {(event["pid"], event["tid"]): event["args"]["name"] for event in named if event["name"] == "thread_name"}
+    rows = {key: name for key, name in rows.items() if "/device:" in processes.get(key[0], "")}
     # A GPU's kernels are on its streams; other rows of the same trace tell the same again by operation and program.
-    threads = {key for key, name in names["thread_name"].items() if key[0] in devices}
-    streams = {key for key in threads if names["thread_name"][key].startswith("Stream")}
+    rows = {key for key, name in rows.items() if name.startswith("Stream")} or set(rows)
     seconds, calls = collections.Counter(), collections.Counter()
     for event in events:
-        if event.get("ph") == "X" and (event["pid"], event.get("tid")) in (streams or threads):
+        if event.get("ph") == "X" and (event["pid"], event.get("tid")) in rows:
             seconds[event["name"]] += event.get("dur", 0) / 1e3
             calls[event["name"]] += 1
     return [f"{ms:.3g} ms in {calls[name]}: {name[:80]}" for name, ms in seconds.most_common(most)]

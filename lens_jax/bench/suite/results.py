@@ -6,9 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from lens_jax.console import make_console
 from lens_jax.errors import LensError
 
 # What the table shows of a result, in this order: name in the result, heading, factor, format.
@@ -28,7 +25,8 @@ COLUMNS = (
 NOTES = (
     "layers", "equal", "forward_error", "query_error", "key_error", "value_error", "latents_error", "image_error",
     "golden", "text_seconds", "denoise_seconds", "decode_seconds", "first_image_seconds", "seconds_per_prompt",
-    "gradient_seconds", "gigabytes_per_second", "files", "slowest", "error",
+    "first_token_seconds", "first_call_seconds",
+    "gradient_seconds", "gigabytes_per_second", "files", "device", "memory_limit_megabytes", "peak_tflops_per_second",
 )  # fmt: skip
 
 
@@ -100,23 +98,26 @@ def _shown(value: Any) -> str:
 
 
 def write_summary(path: Path, header: dict, records: list[dict]) -> None:
-    """`summary.md` and the same table on the console. Columns that nobody fills are left out."""
-    headings = ["part", "case", "status", *(heading for _, heading, _, _ in COLUMNS), "notes"]
-    rows = [cells(record) for record in records]
-    kept = [i for i in range(len(headings)) if i < 3 or any(row[i] for row in rows)]
-    table = Table(title="lens-jax bench suite")
-    for i in kept:
-        table.add_column(headings[i], justify="left" if i < 3 or i == len(headings) - 1 else "right")
-    text = ["# lens-jax bench suite", ""]
-    text += [f"- {name.replace('_', ' ')}: {_listed(value)}" for name, value in header.items() if value]
-    text += ["", "| " + " | ".join(headings[i] for i in kept) + " |", "|" + "---|" * len(kept)]
-    for row in rows:
-        table.add_row(*(row[i] for i in kept))
-        text.append("| " + " | ".join(row[i].replace("|", "\\|") for i in kept) + " |")
-    make_console().print(table)
+    """`summary.md`: the header, and a table that is also on the console. Columns that nobody fills are left out."""
+    rows = [["part", "case", "status", *(heading for _, heading, _, _ in COLUMNS), "notes"], *map(cells, records)]
+    kept = [i for i in range(len(rows[0])) if i < 3 or any(row[i] for row in rows[1:])]
+    widths = {i: max(len(row[i]) for row in rows) for i in kept}
+    aligned = lambda row: [
+        row[i].ljust(widths[i]) if i < 3 or i == len(row) - 1 else row[i].rjust(widths[i]) for i in kept
+    ]
+    rule = "|".join("-" * (widths[i] + 2) for i in kept)
+    lines = [f"| {' | '.join(aligned([cell.replace('|', '/') for cell in row]))} |" for row in rows]
+    table = "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+    print(table)
+    slowest = "".join(
+        f"\nSlowest kernels, {record['case']}:\n\n" + "".join(f"- {kernel}\n" for kernel in record["result"]["slowest"])
+        for record in records
+        if (record.get("result") or {}).get("slowest")
+    )
+    about = "".join(f"- {name.replace('_', ' ')}: {_listed(value)}\n" for name, value in header.items() if value)
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text("\n".join(text) + "\n", encoding="utf-8")
+        temporary.write_text(f"# lens-jax bench suite\n\n{about}\n{table}\n{slowest}", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         raise LensError(f"{path}: cannot be written: {error.strerror}") from None
