@@ -61,7 +61,8 @@ def run_cases(
         "left": deadline - time.monotonic(),
         "report": write,
     }
-    command = [sys.executable, "-m", "lens_jax.bench.suite.child", json.dumps(request)]
+    # -P: beside a source tree the installed package is meant.
+    command = [sys.executable, "-P", "-m", "lens_jax.bench.suite.child", json.dumps(request)]
     with open(log, "ab") as output:
         child = subprocess.Popen(
             command,
