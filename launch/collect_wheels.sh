@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Collect what a machine with Python 3.12, jax and CUDA but no network lacks to run lens-jax: wheels, in a folder.
+# Collect what a machine with Python 3.12, jax and CUDA but no network lacks: wheels, in a folder.
 #
 #   launch/collect_wheels.sh [FOLDER [JAX [PACKAGE ...]]]      default: wheels 0.11.2
 #
@@ -9,7 +9,7 @@
 #
 #   python3 -m pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=$PWD/site
 #
-# jax and what it brings (jaxlib, numpy, scipy, ...) are left out. The version of lens-jax among them names the commit.
+# jax and what it brings (jaxlib, numpy, scipy, ...) are left out. The version of our own wheel names the commit.
 set -euo pipefail
 
 folder=${1:-wheels}
@@ -34,7 +34,7 @@ commit=$(git -C "$root" rev-parse --short=10 HEAD)
 printf '[egg_info]\ntag_build = +g%s\n' "$commit" > "$work/version.cfg"
 DIST_EXTRA_CONFIG="$work/version.cfg" pip wheel -q --no-deps -w "$work/wheels" "$work/source"
 
-# What lens-jax and jax need together, less what jax needs alone.
+# What this package and jax need together, less what jax needs alone.
 resolve() { pip install -q --dry-run --ignore-installed --only-binary=:all: --report "$1" "${@:2}"; }
 resolve "$work/jax.json" "jax==$jax"
 resolve "$work/all.json" "jax==$jax" "$work"/wheels/lens_jax-*.whl
