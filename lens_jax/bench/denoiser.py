@@ -14,6 +14,7 @@ from lens_jax.errors import LensError
 from lens_jax.models import denoiser
 from lens_jax.models.attention import Kernel
 from lens_jax.models.autoencoder import AutoencoderConfig
+from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.latent_grid import latent_grid
 from lens_jax.models.layers import joint_positions
 
@@ -47,6 +48,8 @@ class DenoiserBench:
     compile_only: bool = False
     # Time the same operations in eager PyTorch in turn (needs the extra: parity).
     against: Literal["none", "torch"] = "none"
+    # Also trace one pass by the profiler, into this folder.
+    profile: str = ""
     # Also write the result as JSON here.
     json: str = ""
 
@@ -57,12 +60,26 @@ class DenoiserBench:
                 raise LensError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
 
 
-def bench_denoiser(bench: DenoiserBench) -> dict:
-    """Compile a forward pass, time it, print and return the figures."""
-    rows, columns = latent_grid(AutoencoderConfig(), bench.height, bench.width)
+def denoiser_config(bench: DenoiserBench) -> DenoiserConfig:
+    """The model of a benchmark."""
     options = {name: getattr(bench, name) for name in ("dtype", "attention", "unroll")}
     model = SIZES[bench.size].denoiser
-    model = dataclasses.replace(model, param_dtype=bench.dtype, layers=bench.layers or model.layers, **options)
+    return dataclasses.replace(model, param_dtype=bench.dtype, layers=bench.layers or model.layers, **options)
+
+
+def random_params(model: DenoiserConfig) -> dict:
+    """Weights of a denoiser, drawn on the device in their own dtype."""
+    draw = functools.partial(measure.random_weights, denoiser.abstract_params(model))
+    return jax.jit(draw)(jax.random.key(0))
+
+
+def bench_denoiser(bench: DenoiserBench, params: dict | None = None) -> dict:
+    """Compile a forward pass, time it, print and return the figures.
+
+    `params`: of `denoiser_config(bench)`, where a caller has them already; else random ones.
+    """
+    rows, columns = latent_grid(AutoencoderConfig(), bench.height, bench.width)
+    model = denoiser_config(bench)
     batch, tokens, dtype = bench.batch_size, rows * columns, jnp.dtype(bench.dtype)
     shape = jax.ShapeDtypeStruct
     layer = shape((batch, bench.text_tokens, model.text_width), dtype)
@@ -87,7 +104,7 @@ def bench_denoiser(bench: DenoiserBench) -> dict:
     }
     if bench.compile_only:
         return measure.report(bench, result)
-    params = jax.jit(functools.partial(denoiser.init, model))(jax.random.key(0))
+    params = random_params(model) if params is None else params
     text = tuple(jax.random.normal(jax.random.key(i), layer.shape, dtype) for i in range(model.text_layers))
     latents = jax.random.normal(jax.random.key(9), inputs[0].shape, dtype)
     lengths, t = jnp.full(batch, bench.text_tokens, jnp.int32), jnp.full(batch, 0.5, jnp.float32)
@@ -99,6 +116,8 @@ def bench_denoiser(bench: DenoiserBench) -> dict:
         runs["torch"] = against.denoiser(model, latents, text, t, (rows, columns))
         result["against"] = against.versions("torch")
     seconds = measure.medians(runs, bench.repeats)
+    with measure.traced(bench.profile):
+        jax.block_until_ready(runs["jax"]())
     result["seconds"] = seconds["jax"]
     result |= measure.rate(result["operations"], seconds["jax"], bench.dtype) | measure.peak_memory()
     if "torch" in seconds:

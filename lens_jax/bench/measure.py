@@ -1,5 +1,6 @@
 """How every benchmark is timed and reported: warm-up, repeats in turn, medians, shares of peak by exact counts."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from lens_jax.errors import LensError
 
 # Libraries keep their threads spinning for some milliseconds after a call, which would slow the next one down.
 _PAUSE_SECONDS = 0.05
+# Random numbers that are drawn at a time.
+_DRAWN_AT_ONCE = 2**24
 
 
 def seconds_in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -50,15 +53,59 @@ def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float
 def compiled(function: Callable, *args, **options) -> tuple[Callable, dict[str, float]]:
     """`function` compiled for these arguments (arrays or shapes), and what that took; `options` are those of jax.jit.
 
-    The figures: trace_seconds, compile_seconds, and temporary_megabytes, the memory the program needs besides
-    arguments and results.
+    The figures: trace_seconds, compile_seconds (less where the compilation cache has the program), and what it needs in
+    the device's memory while it runs: temporary_megabytes besides arguments and results, program_megabytes in all.
     """
     started = time.perf_counter()
     lowered = jax.jit(function, **options).lower(*args)
     traced = time.perf_counter()
     program = lowered.compile()
     figures = {"trace_seconds": traced - started, "compile_seconds": time.perf_counter() - traced}
-    return program, {**figures, "temporary_megabytes": program.memory_analysis().temp_size_in_bytes / 1e6}
+    memory = program.memory_analysis()
+    if memory is not None:  # some backends do not tell
+        temporary, code = memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
+        whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        figures["temporary_megabytes"] = temporary / 1e6
+        figures["program_megabytes"] = (whole + temporary + code) / 1e6
+    return program, figures
+
+
+def random_weights(abstract: Any, key: jax.Array) -> Any:
+    """Arrays of these shapes and dtypes, norms about one and all else 0.02 times normal: nothing is left at zero.
+
+    A block whose gates start at zero would have gradients of zero, and products of zeros draw less power, so that a
+    device runs them faster. To be called under jit: drawn in their own dtype, large ones by their leading axis, since
+    the bits behind a number take several times its memory (33 GB for the 8.2 GB of the denoiser, so 4.4).
+    """
+
+    def normal(leaf, key):
+        if leaf.size < _DRAWN_AT_ONCE or leaf.ndim < 2:
+            return jax.random.normal(key, leaf.shape, leaf.dtype)
+        row = lambda key: jax.random.normal(key, leaf.shape[1:], leaf.dtype)
+        return jax.lax.map(row, jax.random.split(key, leaf.shape[0]))
+
+    def draw(path, leaf, key):
+        noise = 0.02 * normal(leaf, key)
+        return 1 + noise if path[-1].key == "scale" else noise
+
+    paths, tree = jax.tree_util.tree_flatten_with_path(abstract)
+    keys = jax.random.split(key, len(paths))
+    return tree.unflatten([draw(path, leaf, k) for (path, leaf), k in zip(paths, keys)])
+
+
+@contextlib.contextmanager
+def traced(folder: str) -> Iterator[None]:
+    """A profiler trace of what runs inside, written into `folder`; nothing if that is empty.
+
+    Of what Python does only the outermost calls: a trace of the device alone stays small.
+    """
+    if not folder:
+        yield
+        return
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level, options.host_tracer_level = 0, 1
+    with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
+        yield
 
 
 def machine() -> dict[str, str | int]:
@@ -68,12 +115,16 @@ def machine() -> dict[str, str | int]:
     return {"device": device, "cores": os.cpu_count() or 0, "jax": jax.__version__, "python": python}
 
 
-def rate(operations: int, seconds: float, dtype: str) -> dict[str, float]:
-    """Achieved rate, and its share of the device's dense bfloat16 peak where that is known and comparable."""
+def rate(operations: int, seconds: float, dtype: str, executed: int | None = None) -> dict[str, float]:
+    """Achieved rate, and where the device's dense bfloat16 peak is known and comparable its shares of that.
+
+    `mfu` counts the operations of the model, `hfu` those that were `executed`, recomputation and padding included.
+    """
     figures = {"operations": operations, "tflops_per_second": operations / seconds / 1e12}
     peak = flops.peak(jax.devices()[0].device_kind)
     if peak and dtype == "bfloat16":
-        figures["share_of_peak"] = operations / seconds / peak
+        figures["mfu"] = operations / seconds / peak
+        figures["hfu"] = (operations if executed is None else executed) / seconds / peak
     return figures
 
 

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from lens_jax import flops
+from lens_jax.bench import denoiser as denoiser_bench
 from lens_jax.bench import distance, measure
+from lens_jax.bench import text as text_bench
 from lens_jax.bench.sizes import SIZES, Size
 from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssEncoder, GptOssTextConfig, encode_tokens
@@ -17,7 +19,7 @@ from lens_jax.encoders.harmony import PREFIX_TOKENS
 from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
-from lens_jax.models import autoencoder, denoiser, gpt_oss
+from lens_jax.models import autoencoder, gpt_oss
 from lens_jax.models.attention import Kernel
 from lens_jax.models.latent_grid import latent_grid
 
@@ -50,7 +52,7 @@ class SampleBench:
     # Timed images; the median is reported.
     repeats: int = 5
     # Draw in float32 too, and say how far from it every stage and the image are. Needs --checkpoint: random weights
-    # of the denoiser give no velocity.
+    # differ from dtype to dtype.
     against: Literal["none", "float32"] = "none"
     # Also write the result as JSON here.
     json: str = ""
@@ -60,12 +62,16 @@ class SampleBench:
         if self.checkpoint and self.random_weights:
             raise LensError("give either --checkpoint or --random-weights")
         if self.against == "float32" and not self.checkpoint:
-            raise LensError("--against float32 needs --checkpoint: random weights of the denoiser give no velocity")
+            raise LensError("--against float32 needs --checkpoint: random weights differ from dtype to dtype")
 
 
-def bench_sample(bench: SampleBench) -> dict:
-    """Draw images from made-up token ids, a new prompt each time; print and return the figures."""
-    pipeline = _random_pipeline(bench) if not bench.checkpoint else _loaded_pipeline(bench)
+def bench_sample(bench: SampleBench, pipeline: LensPipeline | None = None) -> dict:
+    """Draw images from made-up token ids, a new prompt each time; print and return the figures.
+
+    `pipeline`: what draws, where a caller has it already.
+    """
+    if pipeline is None:
+        pipeline = random_pipeline(bench) if not bench.checkpoint else _loaded_pipeline(bench)
     encoder = pipeline.text_encoder
     if not isinstance(encoder, GptOssEncoder):
         raise LensError(f"{bench.checkpoint}: its text encoder is not GPT-OSS; give a release or its conversion")
@@ -80,12 +86,12 @@ def bench_sample(bench: SampleBench) -> dict:
         "guidance_scale": bench.guidance_scale,
     }
 
-    encode = lambda: _encode(encoder, draw(), past)
-    known = encode()
+    features = lambda: encode(encoder, draw(), past)
+    known = features()
     noise = jax.random.normal(jax.random.key(0), (bench.batch_size, grid[0] * grid[1], pipeline.model.latent_channels))
     runs = {
-        "end_to_end": lambda: pipeline(prompt_embeds=encode(), output_type="pil", **options),
-        "text": lambda: encode().layers,
+        "end_to_end": lambda: pipeline(prompt_embeds=features(), output_type="pil", **options),
+        "text": lambda: features().layers,
         "denoise": lambda: pipeline.denoise(noise, known, None, grid, **_steps(bench)),
         "decode": lambda: pipeline.decode(noise, grid, "pil"),
     }
@@ -117,7 +123,7 @@ def bench_sample(bench: SampleBench) -> dict:
     return measure.report(bench, result)
 
 
-def _encode(encoder: GptOssEncoder, ids: np.ndarray, past) -> TextFeatures:
+def encode(encoder: GptOssEncoder, ids: np.ndarray, past) -> TextFeatures:
     """Features of ids [B, T] behind a shared beginning."""
     lengths = np.full(len(ids), ids.shape[1], np.int32)
     layers = encode_tokens(encoder.config.model, encoder.model, ids, lengths, encoder.config.selected, past)
@@ -127,8 +133,8 @@ def _encode(encoder: GptOssEncoder, ids: np.ndarray, past) -> TextFeatures:
 def _distances(bench: SampleBench, pipeline: LensPipeline, ids: np.ndarray, noise, grid: tuple[int, int]) -> dict:
     """`distance.distances` from the same checkpoint in float32."""
     reference = _loaded_pipeline(dataclasses.replace(bench, dtype="float32"))
-    encode = lambda pipe: _encode(pipe.text_encoder, ids, _past(pipe.text_encoder))
-    found = distance.distances(pipeline, reference, encode, noise, grid, **_steps(bench))
+    features = lambda pipe: encode(pipe.text_encoder, ids, _past(pipe.text_encoder))
+    found = distance.distances(pipeline, reference, features, noise, grid, **_steps(bench))
     return {f"{name}_from_float32": value for name, value in found.items()}
 
 
@@ -148,21 +154,20 @@ def _loaded_pipeline(bench: SampleBench) -> LensPipeline:
     return dataclasses.replace(pipeline, model=model, batch_size=bench.batch_size)
 
 
-def _random_pipeline(bench: SampleBench) -> LensPipeline:
+def random_pipeline(bench: SampleBench) -> LensPipeline:
+    """The whole system of `bench.size` with weights drawn on the device."""
     sizes = SIZES[bench.size]
     dtypes = {"dtype": bench.dtype, "param_dtype": bench.dtype}
     model = dataclasses.replace(sizes.denoiser, attention=bench.attention, **dtypes)
     images, text = (dataclasses.replace(config, **dtypes) for config in (sizes.autoencoder, sizes.text))
-    make = lambda init, config, **options: jax.jit(functools.partial(init, config, **options))(jax.random.key(0))
-    encoder = GptOssEncoder(
-        GptOssTextConfig(selected=sizes.selected, model=text), make(gpt_oss.init, text, head=False), tokenizer=None
-    )
+    text_config = GptOssTextConfig(selected=sizes.selected, model=text)
+    encoder = GptOssEncoder(text_config, text_bench.random_params(text, head=False), tokenizer=None)
     return LensPipeline(
         model,
         FluxCodecConfig(model=images),
         encoder,
-        make(denoiser.init, model),
-        make(autoencoder.init, images),
+        denoiser_bench.random_params(model),
+        jax.jit(functools.partial(autoencoder.init, images))(jax.random.key(0)),
         default_size=(bench.height, bench.width),
         batch_size=bench.batch_size,
     )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lens_jax.bench import measure
 from lens_jax.bench.convert import ConvertBench, bench_convert
 from lens_jax.bench.decode import DecodeBench, bench_decode
 from lens_jax.bench.denoiser import DenoiserBench, bench_denoiser
@@ -23,7 +24,16 @@ def test_denoiser(tmp_path):
     assert written["benchmark"] == "bench denoiser"
     assert (result["image_tokens"], result["text_tokens"]) == (8, 4)
     assert result["tflops_per_second"] == pytest.approx(result["operations"] / result["seconds"] / 1e12)
-    assert "share_of_peak" not in result  # a CPU has no listed peak
+    assert "mfu" not in result  # a CPU has no listed peak
+    assert result["program_megabytes"] > 4e-6 * result["parameters"]
+
+
+def test_shares_of_peak(monkeypatch):
+    """Recomputation counts as executed, not as work."""
+    monkeypatch.setattr(measure.flops, "peak", lambda kind: 100e12)
+    figures = measure.rate(40 * 10**12, 1.0, "bfloat16", 50 * 10**12)
+    assert (figures["mfu"], figures["hfu"]) == (0.4, 0.5)
+    assert "mfu" not in measure.rate(10**12, 1.0, "float32")
 
 
 def test_full_size_compiles_without_memory_for_weights():
@@ -37,6 +47,12 @@ def test_text_with_a_shared_beginning():
     result = bench_text(TextBench(tokens=8, prefix=5, batch_size=2, layers=2, dtype="float32", repeats=1))
     assert (result["layers"], result["tokens"], result["prefix"]) == (2, 8, 5)
     assert result["tflops_per_second"] > 0
+
+
+def test_text_written():
+    result = bench_text(TextBench(tokens=6, new_tokens=3, batch_size=2, layers=2, dtype="float32", repeats=1))
+    assert (result["tokens"], result["new_tokens"], result["batch_size"]) == (6, 3, 2)
+    assert result["seconds"] > 0
 
 
 @pytest.mark.parametrize("encode", [False, True])
@@ -65,7 +81,9 @@ def test_train(tmp_path):
         "config = TrainConfig(model=DenoiserConfig(layers=1, heads=1, head_dim=16, rope_axes=(4, 6, 6),"
         " latent_channels=48, text_width=512, text_layers=1, dtype='float32'))\n"
     )
-    result = bench_train(TrainBench(config=str(config), grid=(2, 2), batch_size=2, repeats=1, matrix=64))
+    bench = TrainBench(config=str(config), grid=(2, 2), batch_size=2, repeats=1, matrix=64, layers=2, remat="full")
+    result = bench_train(bench)
+    assert (result["layers"], result["remat"]) == (2, "full")
     names = [name for name in ("unrolled", "scanned") if f"{name}_gflops_per_second" in result]
     assert names
     for name in names:
@@ -80,6 +98,8 @@ def test_bad_arguments(tmp_path):
         bench_denoiser(DenoiserBench(height=1000))
     with pytest.raises(LensError, match="--prefix is 97; with --against torch it must be 0"):
         TextBench(prefix=97, against="torch")
+    with pytest.raises(LensError, match="--new-tokens is 5; it goes neither"):
+        TextBench(prefix=97, new_tokens=5)
     with pytest.raises(LensError, match="either --checkpoint or --random-weights"):
         SampleBench(checkpoint="x", random_weights=True)
     with pytest.raises(LensError, match="nowhere"):

@@ -19,6 +19,7 @@ import numpy as np  # noqa: E402
 from lens_jax import config as config_files  # noqa: E402
 from lens_jax import parallel  # noqa: E402
 from lens_jax.data.buckets import Bucket  # noqa: E402
+from lens_jax.data.mixture import Shape  # noqa: E402
 from lens_jax.parallel import MeshConfig  # noqa: E402
 from lens_jax.pretraining.config import TrainConfig  # noqa: E402
 from lens_jax.pretraining.features import Features  # noqa: E402
@@ -33,7 +34,7 @@ def encoded(config, mesh, sample: bool) -> dict:
     config = dataclasses.replace(config, codec=dataclasses.replace(config.codec, sample=sample))
     features = Features(config, [Shape(BUCKET)], mesh)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
-    batch = {"captions": CAPTIONS, "bucket": (64, 64), "step": 3, "pixels": pixels}
+    batch = {"captions": CAPTIONS, "bucket": (64, 64), "text_class": 0, "step": 3, "pixels": pixels}
     batch = jax.device_get(features.encode({}, features.read(batch)))
     prompts = features.prompts(CAPTIONS[:3])
     return {
