@@ -19,7 +19,9 @@ from lens_jax.parallel.placement import create as create
 from lens_jax.parallel.placement import move_offloaded as move_offloaded
 from lens_jax.parallel.placement import on_device as on_device
 from lens_jax.parallel.placement import relabel as relabel
+from lens_jax.parallel.placement import replicate as replicate
 from lens_jax.parallel.placement import shardings as shardings
+from lens_jax.parallel.placement import spread as spread
 from lens_jax.parallel.placement import state_shardings as state_shardings
 from lens_jax.parallel.placement import state_specs as state_specs
 from lens_jax.parallel.rows import abstract_array as abstract_array

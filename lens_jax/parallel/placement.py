@@ -1,5 +1,6 @@
 """Where the arrays of a state live: created, described and moved in the layout that the rules give."""
 
+import math
 from typing import Any
 
 import jax
@@ -104,6 +105,48 @@ def abstract(make, rules: Rules, mesh: Mesh | None, *args, offload: bool = False
     leaves, tree = jax.tree.flatten(shapes)
     places = tree.flatten_up_to(state_shardings(shapes, rules, mesh, offload))
     return tree.unflatten(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x, place in zip(leaves, places))
+
+
+def spread(tree: Any, mesh: Mesh | None) -> Any:
+    """A tree of abstract arrays, those that are replicated along `data` sharded over it too, where that divides them.
+
+    To read a checkpoint into: else every replica of the model would read all of it. `replicate` puts it right.
+    """
+    if mesh is None or mesh.shape["data"] == 1:
+        return tree
+
+    def one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        place = leaf.sharding
+        if not isinstance(place, NamedSharding):
+            return leaf
+        spec = list(place.spec) + [None] * (len(leaf.shape) - len(place.spec))
+        for axis, names in enumerate(spec):
+            names = (names,) if isinstance(names, str) else tuple(names or ())
+            if "data" in names:
+                return leaf
+            if leaf.shape[axis] % math.prod(mesh.shape[name] for name in (*names, "data")) == 0:
+                spec[axis] = (*names, "data")
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+        return leaf
+
+    return jax.tree.map(one, tree)
+
+
+def replicate(tree: Any, like: Any, mesh: Mesh | None) -> Any:
+    """What was read into `spread(like)` in the layout of `like`: an all-gather over `data`."""
+    if mesh is None or mesh.shape["data"] == 1:
+        return tree
+    # With automatic axes, since nothing but the layout changes.
+    automatic = Mesh(mesh.devices, mesh.axis_names)
+    under = lambda place: NamedSharding(automatic, place.spec, memory_kind=place.memory_kind)
+    leaves, structure = jax.tree.flatten(tree)
+    wanted = [x.sharding for x in structure.flatten_up_to(like)]
+    moved = [i for i, (x, place) in enumerate(zip(leaves, wanted)) if isinstance(place, NamedSharding)]
+    gather = jax.jit(lambda parts: parts, out_shardings=[under(wanted[i]) for i in moved])
+    found = gather([relabel(leaves[i], under(leaves[i].sharding)) for i in moved])
+    for i, x in zip(moved, found):
+        leaves[i] = relabel(x, wanted[i])
+    return structure.unflatten(leaves)
 
 
 def abstract_params(tree: Any, rules: Table, mesh: Mesh | None) -> Any:

@@ -140,11 +140,12 @@ class Store:
             try:
                 metadata, saved = read_metadata(place), saved_shapes(place)
                 check_shapes(wanted, saved, place)
-                parts = _load(place, wanted)
+                parts = _load(place, parallel.spread(wanted, mesh))
             except DamagedError as error:
                 problem = str(error)
             # Nobody goes on to what takes all of them before everybody has read its own.
             if not _anybody(problem is not None, mesh):
+                parts = parallel.replicate(parts, wanted, mesh)
                 problem = _differences(parts, metadata["checksums"], place, mesh)
             elif problem is None:
                 problem = f"{place}: another process could not read its parts"
@@ -298,7 +299,7 @@ def load(folder: epath.Path, wanted: dict[str, Any], mesh: Mesh | None = None, p
     wanted = {name: tree for name, tree in wanted.items() if tree}
     saved = saved_shapes(folder)
     check_shapes(wanted, saved, folder)
-    parts = _load(folder, wanted, partial)
+    parts = parallel.replicate(_load(folder, parallel.spread(wanted, mesh), partial), wanted, mesh)
     if problem := _differences(parts, read_metadata(folder)["checksums"], folder, mesh):
         raise DamagedError(problem)
     return parts | empty

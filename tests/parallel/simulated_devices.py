@@ -4,6 +4,7 @@ python simulated_devices.py steps MESH ...     five steps on each mesh "data,fsd
 python simulated_devices.py padding MESH ...   micro-steps of nine ratios, padded, in one program
 python simulated_devices.py splash MESH ...    a micro-step whose attention is the TPU kernel, interpreted
 python simulated_devices.py offload MESH ...   two steps with average and moments in the host's memory
+python simulated_devices.py restore MESH ...   a checkpoint, average and moments into the host's memory
 python simulated_devices.py sums MESH ...      gradients in bfloat16, summed in either dtype
 
 Each prints a JSON line for every mesh, of which "none" is one device without any: how far its numbers are, relative to
@@ -13,8 +14,10 @@ their size, from those of one device, unpadded and with XLA's attention.
 import dataclasses
 import functools
 import json
+import math
 import os
 import sys
+import tempfile
 
 import jax
 
@@ -26,6 +29,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from etils import epath  # noqa: E402
 from jax.sharding import PartitionSpec  # noqa: E402
 
 from lens_jax import parallel  # noqa: E402
@@ -39,8 +43,11 @@ from lens_jax.pretraining.config import TrainConfig  # noqa: E402
 from lens_jax.pretraining.loss import training_loss  # noqa: E402
 from lens_jax.pretraining.recipe import RULES, create_state  # noqa: E402
 from lens_jax.run import integrity  # noqa: E402
+from lens_jax.run.config import CheckpointConfig  # noqa: E402
 from lens_jax.run.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer  # noqa: E402
+from lens_jax.run.state import from_parts, to_parts  # noqa: E402
 from lens_jax.run.step import StepConfig, micro_step, train_step  # noqa: E402
+from lens_jax.run.store import Store  # noqa: E402
 
 MODEL = DenoiserConfig(
     layers=2, heads=8, head_dim=16, rope_axes=(4, 6, 6), latent_channels=16, text_width=24, text_layers=2,
@@ -188,6 +195,28 @@ def sums(mesh, reference: bool = False) -> dict:
     return {kind: np.asarray(gradient(params, batch, kind)["kernel"]) for kind in ("compute", "float32")}
 
 
+def restore(mesh, reference: bool = False) -> dict:
+    """The state of a checkpoint of one device, and which share of their bytes the devices read of it.
+
+    Replicas along `data` share the reading.
+    """
+    state = new_state(None, trained=True)
+    if reference:
+        return {"state": to_parts(jax.device_get(state))["ema"]}
+    abstract = parallel.abstract(lambda: state, RULES, mesh, offload=True)
+    with tempfile.TemporaryDirectory() as folder:
+        alone = Store(epath.Path(folder), CheckpointConfig())
+        alone.save(0, to_parts(state), {})
+        alone.close()
+        parts, _ = Store(epath.Path(folder), CheckpointConfig(), mesh).restore(to_parts(abstract))
+    restored = from_parts(parts, abstract)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
+    floats = [x for x in jax.tree.leaves(to_parts(abstract)) if x.dtype == np.float32]
+    size = lambda leaves: sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+    share = size(jax.tree.leaves(parallel.spread(floats, mesh))) / size(floats)
+    return {"state": to_parts(jax.device_get(restored))["ema"], "share": share}
+
+
 def difference(actual, expected) -> float:
     """The largest relative difference of any leaf."""
     relative = lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b))
@@ -195,13 +224,20 @@ def difference(actual, expected) -> float:
 
 
 def main() -> None:
-    function = {"steps": steps, "padding": padding, "splash": splash, "offload": offload, "sums": sums}[sys.argv[1]]
+    function = {
+        "steps": steps,
+        "padding": padding,
+        "splash": splash,
+        "offload": offload,
+        "restore": restore,
+        "sums": sums,
+    }[sys.argv[1]]
     expected = function(None, reference=True)
     for name in sys.argv[2:]:
         mesh = None if name == "none" else parallel.make_mesh(MeshConfig(*map(int, name.split(","))))
         result = function(mesh)
         for key in result:
-            if key not in ("collectives", "programs", "places", "checksums"):
+            if key not in ("collectives", "programs", "places", "checksums", "share"):
                 result[key] = difference(result[key], expected[key])
         print(json.dumps({"mesh": name, **result}), flush=True)
 
