@@ -1,6 +1,6 @@
 """Fine-tuning of all parameters on your own captioned images at about 1024 x 1024, on a node of eight GPUs.
 
-lens-jax prepare folder --path PICTURES --out data/mine --buckets lens-1024
+lens-jax prepare folder --path IMAGES --out data/mine --buckets lens-1024
 lens-jax precompute finetune --data.path data/mine --out data/mine_features    # once; then no encoder is loaded
 lens-jax train finetune --data.path data/mine_features --init-from checkpoints/Lens-Base
 

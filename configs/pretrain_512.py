@@ -38,7 +38,7 @@ config = TrainConfig(
         prefetch=16,
     ),
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2000),
-    # Weights are cut within a node of eight and copied across nodes.
+    # Weights are sharded within a node of eight and replicated across nodes.
     mesh=MeshConfig(data=-1, fsdp=8),
     checkpoint=CheckpointConfig(every=1000, keep=3),
     validation=ValidationConfig(every=5000, batches=8),

@@ -264,7 +264,7 @@ def apply(
       positions: int32 [N + T, 3] from `layers.joint_positions`.
       n_image: int32 scalar, tokens of `latents` that are no padding, for programs that serve several shapes; None is N.
       gather: done to the weights of a block just before they are used, and to those outside the blocks: where they are
-        sharded, they are brought together here.
+        sharded, they are gathered here.
 
     Returns velocity [B, N, latent_channels] in the dtype of `latents`.
     """

@@ -73,6 +73,6 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _rows() -> set[str]:
-    """The axes that rows are cut over on the mesh that is set."""
+    """The axes that rows are sharded over on the mesh that is set."""
     mesh = jax.sharding.get_abstract_mesh()
     return {axis for axis in ROWS if mesh.shape[axis] > 1}

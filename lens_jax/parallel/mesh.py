@@ -27,7 +27,7 @@ class MeshConfig:
 
     # Copies of the model, each on its own rows of a batch. Above the size of a node this is the cheapest axis.
     data: int = 1
-    # Parts that parameters, optimiser and average are cut into; also splits the rows. Best within a fast network.
+    # Shards of parameters, optimiser and average; also splits the rows. Best within a fast network.
     fsdp: int = -1
     # Parts of every head group and MLP; must divide the heads. Only within a node, and only when fsdp does not fit.
     tensor: int = 1

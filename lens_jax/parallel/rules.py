@@ -43,7 +43,7 @@ AUTOENCODER_RULES: Table = {
 }
 
 
-# The experts are 91 % of the weights. Cut along the outputs: 5,760 and 2,880 rows, and not the 32 experts.
+# The experts are 91 % of the weights. Sharded along the outputs: 5,760 and 2,880 rows, and not the 32 experts.
 GPT_OSS_RULES: Table = {
     r"embed|unembed": (None, "fsdp"),
     r"layers/(q|k|v)/kernel": (None, "fsdp", None, None),

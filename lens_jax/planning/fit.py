@@ -99,7 +99,7 @@ def _smaller(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 
 
 def _tensor(config: TrainConfig, devices: int, domain: int) -> Iterator[tuple[str, TrainConfig]]:
-    """Heads and MLPs cut within a fast network: also the activations inside a block get smaller."""
+    """Heads and MLPs sharded within a fast network: also the activations inside a block get smaller."""
     data, fsdp, tensor, sequence = config.mesh.sizes(devices)
     for factor in (2, 4):
         if tensor * factor * sequence > domain:

@@ -55,8 +55,8 @@ def assert_draws_the_golden(pipe, golden):
     images = draw(pipe, golden, output_type="np")
     expected = np.clip(golden["image"], -1, 1).transpose(0, 2, 3, 1) / 2 + 0.5
     assert relative_distance(images, expected) <= 1e-4
-    pictures = np.stack([np.asarray(image) for image in draw(pipe, golden)]).astype(int)
-    difference = np.abs(pictures - golden["image_uint8"])
+    drawn = np.stack([np.asarray(image) for image in draw(pipe, golden)]).astype(int)
+    difference = np.abs(drawn - golden["image_uint8"])
     assert difference.max() <= 1
     assert (difference > 0).mean() <= 1e-3
 

@@ -14,13 +14,13 @@ from lens_jax.data.shards import ShardReader, ShardWriter
 from lens_jax.errors import LensError
 
 
-def picture(height=6, width=9, seed=0) -> np.ndarray:
+def pixels(height=6, width=9, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def example(seed=0, **changes) -> Record:
     fields = {
-        "image": encode_image(picture(seed=seed), "png"),
+        "image": encode_image(pixels(seed=seed), "png"),
         "captions": {"en": ("red apple", "an apple"), "ja": ("赤リンゴ",)},
         "height": 6,
         "width": 9,
@@ -35,7 +35,7 @@ def test_round_trip():
     record = example()
     again = decode(encode(record), "here")
     assert again == record
-    np.testing.assert_array_equal(decode_image(again), picture())
+    np.testing.assert_array_equal(decode_image(again), pixels())
 
 
 def test_transparency_becomes_white_and_orientation_is_applied():

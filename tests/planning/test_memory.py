@@ -91,7 +91,7 @@ def test_bytes_of_the_released_size():
 
 
 def test_bytes_on_a_mesh():
-    """Cut over fsdp but for what is too small, copied over data; the autoencoder is whole everywhere."""
+    """Sharded over fsdp but for what is too small, replicated over data; the autoencoder is replicated."""
     kinds, alone = resident(lens(mesh=MeshConfig(data=2, fsdp=8)), 16), resident(lens(), 1)
     # Norms and biases: of 96 streams, and outside the blocks.
     whole = 96 * (9216 + 2 * 1536 + 2 * 64 + 3 * 1536 + 1536) + (4 * 1536 + 3072 + 128) + 4 * 2880

@@ -213,7 +213,7 @@ def test_one_is_told_to_stop_and_one_finds_damage(config, whole, cache, tmp_path
 
 
 def test_other_meshes_restore_the_same_bits(whole):
-    """What two processes of four devices saved, on one device, 8, 2, and cut over `tensor`."""
+    """What two processes of four devices saved, on one device, 8, 2, and sharded over `tensor`."""
     script = Path(__file__).with_name("restore_on_meshes.py")
     environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, str(script), str(whole)]
