@@ -5,13 +5,16 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
+
+from lens_jax.models import attention_cpu, attention_tpu
 
 Kernel = Literal["auto", "xla", "blocked", "cudnn", "splash"]
 
-# Attention scores that `blocked` has at a time: 8 MB in float32, which caches hold.
-_SCORES = 2**21
+# What the backward pass is better given than has to compute again: results by this name, or of cuDNN's forward pass. A
+# fused kernel keeps the sums of its softmax besides.
+SAVED = ("attention", "dot_product_attention_fwd_wrapper")
 
 
 def resolve(kernel: Kernel, dtype, platform: str) -> Kernel:
@@ -74,69 +77,27 @@ def _attend(image, text, lengths, n_image, kernel):
     return mixed[:, :n], jax.lax.dynamic_slice_in_dim(mixed, start, t, 1)
 
 
+def _xla(q, k, v, lengths):
+    return checkpoint_name(_library(q, k, v, lengths, "xla"), SAVED[0])
+
+
+def _cudnn(q, k, v, lengths):
+    return _library(q, k, v, lengths, "cudnn")
+
+
 def _library(q, k, v, lengths, implementation):
     return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
 
 
 def _blocked(q, k, v, lengths):
-    """Heads one after another, each in parts of its queries, so that scores stay in the caches of a CPU.
-
-    Faster than all scores at once, and at two rows of 4,224 tokens (1024 x 1024) 0.18 GB in place of 6.9. Where there
-    are few, all at once is faster. The backward pass computes the scores again rather than keep them.
-    """
-    batch, length, heads, dim = q.shape
-    if batch * heads * length**2 <= _SCORES:
-        return _library(q, k, v, lengths, "xla")
-    parts = -(-length // max(1, _SCORES // length))
-    rows = -(-length // parts)
-    q = jnp.pad(q * jnp.asarray(dim**-0.5, q.dtype), ((0, 0), (0, parts * rows - length), (0, 0), (0, 0)))
-    q = rearrange(q, "b (part row) h d -> (b h) part row d", part=parts)
-    k, v = rearrange(k, "b s h d -> (b h) d s"), rearrange(v, "b s h d -> (b h) s d")
-    lengths = jnp.repeat(jnp.full(batch, length) if lengths is None else jnp.asarray(lengths), heads)
-
-    def head(inputs):
-        q, k, v, valid = inputs
-
-        @jax.checkpoint
-        def part(q):
-            scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
-            scores = jnp.where(jnp.arange(length) < valid, scores, -1e30)
-            weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
-            mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-            return (mixed / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
-
-        return jax.lax.map(part, q)
-
-    mixed = jax.lax.map(head, (q, k, v, lengths))
-    return rearrange(mixed, "(b h) part row d -> b (part row) h d", b=batch)[:, :length]
+    return checkpoint_name(attention_cpu.blocked(q, k, v, lengths), SAVED[0])
 
 
-def _splash(q, k, v, lengths, interpret: bool = False):
-    """TPU kernel; a padded key is in another segment than the queries. Sequences are padded to its blocks of 128."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask
-
-    batch, length, heads, dim = q.shape
-    padded = -(-length // 128) * 128
-    lengths = jnp.full(batch, length, jnp.int32) if lengths is None else lengths
-    fit = lambda x: jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
-    q, k, v = fit(q * dim**-0.5), fit(k), fit(v)
-    everything = mask.MultiHeadMask([mask.FullMask((padded, padded))] * heads)
-    attention = kernel.make_splash_mha(everything, head_shards=1, q_seq_shards=1, interpret=interpret)
-
-    def row(q, k, v, valid):
-        keys = (jnp.arange(padded) >= valid).astype(jnp.int32)
-        return attention(q, k, v, segment_ids=kernel.SegmentIds(q=jnp.zeros(padded, jnp.int32), kv=keys))
-
-    return jax.vmap(row)(q, k, v, lengths).swapaxes(1, 2)[:, :length].astype(v.dtype)
+def _splash(q, k, v, lengths):
+    return attention_tpu.splash(q, k, v, lengths, name=SAVED[0])
 
 
-_KERNELS = {
-    "xla": functools.partial(_library, implementation="xla"),
-    "blocked": _blocked,
-    "cudnn": functools.partial(_library, implementation="cudnn"),
-    "splash": _splash,
-}
+_KERNELS = {"xla": _xla, "blocked": _blocked, "cudnn": _cudnn, "splash": _splash}
 
 
 def _spec(x: jax.Array) -> PartitionSpec:

@@ -35,7 +35,7 @@ from jax.sharding import PartitionSpec  # noqa: E402
 from lens_jax import parallel  # noqa: E402
 from lens_jax.data.buckets import RATIOS, make_buckets  # noqa: E402
 from lens_jax.diffusion.flow import FlowConfig  # noqa: E402
-from lens_jax.models import attention  # noqa: E402
+from lens_jax.models import attention_tpu  # noqa: E402
 from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
 from lens_jax.models.layers import joint_positions  # noqa: E402
 from lens_jax.parallel import MeshConfig  # noqa: E402
@@ -148,7 +148,7 @@ def padding(mesh, reference: bool = False) -> dict:
 
 def splash(mesh, reference: bool = False) -> dict:
     """Loss and gradients of a micro-step; except for the reference, its attention is splash's."""
-    attention._KERNELS["splash"] = functools.partial(attention._splash, interpret=True)
+    attention_tpu.splash = functools.partial(attention_tpu.splash, interpret=True)
     kernel = "xla" if reference else "splash"
     loss = functools.partial(training_loss, dataclasses.replace(MODEL, attention=kernel), FlowConfig())
     loss, gradients = micro_step_on(mesh, loss)[0](new_state(mesh, trained=True), batch(padded=18))
