@@ -1,5 +1,6 @@
 """Exact operation counts. XLA's own count sees a scanned block once, and 6 x parameters is 2x too high for Lens."""
 
+from lens_jax.models import denoiser
 from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.gpt_oss import GptOssConfig
@@ -14,13 +15,23 @@ def denoiser_forward(config: DenoiserConfig, image_tokens: int, text_tokens: int
     image_in_out = 2 * 2 * config.latent_channels * width * image_tokens
     text_in = 2 * config.text_layers * config.text_width * width * text_tokens
     time_and_out = 2 * (256 * width + width**2) + 2 * 2 * width**2
-    return config.layers * sum(_block(config, image_tokens + text_tokens)) + image_in_out + text_in + time_and_out
+    return (
+        config.layers * sum(_block(config, image_tokens + text_tokens).values()) + image_in_out + text_in + time_and_out
+    )
 
 
-def _block(config: DenoiserConfig, tokens: int) -> tuple[int, int]:
-    """(linear layers, attention) of one block and sample; modulation is once a sample and linear."""
-    width = config.width
-    return 2 * (4 * width**2 + 3 * width * config.hidden) * tokens + 2 * 2 * 6 * width**2, 4 * tokens**2 * width
+def _block(config: DenoiserConfig, tokens: int) -> dict[str, int]:
+    """Operations of one block and sample, by the name that the result has in the denoiser."""
+    width, hidden = config.width, config.hidden
+    return {
+        # Once a sample, for both streams.
+        "modulation": 2 * 2 * 6 * width**2,
+        "qkv": 2 * 3 * width**2 * tokens,
+        "attention": 4 * tokens**2 * width,
+        "out": 2 * width**2 * tokens,
+        "gate_up": 2 * 2 * width * hidden * tokens,
+        "down": 2 * width * hidden * tokens,
+    }
 
 
 def train_step(config: DenoiserConfig, image_tokens: int, text_tokens: int, batch: int) -> int:
@@ -29,13 +40,19 @@ def train_step(config: DenoiserConfig, image_tokens: int, text_tokens: int, batc
 
 
 def recomputation(config: DenoiserConfig, image_tokens: int, text_tokens: int, batch: int) -> int:
-    """Operations that the backward pass of one optimiser step repeats under `config.remat`."""
-    linear, attention = _block(config, image_tokens + text_tokens)
-    # A saved output spares XLA's attention the second of its two products; a fused kernel runs again as a whole, for
-    # the softmax's sums.
-    scores = attention // 2 if config.attention == "xla" else attention
-    repeated = {"none": 0, "full": linear + attention, "dots": attention, "attention": linear + scores}
-    return batch * config.layers * repeated[config.remat]
+    """Operations that the backward pass of one optimiser step repeats under `config.remat`.
+
+    `config.attention` must be a kernel by name: what a saved output spares depends on it.
+    """
+    block, kept = _block(config, image_tokens + text_tokens), denoiser.kept(config.remat)
+    repeated = sum(operations for name, operations in block.items() if name not in kept)
+    if config.attention == "blocked":
+        # The CPU's blocks never keep their scores.
+        repeated += block["attention"]
+    elif config.attention == "xla" and "attention" in kept:
+        # A fused kernel keeps the sums of its softmax too. XLA's needs the scores again, the first of two products.
+        repeated += block["attention"] // 2
+    return batch * config.layers * repeated
 
 
 def gpt_oss_forward(config: GptOssConfig, tokens: int, past: int = 0) -> int:

@@ -13,22 +13,21 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
+from jax.ad_checkpoint import checkpoint_name as keep
 
 from lens_jax.errors import LensError
-from lens_jax.models.attention import Kernel, attend
+from lens_jax.models.attention import SAVED, Kernel, attend
 from lens_jax.models.layers import (
     RMSNorm,
     layer_norm,
     layout,
-    matrix_product,
     modulate,
     rotary_table,
     rotate,
     timestep_features,
 )
 
-Remat = Literal["none", "full", "dots", "attention"]
+Remat = Literal["auto", "none", "mlp", "linear", "full"]
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -58,8 +57,9 @@ class DenoiserConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     # What parameters are kept in.
     param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    # What the backward pass recomputes: nothing, every block, all but matrix products, or all but attention outputs.
-    remat: Remat = "none"
+    # What the backward pass computes again to save memory, least first: no product; the MLP's hidden layer; all linear
+    # layers but the last; whole blocks. Training takes for `auto` the first that fits into its devices.
+    remat: Remat = "auto"
     # Lay the blocks out one after another instead of scanning them: faster on a CPU, much longer to compile.
     unroll: bool = False
     # Attention kernel; `auto` is cuDNN on a GPU in half precision, splash on a TPU, blocked on a CPU, XLA elsewhere.
@@ -92,17 +92,11 @@ LENS = DenoiserConfig()
 LENS_TOY = DenoiserConfig(layers=32, heads=16, text_width=1024, text_layers=1)
 
 
-# The backward pass computes such a function again from its inputs, as far as its gradients ask for it. Norms, gates and
-# rotations cost less to compute than to keep, and no product is computed twice: a step of the quickstart with scanned
-# blocks takes 0.86 of the time and 89 MB in place of 157 (docs/benchmarks.md).
-_recompute = functools.partial(jax.checkpoint, prevent_cse=False)
-
-
 class Stream(nnx.Module):
     """The weights one modality (image or text) has in a joint block."""
 
     def __init__(self, c: DenoiserConfig, rngs: nnx.Rngs):
-        options = {"dtype": c.dtype, "param_dtype": c.param_dtype, "dot_general": matrix_product, "rngs": rngs}
+        options = {"dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         dense = functools.partial(nnx.Linear, **options)
         dense_general = functools.partial(nnx.LinearGeneral, **options)
         zeros = nnx.initializers.zeros_init()
@@ -121,33 +115,16 @@ class Stream(nnx.Module):
 
     def project(self, x: jax.Array, shift, scale, table) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q, k, v [B, S, heads, head_dim] of x [B, S, W]; q and k are normed by head and rotated."""
-
-        @_recompute
-        def project(x, shift, scale):
-            return self.qkv(modulate(self.norm1(x), shift, scale))
-
-        @_recompute
-        def by_head(qkv):
-            q, k, v = _unstack(qkv)
-            return rotate(self.norm_q(q), table), rotate(self.norm_k(k), table), v
-
-        return by_head(project(x, shift, scale))
+        q, k, v = _unstack(keep(self.qkv(modulate(self.norm1(x), shift, scale)), "qkv"))
+        return rotate(self.norm_q(q), table), rotate(self.norm_k(k), table), v
 
     def mix_heads(self, attended: jax.Array, sharding) -> jax.Array:
         """[B, S, heads, head_dim] -> [B, S, W], laid out as `sharding` says."""
-        return _recompute(lambda y: self.out(y, out_sharding=sharding))(attended)
+        return keep(self.out(attended, out_sharding=sharding), "out")
 
     def feed_forward(self, x: jax.Array, shift, scale) -> jax.Array:
-        @_recompute
-        def widen(x, shift, scale):
-            return self.gate_up(modulate(self.norm2(x), shift, scale))
-
-        @_recompute
-        def narrow(gate_up):
-            gate, up = _unstack(gate_up)
-            return self.down(jax.nn.silu(gate) * up, out_sharding=layout(x))
-
-        return narrow(widen(x, shift, scale))
+        gate, up = _unstack(keep(self.gate_up(modulate(self.norm2(x), shift, scale)), "gate_up"))
+        return keep(self.down(jax.nn.silu(gate) * up, out_sharding=layout(x)), "down")
 
 
 def _unstack(x: jax.Array) -> list[jax.Array]:
@@ -167,11 +144,11 @@ class Block(nnx.Module):
         """image [B, N, W], text [B, T, W], conditioning [B, W] = silu(time embedding), lengths [B] -> image, text."""
         streams = ((self.image, image), (self.text, text))
         # Chunk order of the release: (attention, MLP) x (shift, scale, gate).
-        mods = [jnp.split(stream.modulation(conditioning)[:, None], 6, axis=-1) for stream, _ in streams]
+        mods = [keep(stream.modulation(conditioning), "modulation") for stream, _ in streams]
+        mods = [jnp.split(mod[:, None], 6, axis=-1) for mod in mods]
         with jax.named_scope("attention"):
             parts = [stream.project(x, *mod[:2], table) for (stream, x), mod, table in zip(streams, mods, tables)]
             attended = attend(*parts, lengths, n_image, self.kernel)
-            attended = checkpoint_name(attended, "attention")
         with jax.named_scope("mlp"):
             outputs = []
             for (stream, x), mod, y in zip(streams, mods, attended):
@@ -235,11 +212,26 @@ def parameter_count(config: DenoiserConfig) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
 
 
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+# What the forward pass keeps of a block for the backward one, besides its input: results of products by name, what an
+# attention kernel keeps, nothing that is computed number by number. With the input, a token has 12.3, 7, 3 and 1 times
+# the width.
+KEPT: dict[Remat, tuple[str, ...]] = {
+    "none": ("modulation", "qkv", *SAVED, "out", "gate_up", "down"),
+    "mlp": ("modulation", "qkv", *SAVED, "out", "down"),
+    "linear": ("modulation", *SAVED, "down"),
+    "full": (),
 }
+
+
+def kept(remat: Remat) -> tuple[str, ...]:
+    """What is kept under a remat; `auto` is `none` until somebody has chosen."""
+    return KEPT.get(remat, KEPT["none"])
+
+
+def _policy(remat: Remat) -> Callable[..., bool]:
+    """What `jax.checkpoint` asks of every operation: whether its results are kept."""
+    names = kept(remat)
+    return lambda primitive, *_, **params: (params["name"] if primitive.name == "name" else primitive.name) in names
 
 
 def apply(
@@ -286,9 +278,9 @@ def apply(
         block = nnx.merge(block_graph, gather(block_params))
         return block(*carry, conditioning, tables, lengths, n_image), None
 
-    if config.remat != "none":
-        # Inside a scan XLA cannot undo the recomputation, so the barriers of prevent_cse would only cost.
-        body = jax.checkpoint(body, policy=_REMAT_POLICIES[config.remat], prevent_cse=config.unroll)
+    # Inside a scan XLA cannot undo the recomputation, so the barriers of prevent_cse would only cost.
+    again = config.remat not in ("auto", "none")
+    body = jax.checkpoint(body, policy=_policy(config.remat), prevent_cse=config.unroll and again)
     with jax.named_scope("blocks"):
         unroll = config.layers if config.unroll else 1
         (image, _), _ = jax.lax.scan(body, (image, hidden_text), params["blocks"], unroll=unroll)

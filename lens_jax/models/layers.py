@@ -1,7 +1,5 @@
 """Parts the denoiser is made of: norms, rotary positions, timestep embedding, modulation."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,36 +34,6 @@ def layer_norm(x: jax.Array, eps: float) -> jax.Array:
 def layout(x: jax.Array):
     """How `x` is sharded: where a product that sums over a sharded axis must put the sum. None without a mesh."""
     return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
-
-
-def matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers, **options) -> jax.Array:
-    """`lax.dot_general` of the last axes of `x` and the first ones of `kernel`: the `dot_general` of Flax's layers.
-
-    On one CPU it is a product of two matrices whose gradients are such products too. Left to itself XLA turns the
-    gradient of the result, multiplies and turns the product once more: 8 % of a training step of the quickstart.
-    """
-    other = jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty
-    if other or any(option is not None for option in options.values()):
-        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
-    ((contracted, _), _) = dimension_numbers
-    rows, columns = x.shape[: x.ndim - len(contracted)], kernel.shape[len(contracted) :]
-    width = math.prod(kernel.shape[: len(contracted)])
-    y = _matrix_product(x.reshape(-1, width), kernel.reshape(width, -1))
-    return y.reshape(*rows, *columns)
-
-
-@jax.custom_jvp
-def _matrix_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return x @ kernel
-
-
-@_matrix_product.defjvp
-def _matrix_product_jvp(primals, tangents):
-    (x, kernel), (dx, dkernel) = primals, tangents
-    # Transposed, the second term is the gradient of the kernel, and has `turned` on its left as it is here. The barrier
-    # keeps XLA from turning it back, which pays where it is the smaller of the two.
-    turned = x.T if x.shape[1] > kernel.shape[1] else jax.lax.optimization_barrier(x.T)
-    return x @ kernel, dx @ kernel + jax.lax.dot_general(turned, dkernel, (((0,), (0,)), ((), ())))
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

@@ -241,7 +241,7 @@ def test_a_wrong_kernel_is_not_equal(monkeypatch):
 
 
 def test_blocks_that_fit():
-    bench = TrainBench(config="pretrain_512", size="tiny", grid=(2, 2), batch_size=2, text_tokens=3, remat="attention")
+    bench = TrainBench(config="pretrain_512", size="tiny", grid=(2, 2), batch_size=2, text_tokens=3, remat="none")
     needed = training._bytes(dataclasses.replace(bench, layers=2), "cpu")
     assert training.blocks_that_fit(bench, None) == 4
     assert training.blocks_that_fit(bench, round(1.01 * needed / training._FILL)) == 2

@@ -43,7 +43,7 @@ def numbers(loss: float, finite: bool = True) -> dict:
 @pytest.fixture
 def lens():
     """The released size, where 4 x 4 pixels are a token; a tenth of the captions is dropped."""
-    model = dataclasses.replace(LENS, remat="full")
+    model = dataclasses.replace(LENS, remat="full", attention="xla")
     return dataclasses.replace(TrainConfig(), model=model, codec=PixelCodecConfig(patch=4))
 
 

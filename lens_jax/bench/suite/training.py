@@ -12,6 +12,7 @@ from lens_jax.bench.suite.kinds import check_device, kernel_here, memory_limit
 from lens_jax.bench.suite.networks import TEXT_TOKENS
 from lens_jax.bench.train import TrainBench, bench_train
 from lens_jax.errors import LensError
+from lens_jax.models.denoiser import KEPT
 from lens_jax.planning import memory, program
 from lens_jax.planning.estimate import bytes_of
 
@@ -19,8 +20,8 @@ from lens_jax.planning.estimate import bytes_of
 _BATCH = {512: 24, 768: 10, 1024: 6}
 # XLA's attention keeps all scores, so with it a step has fewer.
 _XLA_BATCH = {512: 8, 768: 3, 1024: 1}
-_BEST = "attention"
-_REMATS = ("attention", "full", "dots", "none")
+_BEST = "none"
+_REMATS = tuple(KEPT)
 _PLATFORMS = {"gpu": "cuda", "tpu": "tpu", "cpu": "cpu"}
 # Of the memory that programs have, what the estimate may fill.
 _FILL = 0.85
