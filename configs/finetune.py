@@ -21,7 +21,7 @@ config = TrainConfig(
     out="runs/finetune",
     steps=20_000,
     ema_decay=0.999,
-    model=DenoiserConfig(remat="full"),
+    model=DenoiserConfig(),
     codec=FluxCodecConfig(),
     text=GptOssTextConfig(),
     data=DataConfig(

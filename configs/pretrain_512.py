@@ -23,15 +23,17 @@ from lens_jax.run.optimizer import OptimizerConfig
 config = TrainConfig(
     out="runs/pretrain_512",
     steps=400_000,
+    # Two halves of 1,536 leave room for what one whole would have to compute again: on 128 H100s nothing is.
+    accumulation=2,
     ema_decay=0.9999,
-    model=DenoiserConfig(remat="full"),
+    model=DenoiserConfig(),
     codec=FluxCodecConfig(),
     text=GptOssTextConfig(),
     data=DataConfig(
         path="data/stage1",
         buckets=("512x512",),
         caption_classes=CAPTION_CLASSES,
-        batch_size=3072,
+        batch_size=1536,
         pad_areas=True,
         joint_multiple=128,
         threads=16,

@@ -149,10 +149,11 @@ def train(argv: list[str]) -> int:
 
         determinism.set_flag()
     distributed.initialize(heartbeat=config.heartbeat_seconds)
+    from lens_jax.planning.fit import choose_remat_here
     from lens_jax.pretraining.job import train as run
 
     with distributed.ending_alone():
-        stopped_by = run(config).stopped_by
+        stopped_by = run(choose_remat_here(config)).stopped_by
     # As a shell reports it: an orchestrator must not take a run that was stopped for one that is complete.
     return 0 if stopped_by is None else 128 + stopped_by
 

@@ -77,6 +77,8 @@ class Plan:
     offloaded: int
     usable: float
     programs: list[TracedProgram]
+    # What the backward pass computes again, as configured or as it fits.
+    remat: str
     work: Work
     # Share of the peak that counts as MFU in a run's own record: encoders take time and count for nothing there.
     mfu: float
@@ -121,6 +123,8 @@ def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda 
     """Trace everything and add it up. `advance` is told what is begun, and how many such parts there are."""
     config, hardware = options.config, HARDWARE[options.hardware]
     mesh, layout, data, shapes = _lay_out(config, options)
+    config = fit.choose_remat(config, mesh, data, hardware.platform, hardware.usable)
+    config = lowering.on_platform(config, hardware.platform)
     if options.compile:
         mesh = topology.slice_mesh(config.mesh, options.hardware, options.devices, options.slices)
     parts = estimate.count_parts(config, shapes, data.cached)
@@ -151,6 +155,7 @@ def make_plan(options: PlanConfig, advance: Callable[[str, int], None] = lambda 
         offloaded=estimate.offloaded(config, mesh),
         usable=hardware.usable,
         programs=programs,
+        remat=config.model.remat,
         work=work,
         mfu=work.model / (seconds * rate),
         hfu=work.executed / (seconds * rate),
@@ -187,14 +192,11 @@ def _does_not_fit(found: Plan, options: PlanConfig) -> str:
     )
 
     def peak_bytes(config: TrainConfig) -> int:
-        mesh, _, data, shapes = _lay_out(config, options)
-        resident = estimate.resident(config, mesh, shapes, data.cached)
-        if sum(resident.values()) > found.usable:
-            return sum(resident.values())
-        programs = estimate.trace_programs(config, mesh, shapes, data.cached, hardware.platform, lower=False)
-        return sum(resident.values()) + max(one.peak.bytes for one in programs)
+        mesh, _, data, _ = _lay_out(config, options)
+        return estimate.peak_bytes(config, mesh, data, hardware.platform, found.usable)
 
-    change = fit.first_that_fits(options.config, options.devices, hardware.domain, peak_bytes, found.usable)
+    config = fit.with_remat(options.config, found.remat)
+    change = fit.first_that_fits(config, options.devices, hardware.domain, peak_bytes, found.usable)
     return problem + (change or f"nothing less than more devices would: --devices {2 * options.devices}")
 
 
@@ -249,7 +251,7 @@ def _time_table(found: Plan, options: PlanConfig) -> Table:
     table.add_row("executed ones (padding, recomputation)", f"{work.executed:.4g}")
     table.add_row("operations of frozen encoders", f"{work.encoders:.4g}")
     table.add_row(f"seconds at {options.mfu:.0%} of the peak", f"{found.seconds:.3f}")
-    table.add_row("MFU as the run will report it, HFU", f"{found.mfu:.1%}, {found.hfu:.1%}")
+    table.add_row(f"MFU as the run will report it, HFU (remat {found.remat})", f"{found.mfu:.1%}, {found.hfu:.1%}")
     table.add_row("images a second", f"{work.images / found.seconds:,.1f}")
     if found.traffic:
         table.add_row("seconds of the network, if nothing hid it", f"{found.network_seconds:.3f}")

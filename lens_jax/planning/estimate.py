@@ -11,7 +11,7 @@ from lens_jax import flops, parallel
 from lens_jax.errors import LensError
 from lens_jax.planning import communication, lowering, memory, program
 from lens_jax.planning.communication import Collective
-from lens_jax.planning.data import BucketUse, DataUse
+from lens_jax.planning.data import BucketUse, DataUse, largest_shapes
 from lens_jax.planning.hardware import Hardware
 from lens_jax.planning.lowering import Lowered
 from lens_jax.pretraining import features
@@ -74,6 +74,16 @@ def trace_programs(
 def _abstract_state(config: TrainConfig, mesh) -> State:
     # Without a mesh the memory of the host would be that of this machine.
     return abstract_state(config, mesh, offload=config.offload and mesh is not None)
+
+
+def peak_bytes(config: TrainConfig, mesh, data: DataUse, platform: lowering.Platform, usable: float) -> int:
+    """The most that one device holds. More than `usable` without the programs, they are not traced."""
+    shapes = largest_shapes(data.buckets)
+    throughout = sum(resident(config, mesh, shapes, data.cached).values())
+    if throughout > usable:
+        return throughout
+    programs = trace_programs(config, mesh, shapes, data.cached, platform, lower=False)
+    return throughout + max(one.peak.bytes for one in programs)
 
 
 def count_parts(config: TrainConfig, uses: Sequence[BucketUse], cached: bool) -> int:

@@ -1,11 +1,73 @@
-"""What to change in a run that does not fit into its devices' memory."""
+"""What fits into the memory of a run's devices: how much is computed again, and what to change where nothing does."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh
+
+from lens_jax import parallel
 from lens_jax.errors import LensError
+from lens_jax.models.denoiser import KEPT
 from lens_jax.parallel import AXES, MeshConfig
+from lens_jax.planning import estimate, lowering
+from lens_jax.planning.data import DataUse, data_use
 from lens_jax.pretraining.config import TrainConfig
+
+# Share of a device's memory up to which an estimate is trusted to fit.
+_FULL = 0.9
+
+
+def choose_remat(
+    config: TrainConfig, mesh: AbstractMesh | None, data: DataUse, platform: lowering.Platform, usable: float
+) -> TrainConfig:
+    """The config with the remat that computes least again and fits into `usable` bytes, where it is left to us.
+
+    `full` where none is estimated to fit.
+    """
+    if config.model.remat != "auto":
+        return config
+    for remat in KEPT:
+        chosen = with_remat(config, remat)
+        if remat == "full" or estimate.peak_bytes(chosen, mesh, data, platform, usable) <= _FULL * usable:
+            break
+    return chosen
+
+
+def with_remat(config: TrainConfig, remat: str) -> TrainConfig:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+
+
+def choose_remat_here(config: TrainConfig) -> TrainConfig:
+    """The same for the devices of this run. The first process chooses for all; a run that goes on keeps what it had.
+
+    Devices that do not say how much memory they have, CPUs among them, compute nothing again.
+    """
+    if config.model.remat != "auto":
+        return config
+    order = list(KEPT)
+    chosen = order.index(_fits_here(config)) if jax.process_index() == 0 else 0
+    return with_remat(config, order[int(parallel.of_first_process(np.int32(chosen)))])
+
+
+def _fits_here(config: TrainConfig) -> str:
+    if (earlier := Path(config.out) / "config.json").is_file():
+        try:
+            if (remat := json.loads(earlier.read_text())["model"]["remat"]) in KEPT:
+                return remat
+        except (ValueError, KeyError, TypeError):
+            # Whoever reads the run says what is wrong with it.
+            pass
+    usable = min((device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices())
+    if not usable:
+        return "none"
+    mesh = lowering.abstract_mesh(config.mesh, jax.device_count())
+    data = data_use(config, 1 if mesh is None else mesh.shape["sequence"])
+    platform = "tpu" if jax.default_backend() == "tpu" else "cuda"
+    return choose_remat(config, mesh, data, platform, usable).model.remat
 
 
 def first_that_fits(
@@ -68,10 +130,9 @@ def _with_data(config: TrainConfig, data: int) -> str:
 
 def _lighter(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     """More recomputation, the least first."""
-    order = ["none", "dots", "attention", "full"]
+    order = list(KEPT)
     for remat in order[order.index(config.model.remat) + 1 :]:
-        model = dataclasses.replace(config.model, remat=remat)
-        yield f"model.remat {config.model.remat} -> {remat}", dataclasses.replace(config, model=model)
+        yield f"model.remat {config.model.remat} -> {remat}", with_remat(config, remat)
 
 
 def _offloaded(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:

@@ -24,11 +24,13 @@ _HEAVY = {
 _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}
 # Compilers neither find the best order nor fuse all that could be, hence a factor on the working set. On a CPU 1.5
 # brings the estimate to between 0.89 and 1.15 of what XLA needs, under every remat policy (tests/planning); a GPU is
-# taken to be like it, unmeasured. The TPU compiler keeps the 64 channels of a head in 128 lanes and the rotations in
-# float32: compiled for a v5p slice of eight with libtpu 0.0.42, the full-size micro-step of six images of 736 x 1472
-# a device takes 17.4 GB, where 4.0 gives 16.7 (remat "full"; "attention" 21.7 and 20.6, "dots" 61.0 and 56.6, "none"
-# 111.5 and 87.2), and that of 32 images 68.6, where it gives 78.4.
+# taken to be like it, unmeasured. The TPU compiler keeps the rotations in float32: compiled for a v5p slice of eight
+# with libtpu 0.0.42, the full-size micro-step of six images of 736 x 1472 a device takes 17.4 GB under remat "full",
+# where 4.0 gives 16.7, and that of 32 images 68.6, where it gives 78.4.
 SLACK = {"cpu": 1.5, "cuda": 1.5, "tpu": 4.0}
+# A TPU stores the last axis in whole lanes, so that the 64 channels of a head take as much as 128: of 24 images of
+# 512 x 512 a v5p under remat "mlp" the compiler (libtpu 0.0.52) says 68.3 GB, the estimate 70.6.
+LANES = {"cpu": 1, "cuda": 1, "tpu": 128}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Peak:
 
 def peak(program: Program, platform: str) -> Peak:
     """The most that one device holds besides the arguments; results are taken to be written over donated arguments."""
-    found, slack = _Lifetimes(program).peak(), SLACK[platform]
+    found, slack = _Lifetimes(program, LANES[platform]).peak(), SLACK[platform]
     kinds = {kind: round(size * (slack if kind == "working set" else 1)) for kind, size in found.kinds.items()}
     return Peak(kinds, found.scope)
 
@@ -56,8 +58,8 @@ def peak(program: Program, platform: str) -> Peak:
 class _Lifetimes:
     """Birth and death of every value that has memory of its own. Time 2i is before operation i, 2i + 1 is during it."""
 
-    def __init__(self, program: Program):
-        self.program = program
+    def __init__(self, program: Program, lanes: int):
+        self.program, self.lanes = program, lanes
         self.arguments = set(program.inputs)
         self.born: dict[Value, int] = dict.fromkeys(program.inputs, 0)
         self.dies: dict[Value, int] = {}
@@ -112,20 +114,28 @@ class _Lifetimes:
         for time in range(2 * len(self.program.operations) + 1):
             for value in starts[time]:
                 alive.add(value)
-                size += value.bytes
+                size += self._bytes(value)
             operation = self.program.operations[time // 2] if time % 2 else None
             bodies = operation.bodies if operation else ()
-            inner = max((_Lifetimes(body).peak() for body in bodies), key=lambda p: p.bytes, default=Peak({}, ""))
+            inner = max(
+                (_Lifetimes(body, self.lanes).peak() for body in bodies), key=lambda p: p.bytes, default=Peak({}, "")
+            )
             if size + inner.bytes > most:
                 most = size + inner.bytes
                 kinds = defaultdict(int, inner.kinds)
                 for value in alive:
-                    kinds[self.kinds[value]] += value.bytes
+                    kinds[self.kinds[value]] += self._bytes(value)
                 best = Peak(dict(kinds), inner.scope or (operation.scope if operation else ""))
             for value in ends[time]:
                 alive.remove(value)
-                size -= value.bytes
+                size -= self._bytes(value)
         return best
+
+    def _bytes(self, value: Value) -> int:
+        """What is stacked is stored as it is; the slack of the working set covers how that is laid out."""
+        if self.kinds[value] != "saved activations" or not value.shape:
+            return value.bytes
+        return value.bytes // value.shape[-1] * -(-value.shape[-1] // self.lanes) * self.lanes
 
 
 def _writes(operation: Operation) -> bool:

@@ -78,7 +78,17 @@ def _read(jaxpr: core.Jaxpr, mesh: dict[str, int], scope: str) -> Program:
     operations: list[Operation] = []
     _append(jaxpr, values, mesh, scope, operations)
     outputs = [None if isinstance(var, core.Literal) else values[var] for var in jaxpr.outvars]
-    return Program([values[var] for var in jaxpr.invars], outputs, operations, mesh)
+    return Program([values[var] for var in jaxpr.invars], outputs, _needed(operations, outputs), mesh)
+
+
+def _needed(operations: list[Operation], outputs: list[Value | None]) -> list[Operation]:
+    """Without those whose results nobody reads, as compilers leave them out: a kernel whose results were kept."""
+    read, needed = set(outputs), []
+    for operation in reversed(operations):
+        if not operation.outputs or not read.isdisjoint(operation.outputs):
+            needed.append(operation)
+            read.update(operation.inputs)
+    return needed[::-1]
 
 
 def _append(jaxpr, values, mesh, scope, operations) -> None:

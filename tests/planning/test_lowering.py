@@ -15,6 +15,7 @@ from lens_jax.planning.data import data_use, largest_shapes
 from lens_jax.pretraining import features
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features
+from lens_jax.pretraining.recipe import abstract_state
 
 DEVICES = (1, 8, 64, 256, 1024)
 
@@ -43,7 +44,7 @@ def test_step_lowers(name, devices):
     estimate.check_shapes(config, data, mesh)
     shapes = largest_shapes(data.buckets)
     use = shapes[DEVICES.index(devices) % len(shapes)]
-    state = lowering.abstract_state(config, mesh)
+    state = abstract_state(config, mesh, config.offload and mesh is not None)
     half = config.model.dtype == "bfloat16"
     for platform, kernel in (("cuda", "cudnn" if half else "xla"), ("tpu", "splash")):
         traced = lowering.trace(lowering.on_platform(config, platform), mesh, state, use.images, use.tokens)
