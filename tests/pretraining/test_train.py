@@ -72,6 +72,40 @@ def test_run_writes_all_it_promises(uninterrupted, tiny_config):
     assert steps == [4, 8]
 
 
+def test_validation_is_of_every_size_and_weighted_by_images(uninterrupted, tiny_config):
+    """Three sizes share twelve images; two batches of four are of two of them at least, and their mean is by images."""
+    for record in read_metrics(uninterrupted[1] / "metrics.jsonl", "validation"):
+        assert len(record["loss_by_bucket"]) == 2
+        losses = record["loss_by_bucket"].values()
+        assert min(losses) <= record["loss"] <= max(losses)
+
+
+def test_what_a_run_would_fail_at_is_found_before_its_first_step(tiny_config, tmp_path):
+    """An event's settings too, and nothing is written."""
+    samples, data = tiny_config.samples, tiny_config.data
+    for changes, message in (
+        ({"samples": dataclasses.replace(samples, sizes=("25x25",))}, "size 25x25 cannot be tiled"),
+        ({"samples": dataclasses.replace(samples, prompts=("a\0b",))}, "prompt 0 holds bytes that are not text"),
+        ({"data": dataclasses.replace(data, languages=("xx",))}, "data.languages xx"),
+        ({"data": dataclasses.replace(data, batch_sizes=(4,) * 9)}, "so as many numbers"),
+    ):
+        with pytest.raises(LensError, match=message):
+            train(with_out(tiny_config, tmp_path / "run", **changes))
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(LensError, match=r"model\.param_dtype is 'bfloat16'; what is trained is kept in float32"):
+        with_out(tiny_config, tmp_path, model=dataclasses.replace(tiny_config.model, param_dtype="bfloat16"))
+
+
+def test_no_validation_split_is_found_before_the_first_step(tiny_config, tmp_path):
+    from lens_jax.data.prepare import OpenMojiConfig, prepare_openmoji
+
+    bare = OpenMojiConfig(out=str(tmp_path / "bare"), concepts=2, size=16, scenes=4, validation=0, copies=1)
+    data = dataclasses.replace(tiny_config.data, path=str(prepare_openmoji(bare, progress=False)))
+    with pytest.raises(LensError, match=r"no records in the validation split; .* set validation\.every 0"):
+        train(with_out(tiny_config, tmp_path / "run", data=data))
+    assert not (tmp_path / "run").exists()
+
+
 def test_learns(tiny_config, tmp_path):
     """Forty steps on eight pictograms bring the loss well below that of predicting nothing (about 2)."""
     optimizer = dataclasses.replace(tiny_config.optimizer, learning_rate=5e-3)
