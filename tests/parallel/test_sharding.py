@@ -162,4 +162,4 @@ def test_bad_meshes():
 
 if __name__ == "__main__":
     text = json.dumps(every_layout(), indent=0) + "\n"
-    (Path(__file__).parent / "goldens" / GOLDEN).write_text(text, encoding="utf-8")
+    (Path(__file__).parents[1] / "goldens" / GOLDEN).write_text(text, encoding="utf-8")
