@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,11 +14,11 @@ import numpy as np
 
 from lens_jax.atomic import new_directory
 from lens_jax.console import make_console
-from lens_jax.data import caption_length, images, phrases, scenes
+from lens_jax.data import caption_length, images, phrases, records, scenes
 from lens_jax.data.buckets import RATIOS, Bucket, assign, fit_image, make_buckets, parse_buckets
 from lens_jax.data.index import NAME, SPLITS, load_index
 from lens_jax.data.records import Record, encode
-from lens_jax.data.sources import folder, openmoji
+from lens_jax.data.sources import folder, openmoji, tables
 from lens_jax.data.writer import DataWriter
 from lens_jax.errors import LensError, nearest
 
@@ -56,7 +57,7 @@ class OpenMojiConfig:
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """A folder of images with captions in .txt files, metadata.jsonl or metadata.csv."""
+    """A folder of images with captions in text files beside them, metadata.jsonl or metadata.csv."""
 
     # Folder to read, with all folders in it.
     path: str
@@ -77,6 +78,14 @@ class FolderConfig:
     max_upscale: float = 1.0
     # Share of the images in the validation split, chosen by content, so that duplicates stay together.
     validation: float = 0.02
+    # Endings of caption files, photo.txt or photo.png.txt; where an image has several, the first counts.
+    caption_files: tuple[str, ...] = folder.CAPTION_FILES
+    # Column of a table with the captions. By default text, caption or captions, whichever there is.
+    caption_column: str = ""
+    # Column of a table with the image's path, from the table's folder.
+    file_column: str = "file_name"
+    # Follow links to folders, and links that lead out of the folder. Otherwise both are left out.
+    follow_links: bool = False
     # Language of captions that name none.
     language: str = "en"
     # Licence of the images, stored with each.
@@ -227,31 +236,30 @@ def prepare_folder(
         DataWriter(directory, buckets, config.shard_mib << 20) as writer,
         tempfile.TemporaryDirectory(prefix=".listing-", dir=directory) as work,
     ):
-        scan = folder.Scan(root, config.language, Path(work), config.seed if config.shuffle else None)
+        options = folder.Options(_columns(config), config.caption_files, config.follow_links)
+        scan = folder.Scan(root, Path(work), options, config.seed if config.shuffle else None)
         total = 0
         for problem in _progress(scan.look(), None, "looking", progress):
             if problem:
                 left_out.add(_Rejected(problem))
             else:
                 total += 1
-        if not total:
-            raise LensError(f"{config.path}: no images in it; accepted are {', '.join(folder.SUFFIXES)}")
         count = count_tokens or caption_length.estimate
-        results = in_threads(lambda item: _fit(item, buckets, config, count), scan.items(), config.threads)
+        results = in_threads(lambda item: _fit(item, scan, buckets, config, count), scan.items(), config.threads)
         for result in _progress(results, total, "fitting", progress):
             if isinstance(result, _Fitted):
                 writer.write(result.split, result.bucket, result.text_class, result.entry, result.languages)
             else:
                 left_out.add(result)
         if not writer.count("train"):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.reasons.most_common())
-            raise LensError(f"{config.path}: nothing left to train on ({reasons or 'all in the validation split'})")
+            raise LensError(f"{config.path}: {left_out.summary(total)}")
         counted_by = "tokenizer" if count_tokens else "estimate"
         writer.finish(
             source="folder",
             config=_plain(config),
             licence=config.licence,
-            languages=tuple(sorted(writer.captioned()["train"])),
+            # Of both splits: a language that only validation has must be one that captions are drawn from.
+            languages=tuple(sorted({name for counts in writer.captioned().values() for name in counts})),
             holdout_languages=(),
             caption_classes=config.caption_classes,
             caption_count=counted_by if config.caption_classes else "",
@@ -281,6 +289,15 @@ class _LeftOut:
         if len(self.named) < MAX_NAMED_FAILURES:
             self.named.append({"file": problem.name, "reason": problem.reason, "detail": problem.detail})
 
+    def summary(self, images: int) -> str:
+        """Why nothing is left of so many images."""
+        if not self.reasons:
+            none = f"no images in it; accepted are {', '.join(folder.SUFFIXES)}"
+            return "all images are in the validation split" if images else none
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        first = self.named[0]
+        return f"nothing left to train on: {reasons}; {first['file']}: {first['detail'] or first['reason']}"
+
 
 def _check_folder(config: FolderConfig) -> tuple[Bucket, ...]:
     if not 0 <= config.validation < 1:
@@ -291,31 +308,49 @@ def _check_folder(config: FolderConfig) -> tuple[Bucket, ...]:
         raise LensError(f"shard_mib {config.shard_mib}: at least 1")
     caption_length.check_classes(config.caption_classes)
     images.encode_image(np.zeros((1, 1, 3), np.uint8), config.encoding)  # refuses an unknown encoding
+    if records.text_fault(config.licence) or len(config.licence) > records.MAX_TEXT:
+        raise LensError(f"licence {config.licence!r:.40}: a text of at most {records.MAX_TEXT} characters")
+    tables.check_columns(_columns(config))
+    if not config.caption_files or not all(re.fullmatch(r"(\.\w+)+", ending) for ending in config.caption_files):
+        raise LensError(f"caption_files {' '.join(config.caption_files)!r:.80}: endings, such as .txt .caption")
     out, source = Path(config.out).resolve(), Path(config.path).resolve()
     if out.is_relative_to(source):
         raise LensError(f"out {config.out}: lies inside the folder that is read; choose a path outside {config.path}")
-    return parse_buckets(config.buckets) or make_buckets(config.size, config.ratios, config.tile)
+    buckets = parse_buckets(config.buckets) or make_buckets(config.size, config.ratios, config.tile)
+    side = images.ENCODINGS[config.encoding]
+    for bucket in buckets:
+        # Or nothing that is written could be read again.
+        if bucket.height * bucket.width > images.MAX_PIXELS or max(bucket.height, bucket.width) > side:
+            raise LensError(
+                f"bucket {bucket}: at most {images.MAX_PIXELS} pixels, and sides of {side} in {config.encoding}"
+            )
+    return buckets
+
+
+def _columns(config: FolderConfig) -> tables.Columns:
+    return tables.Columns(config.file_column, config.caption_column, config.language)
 
 
 def _fit(
     item: folder.Found | folder.Problem,
+    scan: folder.Scan,
     buckets: Sequence[Bucket],
     config: FolderConfig,
     count_tokens: Callable[[str], int],
 ) -> _Fitted | _Rejected:
     if isinstance(item, folder.Problem):
         return _Rejected(item)
-    captions = folder.captions_of(item, config.language)
+    captions = scan.captions_of(item)
     if isinstance(captions, folder.Problem):
         return _Rejected(captions)
     try:
         if item.path.stat().st_size > images.MAX_ENCODED_BYTES:
             detail = f"over {images.MAX_ENCODED_BYTES} bytes"
-            return _Rejected(folder.Problem(item.name, "does not decode", detail))
+            return _Rejected(folder.Problem(item.name, "cannot be used", detail))
         data = item.path.read_bytes()
         image = images.open_image(data, item.name)
     except LensError as error:
-        return _Rejected(folder.Problem(item.name, "does not decode", str(error).removeprefix(f"{item.name}: ")))
+        return _Rejected(folder.Problem(item.name, "cannot be used", str(error).removeprefix(f"{item.name}: ")))
     except OSError as error:
         return _Rejected(folder.Problem(item.name, "cannot be read", str(error.strerror)))
     width, height = image.size
@@ -337,7 +372,7 @@ def _fit(
     try:
         entry = encode(record)
     except LensError as error:
-        return _Rejected(folder.Problem(item.name, "bad caption", str(error).removeprefix(f"{item.name}: ")))
+        return _Rejected(folder.Problem(item.name, "cannot be stored", str(error).removeprefix(f"{item.name}: ")))
     digest = hashlib.sha256(b"%d:" % config.seed + data).digest()
     held_out = int.from_bytes(digest[:8], "big") < config.validation * 2**64
     most = 0
@@ -363,7 +398,9 @@ def in_threads(function, items: Iterable, threads: int) -> Iterator:
 
 
 def _plain(config) -> dict:
-    return json.loads(json.dumps(asdict(config)))
+    # A path need not be UTF-8; what is stored must be.
+    text = json.dumps(asdict(config), ensure_ascii=False).encode("utf-8", "replace")
+    return json.loads(text)
 
 
 def _progress(items: Iterable, total: int | None, what: str, show: bool) -> Iterator:

@@ -173,7 +173,7 @@ def test_folder_names_every_problem(tmp_path):
     assert dict(manifest.dropped) == {
         "bad caption": 1,
         "bad row": 6,
-        "does not decode": 1,
+        "cannot be used": 1,
         "empty caption": 1,
         "format not accepted": 1,
         "missing image": 2,
