@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from lens_jax.data.writer import DataWriter
 from lens_jax.errors import LensError, nearest
 
 MAX_NAMED_FAILURES = 1000
+_SHOWN_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ class _LeftOut:
         self.named: list[dict[str, str]] = []
 
     def add(self, rejected: _Rejected) -> None:
-        problem = rejected.problem
+        problem = folder.Problem(*map(_plain_line, astuple(rejected.problem)))
         if self._config.strict:
             raise LensError(f"{self._config.path}: {problem}; without --strict such files are left out")
         self.reasons[problem.reason] += 1
@@ -397,6 +398,11 @@ def in_threads(function, items: Iterable, threads: int) -> Iterator:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _plain_line(text: str) -> str:
+    """What is stored is UTF-8, and what is printed one line; names of files and columns need be neither."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
+
+
 def _plain(config) -> dict:
     # A path need not be UTF-8; what is stored must be.
     text = json.dumps(asdict(config), ensure_ascii=False).encode("utf-8", "replace")
@@ -424,8 +430,10 @@ def _report(out: str, show: bool) -> Path:
     data = load_index(out)
     if show:
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=f"{out}: {data.source}, {data.licence}")
+        # As they are: a path may have brackets, which would be taken for styles.
+        table = Table(title=Text(f"{out}: {data.source}, {data.licence}"))
         table.add_column("bucket (HxW)")
         for column in (*SPLITS, "too small"):
             table.add_column(column, justify="right")
@@ -436,7 +444,9 @@ def _report(out: str, show: bool) -> Path:
         console = make_console()
         console.print(table)
         for reason, count in sorted(data.dropped.items()):
-            console.print(f"left out: {count:,} {reason}")
+            console.print(f"left out: {count:,} {reason}", markup=False)
+        for entry in data.failed[:_SHOWN_FAILURES]:
+            console.print(f"  {entry['file']}: {entry['detail'] or entry['reason']}", markup=False)
         if data.failed:
-            console.print(f'named in {Path(out) / NAME} under "failed"')
+            console.print(f'named in {Path(out) / NAME} under "failed"', markup=False)
     return Path(out)

@@ -6,6 +6,7 @@ import os
 import pytest
 from PIL import Image
 
+from lens_jax.data import writer
 from lens_jax.data.config import DataConfig
 from lens_jax.data.datasets import open_data
 from lens_jax.data.index import load_index
@@ -85,6 +86,7 @@ def test_the_caption_file_that_counts_can_be_said(tmp_path):
         ("file_name;text\na.png;cat\n", "1: bad row: no row is used: no file_name; it has file_name;text"),
         ("image,text\na.png,cat\n", "1: bad row: no row is used: no file_name; it has image, text: say which with"),
         ("file_name,text,caption\na.png,x,y\n", "1: bad row: no row is used: both text and caption: say which"),
+        (b"file_name,l\xe9gende,\"a\nb\"\na.png,x,y\n", "2: bad row: no row is used: none of text"),
         ("file_name,text,text\na.png,x,y\n", "1: bad row: no row is used: the header has a column twice"),
         ("file_name,text\na.png,a\0b\n", "2: bad row: text holds NUL"),
         (b"file_name,text\na.png,caf\xe9\n", "2: bad row: text holds what is not UTF-8"),
@@ -130,6 +132,21 @@ def check(tmp_path, name, table, problem):
         assert left_out[f"{name}:{line}"].startswith(words)
         # A line that is not UTF-8 costs no other.
         assert captions == ({"a.png": {"en": ("x",)}} if table[:1] == b"\xff" and "jsonl" in name else {})
+
+
+def test_a_column_that_is_no_language_and_captions_without_end(tmp_path, monkeypatch):
+    """Both would fill memory and the header."""
+    rows = [{"file_name": "a.png", "text": str(n)} for n in range(70)]
+    rows += [{"file_name": "b.png", "text": "x", "language": str(n)} for n in range(300)]
+    files = {"a.png": None, "b.png": None, "metadata.jsonl": "\n".join(map(json.dumps, rows))}
+    _, left_out = prepared(tmp_path, files)
+    assert left_out["a.png"].startswith("bad caption: over 20000 characters, or over 64 captions")
+    assert left_out["b.png"] == "bad caption: over 256 languages"
+    monkeypatch.setattr(writer, "MAX_LANGUAGES", 3)
+    rows = [{"file_name": f"{n}.png", "text": "x", "language": f"id{n}"} for n in range(5)]
+    files = {f"{n}.png": None for n in range(5)} | {"metadata.jsonl": "\n".join(map(json.dumps, rows))}
+    with pytest.raises(LensError, match=r"over 3 languages: .*, ...; is something else called `language`"):
+        prepared(tmp_path, files, overwrite=True)
 
 
 def test_columns_of_other_peoples_tables(tmp_path):

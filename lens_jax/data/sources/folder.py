@@ -13,7 +13,6 @@ names of files and rows of tables.
 import hashlib
 import itertools
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,7 +193,9 @@ class Scan:
             while row and row[0] == key:
                 captions = captions or {}
                 for language, lines in msgpack.unpackb(row[1])[2].items():
-                    captions.setdefault(language, []).extend(lines)
+                    if language in captions or len(captions) <= MAX_LANGUAGES:  # one too many, for `_checked` to refuse
+                        held = captions.setdefault(language, [])
+                        held.extend(lines[: MAX_CAPTIONS + 1 - len(held)])
                 row = next(rows, None)
             if kind == _IMAGE:
                 yield path, captions
@@ -262,17 +263,17 @@ def _kind(entry: os.DirEntry, follow_links: bool) -> bytes | None:
     if entry.name.startswith(b"."):
         return None
     try:
-        mode = entry.stat().st_mode
-    except OSError:  # a link to nothing, or to itself
-        mode = 0
+        is_folder, is_file = entry.is_dir(), entry.is_file()  # no call to the system but for links
+    except OSError:  # a link to itself
+        is_folder = is_file = False
     linked = entry.is_symlink() and not follow_links
-    if stat.S_ISDIR(mode):
+    if is_folder:
         return _LINKED_FOLDER if linked else _FOLDER
     name = os.fsdecode(entry.name)
     stem, suffix = os.path.splitext(name.lower())
     table = name.lower() in TABLES
     other = suffix in _OTHER_SUFFIXES or (suffix == ".json" and stem in ("metadata", "captions"))
-    if not stat.S_ISREG(mode):
+    if not is_file:
         return _NO_FILE if table or other or suffix in SUFFIXES else None
     if table:
         return _TABLE
