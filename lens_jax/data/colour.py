@@ -19,6 +19,8 @@ def to_srgb(image):
     from PIL import Image
 
     profile = image.info.get("icc_profile")
+    if "icc_profile" in image.info and not profile:  # what PIL makes of a damaged one in a PNG
+        raise LensError("its colour profile cannot be read; remove it, or convert the image to sRGB")
     if image.mode == "RGB" and "transparency" not in image.info:
         return _converted(image, profile) if profile else image
     if image.mode.startswith(("I", "F")):  # 16-bit grey: PIL would clip at 255 instead of scaling

@@ -70,7 +70,7 @@ def _checked_png(data: bytes) -> bytes:
         if name == b"tRNS" and sixteen_bits:
             raise LensError("a PNG of 16 bits with one transparent colour; store it with an alpha channel")
         text = name == b"zTXt" or (name == b"iTXt" and body[body.find(b"\0") + 1 :][:1] == b"\x01")
-        if text and not body.startswith(b"Raw profile type"):  # which may hold the orientation
+        if text and not body.startswith((b"Raw profile type", b"XML:com.adobe.xmp")):  # they may hold the orientation
             dropped.append((start, end))
     if not dropped:
         return data

@@ -4,26 +4,24 @@ import hashlib
 import json
 import re
 import tempfile
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lens_jax.atomic import new_directory
-from lens_jax.console import make_console
 from lens_jax.data import caption_length, images, phrases, records, scenes
 from lens_jax.data.buckets import RATIOS, Bucket, assign, fit_image, make_buckets, parse_buckets
-from lens_jax.data.index import NAME, SPLITS, load_index
+from lens_jax.data.index import NAME, SPLITS
+from lens_jax.data.prepare_report import LeftOut, plain, report
+from lens_jax.data.prepare_report import progress as show_progress
 from lens_jax.data.records import Record, encode
 from lens_jax.data.sources import folder, openmoji, tables
 from lens_jax.data.writer import DataWriter
 from lens_jax.errors import LensError, nearest
-
-MAX_NAMED_FAILURES = 1000
-_SHOWN_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def prepare_openmoji(config: OpenMojiConfig, progress: bool = True) -> Path:
 
     total = config.concepts * len(buckets) * config.copies + config.scenes + config.validation
     with new_directory(config.out, config.overwrite, NAME) as directory, DataWriter(directory, buckets) as writer:
-        for split, scene in _progress(_openmoji_scenes(config, concepts, buckets), total, "drawing", progress):
+        for split, scene in show_progress(_openmoji_scenes(config, concepts, buckets), total, "drawing", progress):
             languages = train_languages if split == "train" else config.languages
             writer.write(split, scene.bucket, 0, encode(record(scene, languages)), languages)
         names = [
@@ -146,12 +144,12 @@ def prepare_openmoji(config: OpenMojiConfig, progress: bool = True) -> Path:
         (directory / "concepts.json").write_text(text, encoding="utf-8")
         writer.finish(
             source="openmoji",
-            config=_plain(config),
+            config=plain(config),
             licence=openmoji.LICENCE,
             languages=train_languages,
             holdout_languages=config.holdout_languages,
         )
-    return _report(config.out, progress)
+    return report(config.out, progress)
 
 
 def _openmoji_scenes(
@@ -231,7 +229,7 @@ def prepare_folder(
     if config.tokenizer and not count_tokens:
         raise LensError(f"tokenizer {config.tokenizer}: pass a function of it as count_tokens")
     root = folder.root_of(config.path)
-    left_out = _LeftOut(config)
+    left_out = LeftOut(config.path, config.strict)
     with (
         new_directory(config.out, config.overwrite, NAME) as directory,
         DataWriter(directory, buckets, config.shard_mib << 20) as writer,
@@ -240,24 +238,24 @@ def prepare_folder(
         options = folder.Options(_columns(config), config.caption_files, config.follow_links)
         scan = folder.Scan(root, Path(work), options, config.seed if config.shuffle else None)
         total = 0
-        for problem in _progress(scan.look(), None, "looking", progress):
+        for problem in show_progress(scan.look(), None, "looking", progress):
             if problem:
-                left_out.add(_Rejected(problem))
+                left_out.add(problem)
             else:
                 total += 1
         count = count_tokens or caption_length.estimate
         results = in_threads(lambda item: _fit(item, scan, buckets, config, count), scan.items(), config.threads)
-        for result in _progress(results, total, "fitting", progress):
+        for result in show_progress(results, total, "fitting", progress):
             if isinstance(result, _Fitted):
                 writer.write(result.split, result.bucket, result.text_class, result.entry, result.languages)
             else:
-                left_out.add(result)
+                left_out.add(result.problem, result.bucket)
         if not writer.count("train"):
             raise LensError(f"{config.path}: {left_out.summary(total)}")
         counted_by = "tokenizer" if count_tokens else "estimate"
         writer.finish(
             source="folder",
-            config=_plain(config),
+            config=plain(config),
             licence=config.licence,
             # Of both splits: a language that only validation has must be one that captions are drawn from.
             languages=tuple(sorted({name for counts in writer.captioned().values() for name in counts})),
@@ -268,36 +266,7 @@ def prepare_folder(
             dropped_by_bucket=left_out.by_bucket,
             failed=tuple(left_out.named),
         )
-    return _report(config.out, progress)
-
-
-class _LeftOut:
-    """What could not be used, counted; the first are named."""
-
-    def __init__(self, config: FolderConfig):
-        self._config = config
-        self.reasons: Counter[str] = Counter()
-        self.by_bucket: dict[str, Counter[str]] = defaultdict(Counter)
-        self.named: list[dict[str, str]] = []
-
-    def add(self, rejected: _Rejected) -> None:
-        problem = folder.Problem(*map(_plain_line, astuple(rejected.problem)))
-        if self._config.strict:
-            raise LensError(f"{self._config.path}: {problem}; without --strict such files are left out")
-        self.reasons[problem.reason] += 1
-        if rejected.bucket:
-            self.by_bucket[str(rejected.bucket)][problem.reason] += 1
-        if len(self.named) < MAX_NAMED_FAILURES:
-            self.named.append({"file": problem.name, "reason": problem.reason, "detail": problem.detail})
-
-    def summary(self, images: int) -> str:
-        """Why nothing is left of so many images."""
-        if not self.reasons:
-            none = f"no images in it; accepted are {', '.join(folder.SUFFIXES)}"
-            return "all images are in the validation split" if images else none
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
-        first = self.named[0]
-        return f"nothing left to train on: {reasons}; {first['file']}: {first['detail'] or first['reason']}"
+    return report(config.out, progress)
 
 
 def _check_folder(config: FolderConfig) -> tuple[Bucket, ...]:
@@ -396,57 +365,3 @@ def in_threads(function, items: Iterable, threads: int) -> Iterator:
                 yield held.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _plain_line(text: str) -> str:
-    """What is stored is UTF-8, and what is printed one line; names of files and columns need be neither."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
-
-
-def _plain(config) -> dict:
-    # A path need not be UTF-8; what is stored must be.
-    text = json.dumps(asdict(config), ensure_ascii=False).encode("utf-8", "replace")
-    return json.loads(text)
-
-
-def _progress(items: Iterable, total: int | None, what: str, show: bool) -> Iterator:
-    """Passes items on, with a bar that shows the rate and the time left."""
-    if not show:
-        yield from items
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]}")
-    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()) as bar:
-        task = bar.add_task(what, total=total, rate="")
-        for item in items:
-            yield item
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=1, rate=f"{speed:,.0f}/s" if speed else "")
-
-
-def _report(out: str, show: bool) -> Path:
-    """A table of the finished data set; returns its path."""
-    data = load_index(out)
-    if show:
-        from rich.table import Table
-        from rich.text import Text
-
-        # As they are: a path may have brackets, which would be taken for styles.
-        table = Table(title=Text(f"{out}: {data.source}, {data.licence}"))
-        table.add_column("bucket (HxW)")
-        for column in (*SPLITS, "too small"):
-            table.add_column(column, justify="right")
-        counts = [data.counts(split) for split in SPLITS]
-        for index, bucket in enumerate(data.buckets):
-            small = data.dropped_by_bucket.get(str(bucket), {}).get("too small", 0)
-            table.add_row(str(bucket), *(f"{c[index]:,}" for c in counts), f"{small:,}")
-        console = make_console()
-        console.print(table)
-        for reason, count in sorted(data.dropped.items()):
-            console.print(f"left out: {count:,} {reason}", markup=False)
-        for entry in data.failed[:_SHOWN_FAILURES]:
-            console.print(f"  {entry['file']}: {entry['detail'] or entry['reason']}", markup=False)
-        if data.failed:
-            console.print(f'named in {Path(out) / NAME} under "failed"', markup=False)
-    return Path(out)

@@ -61,6 +61,7 @@ TURNED[0x0112] = 6
 TEXTS = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3 << 20))) + chunk(
     b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(3 << 20))
 )
+XMP = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<x:xmpmeta><tiff:Orientation>6</tiff:Orientation></x:xmpmeta>")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,7 @@ ADOBE_EXIF[0x8769] = {0xA005: {1: "R03"}}
         (png(bytes(6), chunk(b"tRNS", bytes(6)), depth=16), "alpha channel"),
         (saved(Image.new("RGB", (2, 2)), "PNG", icc_profile=b"nonsense" * 30), "profile cannot be read"),
         (saved(Image.new("RGB", (2, 2)), "PNG", icc_profile=P3[:300]), "profile cannot be"),
+        (png(bytes(3), chunk(b"iCCP", b"x\0\0" + b"nonsense")), "profile cannot be read"),
         (saved(Image.new("RGB", (2, 2)), "JPEG", icc_profile=GREY), "for 'GRAY', its pixels are RGB"),
         (saved(Image.new("CMYK", (2, 2)), "JPEG", icc_profile=SRGB), "for 'RGB', its pixels are CMYK"),
         (saved(Image.new("RGB", (2, 2)), "JPEG", exif=ADOBE_EXIF), "Adobe RGB"),
@@ -140,6 +142,13 @@ def test_what_cannot_be_used_is_said_in_the_same_words_every_time(data, words):
     assert message.startswith("x.png: ")
     assert " 0x" not in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("turn", [chunk(b"eXIf", TURNED.tobytes()), chunk(b"iTXt", XMP)], ids=["EXIF", "XMP"])
+def test_turned_images_stand_upright(turn):
+    """Also where the texts of a PNG are long, and the one that turns it is compressed like them."""
+    data = saved(Image.new("RGB", (4, 2), "red"), "PNG")
+    assert decode_image(data[:33] + turn + TEXTS + data[33:], "x").shape == (4, 2, 3)
 
 
 def test_first_bytes_say_what_a_file_is():
