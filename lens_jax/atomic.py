@@ -1,6 +1,7 @@
 """Files and directories that appear whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lens_jax.errors import LensError
+
+# No room, none left of a quota, too large for the file system, mounted to be read only.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -35,7 +39,8 @@ def new_directory(out: str | os.PathLike, overwrite: bool, marker: str) -> Itera
     except OSError as error:
         raise LensError(f"{out}: cannot be created ({error.strerror or error})") from error
     try:
-        yield partial
+        with writing(out):
+            yield partial
         if out.exists() and any(out.iterdir()):
             old = out.with_name(f".{out.name}.old-{os.getpid()}")
             os.rename(out, old)  # two renames: for an instant nothing is there, but never something half-written
@@ -46,6 +51,17 @@ def new_directory(out: str | os.PathLike, overwrite: bool, marker: str) -> Itera
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """A disk on which nothing more can be written, found in the block, is a LensError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise LensError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def write_json(path: str | os.PathLike, values: Any) -> None:

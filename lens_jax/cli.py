@@ -104,6 +104,8 @@ def prepare(argv: list[str]) -> None:
     from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
 
     def folder(config: FolderConfig) -> None:
+        # Of damaged metadata and large images: what is left out for it is named, and a line each would hide the rest.
+        warnings.filterwarnings("ignore", module="PIL")
         if not config.tokenizer:
             prepare_folder(config)
             return

@@ -109,6 +109,7 @@ def make_buckets(area_side: int, ratios: Sequence[str], tile: int) -> tuple[Buck
     if tile < 1 or area_side < tile:
         raise LensError(f"size {area_side} with tile {tile}: the tile must be at least 1 and at most the size")
     found: dict[Bucket, str] = {}
+    alike: list[tuple[Bucket, str]] = []
     for text in ratios:
         ratio = parse_ratio(text)
         columns = area_side * math.sqrt(ratio) / tile
@@ -127,8 +128,14 @@ def make_buckets(area_side: int, ratios: Sequence[str], tile: int) -> tuple[Buck
         ]
         bucket = min(candidates, key=misfit)
         if bucket in found:
-            raise LensError(f"ratios {found[bucket]} and {text} both give {bucket} at size {area_side} and tile {tile}")
-        found[bucket] = text
+            alike.append((bucket, text))
+        found.setdefault(bucket, text)
+    if alike:
+        bucket, text = alike[0]
+        raise LensError(
+            f"ratios {found[bucket]} and {text} both give {bucket} at size {area_side} and tile {tile}; "
+            f"leave some out: --ratios {' '.join(found.values())}, or take a smaller --tile"
+        )
     if not found:
         raise LensError("ratios: at least one is needed, such as 1:1")
     return tuple(found)

@@ -12,6 +12,9 @@ from lens_jax.data.index import Index, Stream, load_index
 from lens_jax.data.mixture import Feed, Shape
 from lens_jax.errors import LensError, nearest
 
+# From what multiple on it is worth a line, and of how many shapes.
+_OFTEN, _SAID = 4, 4
+
 
 class Origin(NamedTuple):
     """Where the images of a feed are."""
@@ -99,6 +102,25 @@ def open_data(config: DataConfig, validation: bool = False) -> DataSets:
         data.sizes(feeds)
         data.languages(split)
     return data
+
+
+def repetition(data: DataSets) -> str:
+    """A line on the images that training repeats in one batch, or shows much more often than others; else empty."""
+    feeds = [feed for feed in data.feeds("train")[0] if feed.records and feed.weight]
+    sizes = data.sizes(feeds)
+    mean = sum(feed.weight for feed in feeds) / sum(feed.records for feed in feeds)
+    lines = []
+    for shape in sorted({feed.shape for feed in feeds}):
+        members = [feed for feed in feeds if feed.shape == shape]
+        images, size = sum(feed.records for feed in members), sizes[shape]
+        often = max(feed.weight / feed.records for feed in members) / mean
+        if images < size or often >= _OFTEN:
+            more = f", each shown {often:.3g} times as often as the average image" if often >= _OFTEN else ""
+            lines.append(f"{shape} has {images}, a batch {size}{more}")
+    if not lines:
+        return ""
+    rest = f"; and {len(lines) - _SAID} sizes more" if len(lines) > _SAID else ""
+    return f"few images, which are repeated often: {'; '.join(lines[:_SAID])}{rest}"
 
 
 def batch_sizes(config: DataConfig, buckets: Sequence[Bucket]) -> dict[Bucket, int]:

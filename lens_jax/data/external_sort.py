@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
 
+from lens_jax.errors import LensError
+
 Pair = tuple[bytes, bytes]
 
 # Runs merged at a time: each is an open file with a buffer.
@@ -20,7 +22,8 @@ _numbers = itertools.count()
 class DiskSort:
     """Takes (key, value) pairs, and gives them back by key, equal keys in the order in which they came.
 
-    About `room` bytes of them are in memory; what is more waits in files in `folder`. No key or value exceeds 4 GiB.
+    About `room` bytes of them are in memory; what is more waits in files in `folder`: LensError where these cannot be
+    written. No key or value exceeds 4 GiB.
     """
 
     def __init__(self, folder: Path, room: int = 64 << 20):
@@ -59,9 +62,12 @@ class DiskSort:
 
     def _write(self, pairs: Iterable[Pair]) -> Path:
         path = self._folder / f"run-{next(_numbers)}"
-        with open(path, "xb") as file:
-            for key, value in pairs:
-                file.write(_LENGTHS.pack(len(key), len(value)) + key + value)
+        try:
+            with open(path, "xb") as file:
+                for key, value in pairs:
+                    file.write(_LENGTHS.pack(len(key), len(value)) + key + value)
+        except OSError as error:  # or whoever reads what is sorted would take it for a fault of theirs
+            raise LensError(f"{path}: cannot be written: {error.strerror}") from error
         return path
 
 

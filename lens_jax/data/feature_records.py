@@ -54,7 +54,7 @@ class FeatureRecord:
 
 
 def encode(record: FeatureRecord) -> bytes:
-    """Bytes of one entry; all arrays in the dtype of the latents."""
+    """Bytes of one entry; all arrays in the dtype of the latents. LensError when `decode` would refuse them."""
     captions = [caption for texts in record.captions.values() for caption in texts]
     fields = {
         "v": VERSION,
@@ -72,7 +72,11 @@ def encode(record: FeatureRecord) -> bytes:
     header = msgpack.packb(fields, use_bin_type=True)
     start = len(header).to_bytes(4, "little") + header
     arrays = [x.astype(record.latents.dtype, copy=False).tobytes() for x in (record.latents, *captions)]
-    return b"".join((start, bytes(-len(start) % _ALIGNED), *arrays))
+    entry = b"".join((start, bytes(-len(start) % _ALIGNED), *arrays))
+    if len(entry) > MAX_RECORD_BYTES:
+        problem = f"{len(captions)} captions take {len(entry)} bytes of features; at most {MAX_RECORD_BYTES}"
+        raise LensError(f"{record.source}: its {problem} are accepted: give it fewer")
+    return entry
 
 
 def decode(data: bytes, where: str) -> FeatureRecord:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lens_jax.atomic import writing
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.index import FORMAT, MAGIC, NAME, ROW, SPLITS, VERSION, Index, Stream, fingerprint, stream_name
 
@@ -31,13 +32,18 @@ class IndexWriter:
     def add(self, split: str, bucket: Bucket, text_class: int, count: int, size: int, sha256: str) -> None:
         """Append a shard of `count` records in a file of `size` bytes to its stream; an empty one needs no file."""
         key = split, bucket, text_class
-        if key not in self._tables:
-            path = self._directory / f"{stream_name(*key)}.shards"
-            self._tables[key] = _TableWriter(path, path.with_name(path.name + self._aside))
-        self._tables[key].add(count, size, bytes.fromhex(sha256))
+        path = self._directory / f"{stream_name(*key)}.shards"
+        with writing(path):
+            if key not in self._tables:
+                self._tables[key] = _TableWriter(path, path.with_name(path.name + self._aside))
+            self._tables[key].add(count, size, bytes.fromhex(sha256))
 
     def finish(self, buckets: Sequence[Bucket], **fields) -> Index:
         """Name the tables, then write index.json. `fields` are those of Index that are not known here."""
+        with writing(self._directory / NAME):
+            return self._finish(buckets, **fields)
+
+    def _finish(self, buckets: Sequence[Bucket], **fields) -> Index:
         order = lambda key: (SPLITS.index(key[0]), buckets.index(key[1]), key[2] or math.inf)
         streams, digests, contents = [], {}, []
         for key in sorted(self._tables, key=order):

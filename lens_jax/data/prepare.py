@@ -2,26 +2,26 @@
 
 import hashlib
 import json
+import re
 import tempfile
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lens_jax.atomic import new_directory
-from lens_jax.console import make_console
-from lens_jax.data import caption_length, images, phrases, scenes
+from lens_jax.data import caption_length, images, phrases, records, scenes
 from lens_jax.data.buckets import RATIOS, Bucket, assign, fit_image, make_buckets, parse_buckets
-from lens_jax.data.index import NAME, SPLITS, load_index
+from lens_jax.data.index import NAME, SPLITS
+from lens_jax.data.prepare_report import LeftOut, plain, report
+from lens_jax.data.prepare_report import progress as show_progress
 from lens_jax.data.records import Record, encode
-from lens_jax.data.sources import folder, openmoji
+from lens_jax.data.sources import folder, openmoji, tables
 from lens_jax.data.writer import DataWriter
 from lens_jax.errors import LensError, nearest
-
-MAX_NAMED_FAILURES = 1000
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class OpenMojiConfig:
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """A folder of images with captions in .txt files, metadata.jsonl or metadata.csv."""
+    """A folder of images with captions in text files beside them, metadata.jsonl or metadata.csv."""
 
     # Folder to read, with all folders in it.
     path: str
@@ -77,6 +77,14 @@ class FolderConfig:
     max_upscale: float = 1.0
     # Share of the images in the validation split, chosen by content, so that duplicates stay together.
     validation: float = 0.02
+    # Endings of caption files, photo.txt or photo.png.txt; where an image has several, the first counts.
+    caption_files: tuple[str, ...] = folder.CAPTION_FILES
+    # Column of a table with the captions. By default text, caption or captions, whichever there is.
+    caption_column: str = ""
+    # Column of a table with the image's path, from the table's folder.
+    file_column: str = "file_name"
+    # Follow links to folders, and links that lead out of the folder. Otherwise both are left out.
+    follow_links: bool = False
     # Language of captions that name none.
     language: str = "en"
     # Licence of the images, stored with each.
@@ -126,7 +134,7 @@ def prepare_openmoji(config: OpenMojiConfig, progress: bool = True) -> Path:
 
     total = config.concepts * len(buckets) * config.copies + config.scenes + config.validation
     with new_directory(config.out, config.overwrite, NAME) as directory, DataWriter(directory, buckets) as writer:
-        for split, scene in _progress(_openmoji_scenes(config, concepts, buckets), total, "drawing", progress):
+        for split, scene in show_progress(_openmoji_scenes(config, concepts, buckets), total, "drawing", progress):
             languages = train_languages if split == "train" else config.languages
             writer.write(split, scene.bucket, 0, encode(record(scene, languages)), languages)
         names = [
@@ -136,12 +144,12 @@ def prepare_openmoji(config: OpenMojiConfig, progress: bool = True) -> Path:
         (directory / "concepts.json").write_text(text, encoding="utf-8")
         writer.finish(
             source="openmoji",
-            config=_plain(config),
+            config=plain(config),
             licence=openmoji.LICENCE,
             languages=train_languages,
             holdout_languages=config.holdout_languages,
         )
-    return _report(config.out, progress)
+    return report(config.out, progress)
 
 
 def _openmoji_scenes(
@@ -221,37 +229,36 @@ def prepare_folder(
     if config.tokenizer and not count_tokens:
         raise LensError(f"tokenizer {config.tokenizer}: pass a function of it as count_tokens")
     root = folder.root_of(config.path)
-    left_out = _LeftOut(config)
+    left_out = LeftOut(config.path, config.strict)
     with (
         new_directory(config.out, config.overwrite, NAME) as directory,
         DataWriter(directory, buckets, config.shard_mib << 20) as writer,
         tempfile.TemporaryDirectory(prefix=".listing-", dir=directory) as work,
     ):
-        scan = folder.Scan(root, config.language, Path(work), config.seed if config.shuffle else None)
+        options = folder.Options(_columns(config), config.caption_files, config.follow_links)
+        scan = folder.Scan(root, Path(work), options, config.seed if config.shuffle else None)
         total = 0
-        for problem in _progress(scan.look(), None, "looking", progress):
+        for problem in show_progress(scan.look(), None, "looking", progress):
             if problem:
-                left_out.add(_Rejected(problem))
+                left_out.add(problem)
             else:
                 total += 1
-        if not total:
-            raise LensError(f"{config.path}: no images in it; accepted are {', '.join(folder.SUFFIXES)}")
         count = count_tokens or caption_length.estimate
-        results = in_threads(lambda item: _fit(item, buckets, config, count), scan.items(), config.threads)
-        for result in _progress(results, total, "fitting", progress):
+        results = in_threads(lambda item: _fit(item, scan, buckets, config, count), scan.items(), config.threads)
+        for result in show_progress(results, total, "fitting", progress):
             if isinstance(result, _Fitted):
                 writer.write(result.split, result.bucket, result.text_class, result.entry, result.languages)
             else:
-                left_out.add(result)
+                left_out.add(result.problem, result.bucket)
         if not writer.count("train"):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.reasons.most_common())
-            raise LensError(f"{config.path}: nothing left to train on ({reasons or 'all in the validation split'})")
+            raise LensError(f"{config.path}: {left_out.summary(total)}")
         counted_by = "tokenizer" if count_tokens else "estimate"
         writer.finish(
             source="folder",
-            config=_plain(config),
+            config=plain(config),
             licence=config.licence,
-            languages=tuple(sorted(writer.captioned()["train"])),
+            # Of both splits: a language that only validation has must be one that captions are drawn from.
+            languages=tuple(sorted({name for counts in writer.captioned().values() for name in counts})),
             holdout_languages=(),
             caption_classes=config.caption_classes,
             caption_count=counted_by if config.caption_classes else "",
@@ -259,27 +266,7 @@ def prepare_folder(
             dropped_by_bucket=left_out.by_bucket,
             failed=tuple(left_out.named),
         )
-    return _report(config.out, progress)
-
-
-class _LeftOut:
-    """What could not be used, counted; the first are named."""
-
-    def __init__(self, config: FolderConfig):
-        self._config = config
-        self.reasons: Counter[str] = Counter()
-        self.by_bucket: dict[str, Counter[str]] = defaultdict(Counter)
-        self.named: list[dict[str, str]] = []
-
-    def add(self, rejected: _Rejected) -> None:
-        problem = rejected.problem
-        if self._config.strict:
-            raise LensError(f"{self._config.path}: {problem}; without --strict such files are left out")
-        self.reasons[problem.reason] += 1
-        if rejected.bucket:
-            self.by_bucket[str(rejected.bucket)][problem.reason] += 1
-        if len(self.named) < MAX_NAMED_FAILURES:
-            self.named.append({"file": problem.name, "reason": problem.reason, "detail": problem.detail})
+    return report(config.out, progress)
 
 
 def _check_folder(config: FolderConfig) -> tuple[Bucket, ...]:
@@ -291,31 +278,49 @@ def _check_folder(config: FolderConfig) -> tuple[Bucket, ...]:
         raise LensError(f"shard_mib {config.shard_mib}: at least 1")
     caption_length.check_classes(config.caption_classes)
     images.encode_image(np.zeros((1, 1, 3), np.uint8), config.encoding)  # refuses an unknown encoding
+    if records.text_fault(config.licence) or len(config.licence) > records.MAX_TEXT:
+        raise LensError(f"licence {config.licence!r:.40}: a text of at most {records.MAX_TEXT} characters")
+    tables.check_columns(_columns(config))
+    if not config.caption_files or not all(re.fullmatch(r"(\.\w+)+", ending) for ending in config.caption_files):
+        raise LensError(f"caption_files {' '.join(config.caption_files)!r:.80}: endings, such as .txt .caption")
     out, source = Path(config.out).resolve(), Path(config.path).resolve()
     if out.is_relative_to(source):
         raise LensError(f"out {config.out}: lies inside the folder that is read; choose a path outside {config.path}")
-    return parse_buckets(config.buckets) or make_buckets(config.size, config.ratios, config.tile)
+    buckets = parse_buckets(config.buckets) or make_buckets(config.size, config.ratios, config.tile)
+    side = images.ENCODINGS[config.encoding]
+    for bucket in buckets:
+        # Or nothing that is written could be read again.
+        if bucket.height * bucket.width > images.MAX_PIXELS or max(bucket.height, bucket.width) > side:
+            raise LensError(
+                f"bucket {bucket}: at most {images.MAX_PIXELS} pixels, and sides of {side} in {config.encoding}"
+            )
+    return buckets
+
+
+def _columns(config: FolderConfig) -> tables.Columns:
+    return tables.Columns(config.file_column, config.caption_column, config.language)
 
 
 def _fit(
     item: folder.Found | folder.Problem,
+    scan: folder.Scan,
     buckets: Sequence[Bucket],
     config: FolderConfig,
     count_tokens: Callable[[str], int],
 ) -> _Fitted | _Rejected:
     if isinstance(item, folder.Problem):
         return _Rejected(item)
-    captions = folder.captions_of(item, config.language)
+    captions = scan.captions_of(item)
     if isinstance(captions, folder.Problem):
         return _Rejected(captions)
     try:
         if item.path.stat().st_size > images.MAX_ENCODED_BYTES:
             detail = f"over {images.MAX_ENCODED_BYTES} bytes"
-            return _Rejected(folder.Problem(item.name, "does not decode", detail))
+            return _Rejected(folder.Problem(item.name, "cannot be used", detail))
         data = item.path.read_bytes()
         image = images.open_image(data, item.name)
     except LensError as error:
-        return _Rejected(folder.Problem(item.name, "does not decode", str(error).removeprefix(f"{item.name}: ")))
+        return _Rejected(folder.Problem(item.name, "cannot be used", str(error).removeprefix(f"{item.name}: ")))
     except OSError as error:
         return _Rejected(folder.Problem(item.name, "cannot be read", str(error.strerror)))
     width, height = image.size
@@ -337,7 +342,7 @@ def _fit(
     try:
         entry = encode(record)
     except LensError as error:
-        return _Rejected(folder.Problem(item.name, "bad caption", str(error).removeprefix(f"{item.name}: ")))
+        return _Rejected(folder.Problem(item.name, "cannot be stored", str(error).removeprefix(f"{item.name}: ")))
     digest = hashlib.sha256(b"%d:" % config.seed + data).digest()
     held_out = int.from_bytes(digest[:8], "big") < config.validation * 2**64
     most = 0
@@ -360,46 +365,3 @@ def in_threads(function, items: Iterable, threads: int) -> Iterator:
                 yield held.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _plain(config) -> dict:
-    return json.loads(json.dumps(asdict(config)))
-
-
-def _progress(items: Iterable, total: int | None, what: str, show: bool) -> Iterator:
-    """Passes items on, with a bar that shows the rate and the time left."""
-    if not show:
-        yield from items
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]}")
-    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()) as bar:
-        task = bar.add_task(what, total=total, rate="")
-        for item in items:
-            yield item
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=1, rate=f"{speed:,.0f}/s" if speed else "")
-
-
-def _report(out: str, show: bool) -> Path:
-    """A table of the finished data set; returns its path."""
-    data = load_index(out)
-    if show:
-        from rich.table import Table
-
-        table = Table(title=f"{out}: {data.source}, {data.licence}")
-        table.add_column("bucket (HxW)")
-        for column in (*SPLITS, "too small"):
-            table.add_column(column, justify="right")
-        counts = [data.counts(split) for split in SPLITS]
-        for index, bucket in enumerate(data.buckets):
-            small = data.dropped_by_bucket.get(str(bucket), {}).get("too small", 0)
-            table.add_row(str(bucket), *(f"{c[index]:,}" for c in counts), f"{small:,}")
-        console = make_console()
-        console.print(table)
-        for reason, count in sorted(data.dropped.items()):
-            console.print(f"left out: {count:,} {reason}")
-        if data.failed:
-            console.print(f'named in {Path(out) / NAME} under "failed"')
-    return Path(out)

@@ -123,10 +123,22 @@ def _check(fields: dict, where: str) -> None:
         need(isinstance(language, str) and 0 < len(language) <= 32, f"{name}: a language has 1 to 32 characters")
         need(isinstance(texts, list) and 0 < len(texts) <= MAX_CAPTIONS, f"{name} must list 1 to {MAX_CAPTIONS} texts")
         need(all(_is_text(text) and text.strip() for text in texts), f"{name} must hold non-empty texts")
+        need(not any(map(text_fault, texts)), f"{name} must hold texts without NUL or broken UTF-8")
     meta = fields.get("meta", {})
     need(isinstance(meta, dict) and len(meta) <= MAX_META, f"'meta' must be a map of at most {MAX_META} entries")
     for key, value in meta.items():
         need(isinstance(key, str) and _is_meta(value, depth=2), "'meta' must hold texts, numbers or lists of them")
+
+
+def text_fault(text: str) -> str:
+    """Why no text encoder takes the text; empty where nothing is wrong with it."""
+    if "\0" in text:
+        return "holds NUL; is it UTF-16 without a mark?"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no file or record can hold
+        return "holds what is not UTF-8"
+    return ""
 
 
 def _is_text(value) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lens_jax.data.records import Record, decode, encode
+from lens_jax.data.records import Record, decode, encode, text_fault
 from lens_jax.errors import LensError
 
 
@@ -27,6 +27,8 @@ class ShardWriter:
         """Images hardly shrink and features not at all: `compress` is for what is text."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
+        if text_fault(str(path)):
+            raise LensError(f"{str(path)!r}: cannot be written: array_record wants paths in UTF-8; choose another")
         self.path = Path(path)
         self.count = 0
         self._partial = self.path.with_name(self.path.name + ".partial")

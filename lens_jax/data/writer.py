@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.index import Index, shard_name, stream_name
 from lens_jax.data.index_writer import IndexWriter
+from lens_jax.data.records import MAX_LANGUAGES
 from lens_jax.data.shards import ShardWriter
+from lens_jax.errors import LensError
 
 # Large enough to stream from an object store, small enough to copy and to try again.
 SHARD_BYTES = 256 << 20
@@ -29,7 +31,7 @@ class DataWriter:
         self._captioned: dict[str, Counter[str]] = defaultdict(Counter)
 
     def write(self, split: str, bucket: Bucket, text_class: int, entry: bytes, languages: Iterable[str]) -> None:
-        """Append one encoded record that has captions in `languages`."""
+        """Append one encoded record that has captions in `languages`, of which a split has as many as a record may."""
         key = split, bucket, text_class
         if key not in self._open:
             path = os.path.join(self._directory, shard_name(stream_name(*key), self._done[key]))
@@ -38,6 +40,12 @@ class DataWriter:
         shard.write(entry)
         self._count[split] += 1
         self._captioned[split].update(languages)
+        if len(self._captioned[split]) > MAX_LANGUAGES:
+            names = ", ".join(list(self._captioned[split])[:3])
+            raise LensError(
+                f"captions in over {MAX_LANGUAGES} languages: {names}, ...; is something else called `language` in a "
+                "table, or a map of captions not by language?"
+            )
         if shard.written >= self._shard_bytes:
             self._close(key)
 

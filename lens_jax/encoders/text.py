@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lens_jax.data.records import text_fault
 from lens_jax.errors import LensError
 
 
@@ -107,6 +108,6 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise LensError(f"prompt {i} is {type(prompt).__name__}; a prompt must be text")
-        if "\x00" in prompt or any(0xD800 <= ord(c) <= 0xDFFF for c in prompt):
+        if text_fault(prompt):
             raise LensError(f"prompt {i} holds bytes that are not text (NUL or broken UTF-8): {prompt[:40]!r}")
     return [prompt.strip() for prompt in prompts]

@@ -12,7 +12,7 @@ from rich.console import Console
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.data.buckets import parse_bucket
-from lens_jax.data.datasets import open_data
+from lens_jax.data.datasets import open_data, repetition
 from lens_jax.data.mixture import START, Position
 from lens_jax.data.pipeline import Batches, batches, validation_batches
 from lens_jax.models.latent_grid import latent_grid
@@ -72,6 +72,8 @@ class Pretraining:
         """Loads the frozen networks as well, which is where theirs are checked."""
         config, data = self.config, self._data
         check_widths(config)
+        if line := repetition(data):
+            self._log.say(line)
         for size in data.sizes(data.feeds("train")[0]).values():
             parallel.check_batch_size(size, self._mesh)
         if data.features:

@@ -30,7 +30,7 @@ def test_sorting_on_disk_is_sorting(tmp_path, monkeypatch, room):
 
 def scanned(root, work, shuffle=None) -> list[Found | Problem]:
     work.mkdir(exist_ok=True)
-    scan = Scan(root, "en", work, shuffle)
+    scan = Scan(root, work, shuffle=shuffle)
     rows = [item for item in scan.look() if item]
     return [*rows, *scan.items()]
 
@@ -97,7 +97,7 @@ def test_memory_does_not_grow_with_the_folder(tmp_path, monkeypatch):
             for n in range(count):
                 (root / f"{n:06d}.png").touch()
                 file.write(json.dumps({"file_name": f"{n:06d}.png", "text": "x" * 300}) + "\n")
-        scan, images = Scan(root, "en", work, shuffle=0), 0
+        scan, images = Scan(root, work, shuffle=0), 0
         for step, item in enumerate(itertools.chain(scan.look(), scan.items())):
             images += isinstance(item, Found)
             if step % (count // 8) == count // 16:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lens_jax.data.buckets import LENS_PRETRAINING, Bucket, parse_buckets
 from lens_jax.data.config import DataConfig
-from lens_jax.data.datasets import open_data, serves
+from lens_jax.data.datasets import open_data, repetition, serves
 from lens_jax.data.mixture import START, Position, Shape, batch_shares
 from lens_jax.data.permutation import permute
 from lens_jax.data.pipeline import BatchSource, batches, validation_batches
@@ -173,6 +173,22 @@ def test_an_image_serves_every_area_that_it_covers(photographs):
     assert set(position.taken) == {feed.name for feed in feeds}
     covered = list(validation_batches(open_data(config, validation=True)))
     assert {batch["bucket"] for batch in covered} == {(64, 64), (32, 32)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"batch_size": 2}, ""),
+        ({"batch_size": 16}, "few images, which are repeated often: 32x32 has {small}, a batch 16"),
+        ({"batch_size": 2, "area_weights": (99, 1)}, "often: 32x32 has {small}, a batch 2, each shown"),
+    ],
+)  # fmt: skip
+def test_images_that_are_repeated_are_said(photographs, fields, words):
+    opened = open_data(DataConfig(path=photographs, **fields))
+    _, small = opened.indexes[0].counts("train")
+    line = repetition(opened)
+    assert words.format(small=small) in line
+    assert bool(line) == bool(words)
 
 
 def test_areas_of_the_report_from_its_largest():

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -173,7 +175,7 @@ def test_folder_names_every_problem(tmp_path):
     assert dict(manifest.dropped) == {
         "bad caption": 1,
         "bad row": 6,
-        "does not decode": 1,
+        "cannot be used": 1,
         "empty caption": 1,
         "format not accepted": 1,
         "missing image": 2,
@@ -247,6 +249,22 @@ assert "tensorflow" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("place", ["external_sort.open", "index_writer._TableWriter._flush", "index_writer.os.replace"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, place):
+    root = tmp_path / "images"
+    captioned(root, ["x" * 300] * 6)
+    (root / "metadata.jsonl").write_text('{"file_name": "000.png", "text": "%s"}\n' % ("x" * 9000))
+    monkeypatch.setattr(folder, "ROOM", 9000)  # for the names, not for the table
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"lens_jax.data.{place}", full, raising=False)
+    with pytest.raises(LensError, match=r"/\.?out.*: cannot be written: No space left on device$"):
+        prepare_folder(folder_config(root, tmp_path), progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def captioned(root, captions):

@@ -110,9 +110,12 @@ def test_decompression_bomb_is_refused():
         decode_image(example(image=buffer.getvalue(), height=5000, width=20_000))
 
 
-def test_unstorable_text_is_refused():
+@pytest.mark.parametrize("text", ["half a \ud800", "p\0i\0c\0"])
+def test_text_that_no_encoder_takes_is_refused(text):
+    with pytest.raises(LensError, match=r"test: captions.'en'. .*NUL or broken UTF-8"):
+        encode(example(captions={"en": (text,)}))
     with pytest.raises(LensError, match="cannot be stored"):
-        encode(example(captions={"en": ("half a \ud800",)}))
+        encode(example(source=text)) if "\0" not in text else encode(example(meta={"a": 1 << 80}))
 
 
 def test_shard_round_trip_and_damage(tmp_path):
