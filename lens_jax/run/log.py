@@ -21,6 +21,8 @@ from lens_jax.run.profile import Profile
 
 # Where the console is no terminal, a progress bar shows nothing until it ends: seconds between lines in its place.
 _LINE_SECONDS = 30
+# The kind of record that says that the checkpoint of its step is on disk.
+SAVED = "checkpoint"
 
 
 class Log:
@@ -68,7 +70,7 @@ class Log:
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self._console,
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False), console=self._console,
             )  # fmt: skip
             self._task = self._progress.add_task("train", total=self._steps, completed=start_step, note="")
             self._progress.start()
@@ -90,12 +92,17 @@ class Log:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         numbers = {f"{kind}/{name}": number for name, number in _scalars(_plain(values))}
-        for sink in self._sinks:
+        for sink in self._sinks if numbers else ():
             sink.write(step, numbers)
+
+    def saved(self) -> int:
+        """The newest step whose checkpoint was reported as saved by earlier starts; 0 without any."""
+        records = _records(self.out / "metrics.jsonl") if self._main else []
+        return max((record["step"] for _, record in records if record.get("kind") == SAVED), default=0)
 
     def say(self, message: str) -> None:
         """A line above the progress bar."""
-        self._console.print(message)
+        self._console.print(message, markup=False)
 
     def note(self, text: str) -> None:
         """The text at the end of the progress bar; without a terminal a line of its own, but not for every record."""
@@ -135,17 +142,25 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+def _records(path: Path) -> list[tuple[str, dict]]:
+    """The lines that are records, and these; what a crash or a power cut left of others is no record."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            text = line.decode("utf-8")
+            record = json.loads(text)
+            if type(record["step"]) is int and type(record["kind"]) is str:
+                records.append((text, record))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return records
+
+
 def drop_records_after(path: Path, step: int) -> None:
     """Cut the records of later steps, and a last line that a crash left unfinished."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
+    kept = [line for line, record in _records(path) if record["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     temporary.replace(path)
@@ -153,8 +168,7 @@ def drop_records_after(path: Path, step: int) -> None:
 
 def read_metrics(path: Path, kind: str) -> list[dict]:
     """The records of one kind, in order."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [record for record in records if record["kind"] == kind]
+    return [record for _, record in _records(path) if record["kind"] == kind]
 
 
 def _plain(value):
