@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,23 @@ def new_directory(out: str | os.PathLike, overwrite: bool, marker: str) -> Itera
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """LensError where a folder, which need not be there, could not be written into: said before the work."""
+    folder = Path(folder)
+    place = folder
+    while not (place.exists() or place.is_symlink()):
+        place = place.parent
+    if not place.is_dir():
+        raise LensError(f"{folder}: cannot be written: {place} is not a folder")
+    if place != folder and os.access(place, os.W_OK | os.X_OK):
+        return
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise LensError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def write_json(path: str | os.PathLike, values: Any) -> None:

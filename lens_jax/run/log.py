@@ -21,8 +21,8 @@ from lens_jax.run.profile import Profile
 
 # Where the console is no terminal, a progress bar shows nothing until it ends: seconds between lines in its place.
 _LINE_SECONDS = 30
-# The kind of record that says that the checkpoint of its step is on disk.
-SAVED = "checkpoint"
+# Says which checkpoint was last found on disk, for the day when that disk is not there.
+SAVED = "saved.json"
 
 
 class Log:
@@ -92,13 +92,20 @@ class Log:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         numbers = {f"{kind}/{name}": number for name, number in _scalars(_plain(values))}
-        for sink in self._sinks if numbers else ():
+        for sink in self._sinks:
             sink.write(step, numbers)
 
+    def write_saved(self, step: int) -> None:
+        """The checkpoint of a step is on disk, wherever that is."""
+        if self._main:
+            write_json(self.out / SAVED, {"step": step})
+
     def saved(self) -> int:
-        """The newest step whose checkpoint was reported as saved by earlier starts; 0 without any."""
-        records = _records(self.out / "metrics.jsonl") if self._main else []
-        return max((record["step"] for _, record in records if record.get("kind") == SAVED), default=0)
+        """The newest step whose checkpoint was found on disk by an earlier start; 0 without any."""
+        try:
+            return int(json.loads((self.out / SAVED).read_bytes())["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
 
     def say(self, message: str) -> None:
         """A line above the progress bar."""

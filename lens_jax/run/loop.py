@@ -14,7 +14,7 @@ import numpy as np
 from lens_jax.errors import LensError
 from lens_jax.run import lock
 from lens_jax.run.job import Batches, Event, Job
-from lens_jax.run.log import SAVED, Log
+from lens_jax.run.log import Log
 from lens_jax.run.memory import memory
 from lens_jax.run.signals import StopSignals
 from lens_jax.run.state import State
@@ -134,10 +134,9 @@ def _save(job: Job, store: Store, log: Log, state: State, step: int, batches: "_
 
 
 def _report_saved(store: Store, log: Log) -> None:
-    """A record of the save that was last found whole: the newest one is still being written."""
+    """The save that was last found whole; the newest one may still be written."""
     if store.acknowledged is not None:
-        log.write(store.acknowledged, SAVED, {})
-        store.acknowledged = None
+        log.write_saved(store.acknowledged)
 
 
 def _report(job: Job, log: Log, window: "_Window", batches: "_Timed", step: int, metrics: dict[str, Any]) -> None:
