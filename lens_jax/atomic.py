@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,23 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         raise LensError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """LensError where a folder, which need not be there, could not be written into: said before the work."""
+    folder = Path(folder)
+    place = folder
+    while not (place.exists() or place.is_symlink()):
+        place = place.parent
+    if not place.is_dir():
+        raise LensError(f"{folder}: cannot be written: {place} is not a folder")
+    if place != folder and os.access(place, os.W_OK | os.X_OK):
+        return
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise LensError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def write_json(path: str | os.PathLike, values: Any) -> None:

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lens_jax import environment
 from lens_jax.errors import LensError, LensWarning, nearest
 
 USAGE = """\
@@ -78,9 +79,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise LensError(f"no command {argv[0]!r}{nearest(argv[0], COMMANDS)}; accepted: {', '.join(COMMANDS)}")
         with warnings.catch_warnings():
             warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+            if environment.drop_x64():
+                warnings.warn("JAX_ENABLE_X64 is ignored: it would change what is computed", LensWarning, stacklevel=1)
             code = COMMANDS[argv[0]](argv[1:])
     except LensError as error:
         print(f"lens-jax: error: {error}", file=sys.stderr)
+        code = 2
+    except (RuntimeError, AssertionError) as error:
+        explained = environment.explain_backend(error)
+        if explained is None:
+            raise
+        print(f"lens-jax: error: {explained}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("lens-jax: interrupted", file=sys.stderr)
@@ -266,7 +275,7 @@ def info(argv: list[str]) -> None:
         return
     from lens_jax.info import describe
 
-    describe(paths[0], check=len(argv) > 1)
+    describe(os.path.expanduser(paths[0]), check=len(argv) > 1)
 
 
 def _choose(argv: list[str], command: str, what: str, kinds: dict[str, tuple[type, Callable]], usage: str) -> None:
@@ -298,15 +307,19 @@ def parse(cls: type, argv: list[str], program: str, default: Any = None) -> Any:
     """A dataclass from flags. tyro answers --help; its errors become one line that keeps its suggestions."""
     import tyro
 
+    from lens_jax import config as config_files
+
     captured = io.StringIO()
     options = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(cls, args=argv, prog=program, config=(tyro.conf.AvoidSubcommands,), **options)
+            parsed = tyro.cli(cls, args=argv, prog=program, config=(tyro.conf.AvoidSubcommands,), **options)
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise LensError(_one_line(captured.getvalue(), program, _flags(cls)))
+        raise LensError(_one_line(captured.getvalue(), program, _flags(cls))) from None
+    config_files.check_numbers(parsed)
+    return config_files.expand_home(parsed)
 
 
 def _flags(cls: type, prefix: str = "--") -> list[str]:

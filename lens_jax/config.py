@@ -3,13 +3,17 @@
 Nothing here knows what a config is for; `configs/` holds one python file a run.
 """
 
+import contextlib
 import dataclasses
 import importlib
+import math
+import os
 import pkgutil
 import runpy
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,12 +32,14 @@ def available() -> list[str]:
 
 def load(name: str, kind: type) -> Any:
     """The `config`, a `kind`, of a python file given as a path or as the name of one that comes with the package."""
-    path = Path(name)
-    if path.suffix == ".py" or path.exists():
+    path = Path(name).expanduser()
+    # A folder, or a file of another kind, of the name of a packaged config does not hide it.
+    if path.suffix == ".py" or (path.is_file() and name not in available()):
         if not path.is_file():
             raise LensError(f"{name}: no such config file")
         try:
-            config = runpy.run_path(str(path)).get("config")
+            with _importable(path.absolute().parent):
+                config = runpy.run_path(str(path)).get("config")
         except SyntaxError as error:
             raise LensError(f"{name}:{error.lineno}: {error.msg}") from None
         except LensError as error:
@@ -49,6 +55,54 @@ def load(name: str, kind: type) -> Any:
     if not isinstance(config, kind):
         raise LensError(f"{name}: it must define `config`, a {kind.__module__}.{kind.__name__}")
     return config
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """What lies beside a config can be imported by it, as by a script that python runs."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def check_numbers(config: Any, prefix: str = "") -> None:
+    """LensError for a number of a config, or of one within it, that is not finite."""
+    for name, value in values(config, prefix):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise LensError(f"{name} is {value}; it must be a finite number")
+
+
+def values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value within a config, with its dotted name."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from values(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
+    elif isinstance(value, tuple | list):
+        for i, part in enumerate(value):
+            yield from values(part, f"{name}[{i}]")
+    else:
+        yield name, value
+
+
+def expand_home(value: Any, name: str = "") -> Any:
+    """A config with `~/` at the start of its paths as the home folder: a shell leaves `--out=~/x` as it is.
+
+    Prompts are no paths.
+    """
+    if dataclasses.is_dataclass(value):
+        old = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        new = {key: expand_home(part, key) for key, part in old.items()}
+        changed = {key: part for key, part in new.items() if part is not old[key]}
+        return dataclasses.replace(value, **changed) if changed else value
+    if isinstance(value, tuple):
+        new = tuple(expand_home(part, name) for part in value)
+        return value if all(a is b for a, b in zip(new, value)) else new
+    if isinstance(value, str) and "prompt" not in name and (value == "~" or value.startswith("~/")):
+        return os.path.expanduser(value)
+    return value
 
 
 def to_dict(config) -> dict[str, Any]:
@@ -106,7 +160,7 @@ def read(hint: Any, value: Any, where: str, name: str, ignored: list[str] | None
                 return read(option, value, where, name, ignored)
             except LensError:
                 continue
-    elif hint is float and type(value) in (int, float):
+    elif hint is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     elif isinstance(hint, type) and type(value) is hint:
         return value

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import zlib
 
 import pytest
@@ -162,3 +166,84 @@ def test_every_config_loads_and_its_help_teaches(capsys):
     assert code == 0
     assert "--optimizer.learning-rate" in out
     assert "Peak learning rate" in out
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optimizer.learning-rate", "nan", "optimizer.* finite|must be positive"),
+        ("flow.mu-256", "inf", "flow.mu_256 is inf; it must be a finite number"),
+        ("ema-decay", "nan", "ema_decay is nan; it must be a finite number"),
+        ("samples.guidance-scale", "nan", "samples.guidance_scale is nan; it must be a finite number"),
+        ("data.source-weights", "nan", "data.source_weights"),
+        ("validation.batches", "0", "validation.batches is 0; it must be at least 1"),
+        ("optimizer.warmup-steps", "1000000000000", "optimizer.warmup_steps is 1000000000000; it must be 0 or more"),
+        ("optimizer.beta2", "1", "optimizer.beta2 is 1.0; it must be at least 0 and below 1"),
+        ("data.batch-size", "3000000000", "data.batch_size is 3000000000; it must be below 2\\^31"),
+        ("seed", "18446744073709551615", "seed is 18446744073709551615; it must be below 2\\^32"),
+        ("data.seed", "99999999999999999999", "data.seed is 99999999999999999999; it must be below 2\\^32"),
+        ("seed", "-1", "seed is -1; it must be at least 0"),
+    ],
+)
+def test_every_number_is_checked_before_work_starts(capsys, tmp_path, field, value, message):
+    code, _, err = run(capsys, "train", "quickstart", f"--{field}", value, "--out", str(tmp_path / "run"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search(message, err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_other_commands_are_checked(capsys):
+    code, _, err = run(capsys, "sample", "cat", "--guidance-scale", "nan")
+    assert (code, err) == (2, "lens-jax: error: guidance_scale is nan; it must be a finite number\n")
+
+
+def test_where_a_config_is_looked_for(tmp_path, monkeypatch):
+    """A folder or file of the name of a packaged config does not hide it; a module beside a config is seen."""
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "quickstart").write_text("notes")
+    monkeypatch.chdir(tmp_path)
+    for name in ("finetune", "quickstart"):
+        assert isinstance(config_files.load(name, TrainConfig), TrainConfig)
+    (tmp_path / "beside_a_config.py").write_text("steps = 7")
+    (tmp_path / "mine.py").write_text(
+        "from beside_a_config import steps\nfrom lens_jax.pretraining.config import TrainConfig\n"
+        "config = TrainConfig(steps=steps)"
+    )
+    before = list(sys.path)
+    assert config_files.load("mine.py", TrainConfig).steps == 7
+    assert sys.path == before
+
+
+def test_home_in_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = cli.parse(TrainConfig, ["--out=~/run", "--data.sources", "~/a", "/b", "--samples.prompts", "~/x"], "train")
+    assert config.out == f"{tmp_path}/run"
+    assert config.data.sources == (f"{tmp_path}/a", "/b")
+    assert config.samples.prompts == ("~/x",)
+
+
+def test_images_are_not_overwritten_and_out_is_checked_first(capsys, trained, tmp_path, monkeypatch):
+    """What is in brackets is printed as it is."""
+    out = tmp_path / "my [run] [/old]"
+    command = ("sample", "cat", "--checkpoint", str(trained), "--num-inference-steps", "1", "--out")
+    for _ in range(2):
+        code, said, _ = run(capsys, *command, str(out))
+        assert code == 0
+        assert str(out) in said
+    assert sorted(path.name for path in out.iterdir()) == [
+        "0000-cat.png", "0001-cat.png", "sheet-0001.png", "sheet.png",
+    ]  # fmt: skip
+    monkeypatch.setattr("lens_jax.inference.pipeline.LensPipeline.__call__", None)
+    for place in (out / "sheet.png", out / "sheet.png" / "below"):
+        code, _, err = run(capsys, *command, str(place))
+        assert (code, err.count("\n")) == (2, 1)
+        assert "cannot be written" in err
+
+
+@pytest.mark.parametrize("name", ["cuda", "cdua"])
+def test_no_such_devices(name, tmp_path):
+    environ = os.environ | {"JAX_PLATFORMS": name}
+    command = [sys.executable, "-m", "lens_jax", "train", "quickstart", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"JAX_PLATFORMS is {name!r}, which JAX cannot use here" in done.stderr

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from lens_jax.environment import drop_x64
+
 SHOW = (
     "import os, sys; from lens_jax.environment import settle; settle();"
     "print(os.environ['GLIBC_TUNABLES'], os.getpid(), *sys.argv[1:], sep='|')"
@@ -25,3 +27,11 @@ def test_process_starts_over_with_its_arguments(given, tunables):
     assert process.returncode == 0
     # The same process: whoever started it can still signal it.
     assert output.strip().split("|") == [tunables, str(process.pid), "sample", "red apple", "--seed", "1"]
+
+
+@pytest.mark.parametrize(("value", "asked"), [("1", True), ("true", True), ("0", False), ("", False)])
+def test_64_bits_are_not_taken(value, asked):
+    environ = {"JAX_ENABLE_X64": value}
+    assert drop_x64(environ) == asked
+    assert environ == {}
+    assert not drop_x64(environ)

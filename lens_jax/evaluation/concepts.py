@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lens_jax.atomic import check_writable
 from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet
 from lens_jax.data import scenes
@@ -67,6 +68,7 @@ class Score:
 def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
     """Evaluate, print a table, and write `evaluation.json` and `evaluation.png`."""
     console = console or make_console()
+    check_writable(config.out or config.checkpoint)
     index = load_index(config.data)
     if index.source != "openmoji":
         raise LensError(f"{config.data}: evaluation needs pictograms, this data set is of source {index.source!r}")

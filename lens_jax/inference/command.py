@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ import tyro
 from rich.progress import Progress
 
 from lens_jax import __version__, parallel
+from lens_jax.atomic import check_writable
 from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet, save_png, slug
 from lens_jax.diffusion.sampler import Solver
@@ -27,7 +29,7 @@ class SampleCommand:
     prompts: tyro.conf.Positional[tuple[str, ...]]
     # A run folder, one of its checkpoints, or a release folder (model_index.json, transformer/, vae/, text_encoder/).
     checkpoint: str = "runs/quickstart"
-    # Folder for the images.
+    # Folder for the images; those that are there already are kept, and numbers go on behind theirs.
     out: str = "samples"
     # What guidance moves away from; empty is no text at all.
     negative_prompt: str = ""
@@ -81,6 +83,8 @@ class SampleCommand:
 
 def sample_to_folder(args: SampleCommand) -> list[Path]:
     """Draw `args.prompts` and write `NNNN-prompt.png` files and `sheet.png`; returns their paths."""
+    out = Path(args.out)
+    check_writable(out)
     names = ("dtype", "variant", "date", "original_truncation", "autoencoder", "text_encoder", "tokenizer")
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
     pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **_mesh(args.mesh))
@@ -116,16 +120,16 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     if output.date:
         settings["date"] = output.date
     prompts = [prompt for prompt in args.prompts for _ in range(args.num_images_per_prompt)]
-    out = Path(args.out)
     paths = []
     try:
         out.mkdir(parents=True, exist_ok=True)
+        first = _first_free(out)
         for index, (prompt, image) in enumerate(zip(prompts, images)):
-            path = out / f"{index:04d}-{slug(prompt)}.png"
+            path = out / f"{first + index:04d}-{slug(prompt)}.png"
             size = {"height": image.height, "width": image.width}
             save_png(path, image, {"prompt": prompt, "index": index, **size, **settings})
             paths.append(path)
-        sheet = out / "sheet.png"
+        sheet = out / (f"sheet-{first:04d}.png" if first else "sheet.png")
         per_prompt = args.num_images_per_prompt
         rows = [[np.asarray(i) for i in images[k : k + per_prompt]] for k in range(0, len(images), per_prompt)]
         contact_sheet(rows, args.prompts).save(sheet)
@@ -133,6 +137,13 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
         raise LensError(f"{out}: cannot be written: {error.strerror}") from None
     console.print(f"{len(paths)} images in {out}, all on {sheet}")
     return [*paths, sheet]
+
+
+def _first_free(folder: Path) -> int:
+    """The number after the last that a file of the folder begins with: nothing that was drawn is overwritten."""
+    taken = [re.match(r"(?:sheet-)?(\d{4,})[-.]", path.name) for path in folder.iterdir()]
+    after = max((int(match[1]) + 1 for match in taken if match), default=0)
+    return max(after, 1) if (folder / "sheet.png").exists() else after
 
 
 def _mesh(config: MeshConfig) -> dict:

@@ -6,6 +6,7 @@ from lens_jax.parallel.layout import ROWS as ROWS
 from lens_jax.parallel.layout import Layout as Layout
 from lens_jax.parallel.layout import arrange as arrange
 from lens_jax.parallel.mesh import MeshConfig as MeshConfig
+from lens_jax.parallel.mesh import described as described
 from lens_jax.parallel.mesh import everywhere as everywhere
 from lens_jax.parallel.mesh import largest as largest
 from lens_jax.parallel.mesh import local_copy as local_copy

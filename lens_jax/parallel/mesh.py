@@ -60,7 +60,8 @@ class MeshConfig:
             # With an axis that takes what is left any divisor would do, without one only what is left itself.
             best = math.gcd(sizes[largest], devices // rest) if -1 in sizes else devices // rest
             change = "their product must" if devices % rest else f"mesh.{AXES[largest]} {best} would"
-            raise LensError(f"mesh ({shape}) does not fit {devices} devices; {change}, or set one axis to -1")
+            there = "the one device there is" if devices == 1 else f"{devices} devices"
+            raise LensError(f"mesh ({shape}) does not fit {there}; {change}, or set one axis to -1")
         return tuple(left if size == -1 else size for size in sizes)
 
 
@@ -71,6 +72,13 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     if layout.plain:
         warnings.warn(f"mesh: {layout.how}; a mesh of powers of two would be faster", LensWarning, stacklevel=2)
     return Mesh(layout.devices, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def described(devices: list) -> str:
+    """`8 devices (gpu, NVIDIA H100 80GB HBM3)`."""
+    count = "1 device" if len(devices) == 1 else f"{len(devices)} devices"
+    kinds = dict.fromkeys((device.platform, device.device_kind) for device in devices)
+    return f"{count} ({'; '.join(p if p == k else f'{p}, {k}' for p, k in kinds)})"
 
 
 def on(mesh: Mesh | None, function):

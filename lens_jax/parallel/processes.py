@@ -128,6 +128,8 @@ def initialize(
     jax.config.update("jax_enable_preemption_service", False)
     if cluster.coordinator and cluster.process:
         _wait_for(cluster, timeout)
+    elif cluster.coordinator and cluster.process == 0:
+        _check_port(cluster)
     # Process 0 waits in silence otherwise.
     waiting = threading.Timer(30, _say_waiting, (cluster,))
     waiting.daemon = True
@@ -345,6 +347,21 @@ def _wait_for(cluster: Cluster, timeout: float) -> None:
                     f"{cluster.coordinator} within {timeout:.0f} s ({error}); is it running, and is the port open?"
                 ) from None
         time.sleep(1)
+
+
+def _check_port(cluster: Cluster) -> None:
+    """JAX would end this process with a trace of C++ where another program listens at its port."""
+    port = int(cluster.coordinator.rpartition(":")[2])
+    try:
+        with socket.socket() as probe:
+            # As the server does it, which takes a port whose last connections are still being closed.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+    except OSError as error:
+        raise LensError(
+            f"process 0 cannot listen at port {port} ({error.strerror}): is another run on this host? Set "
+            f"{ADDRESS}=host:port with another port for all processes"
+        ) from None
 
 
 def _say_waiting(cluster: Cluster) -> None:

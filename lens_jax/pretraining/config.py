@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from lens_jax.config import check_numbers, values
 from lens_jax.data.config import DataConfig
 from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.encoders import kinds
@@ -32,6 +33,9 @@ class SheetConfig:
     # Seed of the noise.
     seed: int = 0
 
+    def __post_init__(self):
+        at_least("samples.", self, every=0, num_inference_steps=1, seed=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
@@ -41,6 +45,9 @@ class ValidationConfig:
     every: int = 1000
     # Most batches used.
     batches: int = 16
+
+    def __post_init__(self):
+        at_least("validation.", self, every=0, batches=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,12 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        at_least("", self, steps=1, accumulation=1, heartbeat_seconds=1)
+        check_numbers(self)
+        at_least("", self, steps=1, accumulation=1, heartbeat_seconds=1, seed=0)
+        for name, value in values(self):
+            # Steps and sizes are counted in 32 bits on the devices.
+            if type(value) is int and value >= (1 << 32 if name.endswith("seed") else 1 << 31):
+                raise LensError(f"{name} is {value}; it must be below {'2^32' if name.endswith('seed') else '2^31'}")
         if self.model.param_dtype != "float32":
             # At a rate of 1e-4 nine in ten of a kernel's numbers would never move in bfloat16.
             raise LensError(

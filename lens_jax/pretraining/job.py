@@ -41,9 +41,12 @@ from lens_jax.run.step import Batch, Programs
 def train(config: TrainConfig, console: Console | None = None) -> loop.Outcome:
     """Train until `config.steps`, from where the run folder `config.out` stands."""
     config = determinism.settle(config)
-    # One device needs no mesh, and is the faster for it: nothing has to say where it lives.
+    # One device needs no mesh, and is the faster for it: nothing has to say where it lives. It must be what was asked
+    # for all the same: JAX falls back to the CPU where it finds no GPU that it can use.
+    config.mesh.sizes(jax.device_count())
     mesh = parallel.make_mesh(config.mesh) if jax.device_count() > 1 else None
     log = Log(config.out, config.steps, config.logging, config.profile, console)
+    log.say(f"training on {parallel.described(jax.devices())}")
     checkpoints = store.Store(store.folder_of(config.out, config.checkpoint), config.checkpoint, mesh)
     with StopSignals(mesh) as signals:
         return loop.run(Pretraining(config, mesh, log), checkpoints, log, signals)

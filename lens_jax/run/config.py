@@ -24,9 +24,13 @@ class CheckpointConfig:
     # Also keep, for good, the checkpoint of every step that is a multiple of this, which should be one of `every`; 0
     # keeps none.
     keep_every: int = 0
-    # Folder of the checkpoints, which all processes must see: a path, or gs://BUCKET/... (pip install "lens-jax[gcs]").
-    # Empty is OUT/checkpoints. All else a run writes stays in OUT.
+    # Folder of the checkpoints, which all processes must see: a path, from OUT where it is relative, or gs://BUCKET/...
+    # (pip install "lens-jax[gcs]"). Empty is OUT/checkpoints. All else a run writes stays in OUT.
     path: str = ""
+    # What is read back of a checkpoint before it counts and older ones are deleted: its index, with every array's shape
+    # and the lengths of the files it points to, or all contents too. Those need the devices' memory for the largest
+    # part (opt_state) once more, and the time to read all of it.
+    verify: Literal["index", "contents"] = "index"
 
     def __post_init__(self):
         at_least("checkpoint.", self, every=1, keep=1, keep_every=0)

@@ -21,6 +21,8 @@ from lens_jax.run.profile import Profile
 
 # Where the console is no terminal, a progress bar shows nothing until it ends: seconds between lines in its place.
 _LINE_SECONDS = 30
+# Says which checkpoint was last found on disk, for the day when that disk is not there.
+SAVED = "saved.json"
 
 
 class Log:
@@ -68,7 +70,7 @@ class Log:
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self._console,
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False), console=self._console,
             )  # fmt: skip
             self._task = self._progress.add_task("train", total=self._steps, completed=start_step, note="")
             self._progress.start()
@@ -93,9 +95,21 @@ class Log:
         for sink in self._sinks:
             sink.write(step, numbers)
 
+    def write_saved(self, step: int) -> None:
+        """The checkpoint of a step is on disk, wherever that is."""
+        if self._main:
+            write_json(self.out / SAVED, {"step": step})
+
+    def saved(self) -> int:
+        """The newest step whose checkpoint was found on disk by an earlier start; 0 without any."""
+        try:
+            return int(json.loads((self.out / SAVED).read_bytes())["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
     def say(self, message: str) -> None:
         """A line above the progress bar."""
-        self._console.print(message)
+        self._console.print(message, markup=False)
 
     def note(self, text: str) -> None:
         """The text at the end of the progress bar; without a terminal a line of its own, but not for every record."""
@@ -135,17 +149,25 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+def _records(path: Path) -> list[tuple[str, dict]]:
+    """The lines that are records, and these; what a crash or a power cut left of others is no record."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            text = line.decode("utf-8")
+            record = json.loads(text)
+            if type(record["step"]) is int and type(record["kind"]) is str:
+                records.append((text, record))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return records
+
+
 def drop_records_after(path: Path, step: int) -> None:
     """Cut the records of later steps, and a last line that a crash left unfinished."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
+    kept = [line for line, record in _records(path) if record["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     temporary.replace(path)
@@ -153,8 +175,7 @@ def drop_records_after(path: Path, step: int) -> None:
 
 def read_metrics(path: Path, kind: str) -> list[dict]:
     """The records of one kind, in order."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [record for record in records if record["kind"] == kind]
+    return [record for _, record in _records(path) if record["kind"] == kind]
 
 
 def _plain(value):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import signal
 import time
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from lens_jax.errors import LensError
+from lens_jax.run import lock
 from lens_jax.run.job import Batches, Event, Job
 from lens_jax.run.log import Log
 from lens_jax.run.memory import memory
@@ -33,9 +35,15 @@ def run(job: Job, store: Store, log: Log, signals: StopSignals) -> Outcome:
 
     A run killed at any moment and started again takes the steps that one without interruption would have taken: the
     batches follow from a position that is saved, the randomness of step n depends on n, and a checkpoint has the rest.
+    Of two runs in a folder the second is refused.
     """
+    with lock.held(job.config.out, store.folder):
+        job.check()
+        return _run(job, store, log, signals)
+
+
+def _run(job: Job, store: Store, log: Log, signals: StopSignals) -> Outcome:
     config, last = job.config, job.config.steps
-    job.check()
     state, position = _begin(job, store, log)
     start = int(state.step)
     if start >= last:
@@ -43,7 +51,7 @@ def run(job: Job, store: Store, log: Log, signals: StopSignals) -> Outcome:
         return Outcome(state, None)
     batches = _Timed(job.batches(position))
     log.open(start, job.meta())
-    saves = Event(config.checkpoint.every, lambda state, step, _: _save(job, store, state, step, batches))
+    saves = Event(config.checkpoint.every, lambda state, step, log: _save(job, store, log, state, step, batches))
     window, pending, stop = _Window(), None, None
     try:
         for step in range(start + 1, last + 1):
@@ -70,6 +78,7 @@ def run(job: Job, store: Store, log: Log, signals: StopSignals) -> Outcome:
             if stop:
                 break
         store.close()
+        _report_saved(store, log)
     except (jax.errors.JaxRuntimeError, KeyboardInterrupt):
         # Another process is gone, and with it what would complete a save; or the user will not wait.
         store.abandon()
@@ -92,17 +101,42 @@ def _begin(job: Job, store: Store, log: Log) -> tuple[State, dict[str, Any] | No
     """The state to start from and the position in the data that belongs to it, None for the start."""
     found = store.restore(job.parts(job.abstract()), log.say)
     if found is None:
+        if saved := log.saved():
+            raise LensError(
+                f"{store.folder}: holds no checkpoint, but {job.config.out} has saved some, the newest after step "
+                f"{saved}; mount what is missing or set checkpoint.path, or choose another folder for a new run"
+            )
         return job.create(), None
     parts, meta = found
     if meta.get("kind") != job.kind:
         raise LensError(f"{store.folder}: checkpoints of {meta.get('kind')!r}, this run is of {job.kind!r}")
     state = job.resume(parts)
     log.say(f"resuming {job.config.out} after step {int(state.step)}")
+    changed = _changes(meta.get("config"), job.meta()["config"])
+    if changed:
+        log.say(f"changed since that was saved: {', '.join(changed)}")
     return state, meta["position"]
 
 
-def _save(job: Job, store: Store, state: State, step: int, batches: "_Timed") -> None:
+def _changes(before: Any, now: Any, name: str = "") -> list[str]:
+    """`name before -> now` of every field of a config, as plain JSON, that is another than it was."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        # A field that only one version of the code has is no setting that was changed.
+        common = [key for key in now if key in before]
+        return [line for key in common for line in _changes(before[key], now[key], f"{name}.{key}" if name else key)]
+    same = json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
+    return [] if same else [f"{name} {before} -> {now}"]
+
+
+def _save(job: Job, store: Store, log: Log, state: State, step: int, batches: "_Timed") -> None:
     store.save(step, job.parts(state), {"kind": job.kind, "position": batches.position, **job.meta()})
+    _report_saved(store, log)
+
+
+def _report_saved(store: Store, log: Log) -> None:
+    """The save that was last found whole; the newest one may still be written."""
+    if store.acknowledged is not None:
+        log.write_saved(store.acknowledged)
 
 
 def _report(job: Job, log: Log, window: "_Window", batches: "_Timed", step: int, metrics: dict[str, Any]) -> None:

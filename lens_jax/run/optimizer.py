@@ -32,10 +32,15 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        if self.learning_rate <= 0 or self.clip_norm <= 0:
+        if not (self.learning_rate > 0 and self.clip_norm > 0):
             raise LensError("optimizer.learning_rate and optimizer.clip_norm must be positive")
-        if self.warmup_steps < 0:
-            raise LensError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be 0 or more")
+        if not 0 <= self.warmup_steps < 1 << 31:
+            raise LensError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be 0 or more, and below 2^31")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise LensError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if not self.eps > 0 or not self.weight_decay >= 0:
+            raise LensError("optimizer.eps must be positive, and optimizer.weight_decay 0 or more")
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -5,7 +5,8 @@
                                                    and position in the data, as plain JSON
 
 Orbax writes aside and renames, or in an object store writes a marker last, so a folder named by a step is whole or not
-there; checksums tell when that has changed since. Nothing here knows what is trained: what a config means is read by
+there; checksums tell when that has changed since. A save counts, and older ones are deleted, only after its index was
+read back (`saved_index`). Nothing here knows what is trained: what a config means is read by
 those who need it, so a field more or less in a config makes no checkpoint unreadable.
 """
 
@@ -26,8 +27,10 @@ from orbax.checkpoint import v1 as ocp
 
 from lens_jax import parallel
 from lens_jax.errors import LensError
+from lens_jax.run import saved_index
 from lens_jax.run.config import CheckpointConfig
 from lens_jax.run.integrity import checksums, leaves_by_path
+from lens_jax.run.plain_path import plain
 
 FORMAT = 3
 FOLDER = "checkpoints"
@@ -41,7 +44,12 @@ class DamagedError(LensError):
 
 def folder_of(out: str, config: CheckpointConfig) -> epath.Path:
     """The folder of a run's checkpoints."""
-    return as_path(config.path) if config.path else as_path(out) / FOLDER
+    # From the run and not from where the command was given, which the next one need not be.
+    return _from(as_path(out), config.path or FOLDER)
+
+
+def _from(run: epath.Path, path: str) -> epath.Path:
+    return as_path(path) if "://" in path else run / path
 
 
 class Store:
@@ -51,21 +59,25 @@ class Store:
     """
 
     def __init__(self, folder: epath.Path, config: CheckpointConfig, mesh: Mesh | None = None):
-        self.folder, self._config, self._mesh = folder, config, mesh
+        self.folder, self._config, self._mesh = epath.Path(folder), config, mesh
+        # The newest step that is known to be on disk.
+        self.acknowledged: int | None = None
+        # Refuses here what orbax could not write to, and not after hours.
+        plain(self.folder)
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._pending = None
         self._last: int | None = None
 
     def _open(self) -> ocp.training.Checkpointer:
         if self._checkpointer is None:
-            policies = ocp.training.preservation_policies
-            kept = [policies.LatestN(self._config.keep)]
-            if self._config.keep_every:
-                kept.append(policies.EveryNSteps(self._config.keep_every))
+            # Orbax would delete older ones before the new one has been looked at.
+            policy = ocp.training.preservation_policies.PreserveAll()
             _quieten()
             try:
+                # What a link leads to is not made through it.
+                self.folder.mkdir(parents=True, exist_ok=True)
                 self._checkpointer = ocp.training.Checkpointer(
-                    self.folder, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+                    plain(self.folder), preservation_policy=policy, cleanup_tmp_directories=True
                 )
             except OSError as error:
                 raise LensError(f"{self.folder}: checkpoints cannot be written: {error.strerror or error}") from None
@@ -84,17 +96,45 @@ class Store:
             return
         metadata = {**meta, "format": FORMAT, "checksums": checksums(parts, self._mesh)}
         metadata["checksum"] = _checksum(metadata)
+        described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts)
         with self._failures(step):
+            plain(self.folder)  # a cleaner of temporary files may have been there
             saving = checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=metadata)
-            self._pending, self._last = (step, saving), step
+            self._pending, self._last = (step, saving, described), step
 
     def wait(self) -> None:
-        """Wait until what was last saved is on disk."""
+        """Wait until what was last saved is on disk, and look whether it is; then delete older ones."""
         if self._pending is not None:
-            (step, response), self._pending = self._pending, None
+            (step, response, parts), self._pending = self._pending, None
             with self._failures(step):
                 if response is not None:
                     response.result()
+                self._look_at(step, parts)
+            self.acknowledged = step
+            self._delete_older()
+
+    def _look_at(self, step: int, parts: dict[str, Any]) -> None:
+        """OSError where the checkpoint of a step is not `parts`."""
+        place = self.folder / str(step)
+        if jax.process_index() == 0:
+            check_shapes(parts, saved_shapes(place), place)
+            if problem := saved_index.problem(plain(place), parts):
+                raise OSError(problem)
+        if self._config.verify == "contents":
+            for name, tree in parts.items():  # one by one, since each is in memory a second time
+                load(place, {name: tree}, self._mesh)
+
+    def _delete_older(self) -> None:
+        """All but the newest `keep` and those of every `keep_every` steps."""
+        steps = sorted(_steps(self.folder)) if jax.process_index() == 0 else []
+        for step in steps[: -self._config.keep]:
+            if not self._config.keep_every or step % self._config.keep_every:
+                try:
+                    (self.folder / str(step)).rmtree()
+                except OSError as error:
+                    raise LensError(
+                        f"{self.folder / str(step)}: cannot be deleted: {error.strerror or error}"
+                    ) from None
 
     def close(self) -> None:
         """Wait for what is being saved, then let go of the folder. Closing twice is fine."""
@@ -219,7 +259,7 @@ def _places(path: epath.Path) -> list[epath.Path]:
     places = [path / FOLDER, path]
     try:
         if elsewhere := json.loads((path / "config.json").read_text())["checkpoint"]["path"]:
-            places.insert(0, as_path(elsewhere))
+            places.insert(0, _from(path, elsewhere))
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not the folder of a run
     return places
@@ -257,7 +297,8 @@ def saved_shapes(folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Path -> (shape, dtype) of every array of a checkpoint, from its metadata alone."""
     _quieten()
     try:
-        parts = ocp.checkpointables_metadata(folder).metadata
+        with ocp.Context(multiprocessing_options=_alone()):
+            parts = ocp.checkpointables_metadata(plain(folder)).metadata
     except Exception as error:  # orbax raises many kinds; all mean the files are damaged
         raise DamagedError(f"{folder}: damaged, its array metadata cannot be read ({_one_line(error)})") from None
     shapes = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves_by_path(parts)}
@@ -308,18 +349,22 @@ def load(folder: epath.Path, wanted: dict[str, Any], mesh: Mesh | None = None, p
 def _load(folder: epath.Path, wanted: dict[str, Any], partial: bool = False) -> dict[str, Any]:
     """The wanted parts, without waiting for other processes: they would wait in vain for one that finds damage."""
     _quieten()
-    me, options = jax.process_index(), ocp.options
-    alone = options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}_")
-    tree = options.PyTreeOptions(loading=options.PyTreeOptions.Loading(partial_load=partial))
+    tree = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=partial))
     # Without a mesh: what several devices saved orbax would else want on as many again.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda x: x if x.sharding else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
     wanted = jax.tree.map(place, wanted)
     try:
-        with ocp.Context(multiprocessing_options=alone, pytree_options=tree):
-            return ocp.load_checkpointables(folder, wanted)
+        with ocp.Context(multiprocessing_options=_alone(), pytree_options=tree):
+            return ocp.load_checkpointables(plain(folder), wanted)
     except Exception as error:  # orbax raises many kinds; all mean the files are damaged
         raise DamagedError(f"{folder}: damaged ({_one_line(error)})") from None
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Reading does not wait for other processes."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}_")
 
 
 def _differences(parts, sums: dict[str, int], folder: epath.Path, mesh: Mesh | None) -> str | None:

@@ -5,6 +5,7 @@ import functools
 import gzip
 import io
 import json
+import os
 import signal
 import types
 from pathlib import Path
@@ -18,7 +19,7 @@ from etils import epath
 from rich.console import Console
 
 from lens_jax.errors import LensError
-from lens_jax.run import loop
+from lens_jax.run import lock, loop
 from lens_jax.run import step as steps
 from lens_jax.run.config import CheckpointConfig, LoggingConfig, ProfileConfig
 from lens_jax.run.job import Event
@@ -244,3 +245,56 @@ def test_a_slow_loader_is_told_and_the_trace_is_written_at_the_end(tmp_path, mon
     (perfetto,) = Path(out / "profile").rglob("perfetto_trace.json.gz")
     names = {event.get("name") for event in json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]}
     assert "train" in names
+
+
+def test_of_two_runs_in_a_folder_the_second_is_refused(tmp_path):
+    """Also of one in the checkpoints of another; what a crash leaves behind holds nothing."""
+    config = Config(str(tmp_path / "run"))
+    seen = []
+
+    def second(state, step, log):
+        for other in (config, Config(str(tmp_path / "other"), checkpoint=CheckpointConfig(path=config.out))):
+            message = rf"run: another trainer is at work in it \(process {os.getpid()} on "
+            folders = other.out, other.checkpoint.path or other.out
+            with pytest.raises(LensError, match=message), lock.held(*folders):
+                pass
+        seen.append(step)
+
+    go(config, (Event(8, second),))
+    assert seen == [8]
+    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "run" / lock.NAME).exists()
+    (tmp_path / "run" / lock.NAME).write_text("left by a crash")
+    go(dataclasses.replace(config, steps=9))
+
+
+def test_a_checkpoint_folder_that_is_not_there_is_no_new_run(tmp_path):
+    """The metrics are left as they are; before the first checkpoint a run begins anew."""
+    run = tmp_path / "run"
+    go(Config(str(run)))
+    before = (run / "metrics.jsonl").read_bytes()
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(LensError, match=r"run/checkpoints: holds no checkpoint, but .*run has saved .* after step 8;"):
+        go(Config(str(run)))
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "metrics.jsonl", "saved.json"]
+    (run / "saved.json").unlink()
+    assert int(go(Config(str(run))).state.step) == 8
+
+
+def test_changed_settings_are_said(tmp_path):
+    said = Console(file=io.StringIO(), soft_wrap=True)
+    go(Config(str(tmp_path / "run")))
+    go(Config(str(tmp_path / "run"), steps=9), console=said)
+    assert "changed since that was saved: steps 8 -> 9\n" in said.file.getvalue()
+    again = Console(file=io.StringIO(), soft_wrap=True)
+    go(Config(str(tmp_path / "run"), steps=10), signals=Late(at=0), console=again)
+    assert "changed since" in again.file.getvalue()
+
+
+def test_a_damaged_log_does_not_stop_a_run(tmp_path):
+    go(Config(str(tmp_path / "run")))
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'\xff\xfe\x80 junk\n{"step": "x", "kind": 1}\n[]\n{"step')
+    go(Config(str(tmp_path / "run"), steps=10))
+    assert [record["step"] for record in read_metrics(path, "train")] == [2, 4, 6, 8, 10]

@@ -263,3 +263,56 @@ def test_object_store(state, bucket):
     assert_is_step(found, state, 5)
     assert lines[0].startswith("gs://lens/run/checkpoints/6: damaged (")
     assert sorted(p.name for p in folder.iterdir()) == ["3", "5", "6.damaged"]
+
+
+@pytest.mark.parametrize("name", ["my [v1]", "a*b?", "back\\slash", "50% #1 {x}"])
+def test_any_name_of_a_folder(state, tmp_path, name):
+    folder = tmp_path / name / "checkpoints"
+    save(folder, state, (3, 5))
+    found, lines = restore(folder, state)
+    assert_is_step(found, state, 5)
+    assert lines == []
+    assert store.saved_shapes(store.find(tmp_path / name))["progress/step"] == ((), "int32")
+    assert sorted(p.name for p in folder.iterdir()) == ["3", "5"]
+
+
+def remove_values(folder: Path) -> None:
+    """What orbax's own description of the arrays does not notice."""
+    largest_file(folder / "ema" / "ocdbt.process_0" / "d").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove_values, r"ema: its index cannot be read \(.*; earlier checkpoints are whole"),
+        (remove_index, "checkpoints/5: damaged, [0-9]+ of its arrays are gone"),
+        (remove_data, "checkpoints/5: damaged, [0-9]+ of its arrays are gone"),
+        (truncate, "ema: .* has [0-9]+ bytes, its index tells of [0-9]+.*; earlier checkpoints are whole"),
+    ],
+)
+def test_what_is_not_on_disk_is_not_acknowledged(state, tmp_path, damage, message):
+    """And the one before it is not deleted."""
+    folder = tmp_path / "checkpoints"
+    save(folder, state, (3,), keep=1)
+    saved = Store(folder, CheckpointConfig(keep=1))
+    saved.save(5, to_parts(at_step(state, 5)), {"kind": "test", "config": {}})
+    saved._pending[1].result()
+    damage(folder / "5")
+    with pytest.raises(LensError, match=message):
+        saved.wait()
+    assert saved.acknowledged is None
+    assert sorted(p.name for p in folder.iterdir()) == ["3", "5"]
+
+
+def test_contents_are_read_back_on_request(state, tmp_path):
+    folder = tmp_path / "checkpoints"
+    saved = Store(folder, CheckpointConfig(verify="contents"))
+    saved.save(3, to_parts(state), {"kind": "test", "config": {}})
+    saved.wait()
+    assert saved.acknowledged == 3
+    saved.save(4, to_parts(state), {"kind": "test", "config": {}})
+    saved._pending[1].result()
+    flip_a_bit(folder / "4")
+    with pytest.raises(LensError, match="4: damaged"):
+        saved.wait()
+    assert saved.acknowledged == 3
