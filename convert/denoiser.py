@@ -34,6 +34,8 @@ def config_from_release(values: Mapping, where: str, **overrides) -> DenoiserCon
         raise LensError(f"{where}: axes_dims_rope is {axes!r:.80}; accepted: a list of three sizes")
     if not isinstance(taps, list) or not 1 <= len(taps) <= _MAX_LAYERS:
         raise LensError(f"{where}: selected_layer_index is {taps!r:.80}; accepted: a list of layers")
+    if any(type(tap) is not int or not 0 <= tap < _MAX_LAYERS for tap in taps) or len(set(taps)) < len(taps):
+        raise LensError(f"{where}: selected_layer_index is {taps!r:.80}; accepted: different layers, counted from 0")
     return DenoiserConfig(
         layers=size("num_layers", limit=_MAX_LAYERS),
         heads=size("num_attention_heads"),
@@ -52,11 +54,16 @@ def read_config(path: Path, **overrides) -> DenoiserConfig:
 
 
 def config_to_release(config: DenoiserConfig, text_taps: tuple[int, ...] = (5, 11, 17, 23)) -> dict:
-    """A `transformer/config.json` of the release; `text_taps` are the encoder's layers, which ours does not know."""
+    """A `transformer/config.json` of the release; `text_taps` are the encoder's layers, which ours does not know.
+
+    LensError for what the release has no place for.
+    """
     if len(text_taps) != config.text_layers:
         raise LensError(f"{len(text_taps)} text_taps for a model that reads {config.text_layers} text layers")
     if config.hidden != int(config.width / 3 * 8) or config.latent_channels % 4:
         raise LensError("the release has no place for this model.mlp_width or model.latent_channels")
+    if config.rope_theta != DenoiserConfig.rope_theta:
+        raise LensError(f"the release has no place for model.rope_theta {config.rope_theta:g}")
     return {
         "_class_name": "LensTransformer2DModel",
         "_diffusers_version": "0.37.1",

@@ -67,12 +67,12 @@ def open_component(path: str | os.PathLike) -> Tensors:
     if not indices and not files:
         raise LensError(f"{path}: no *.safetensors and no *{INDEX_SUFFIX} in it, nor a *{gguf.SUFFIX}")
     if not indices:
-        return _join({files[0]: _open(_inside(path, files[0], path, _SUFFIXES))}, None, path)
+        return _join({files[0]: _open(inside(path, files[0], path, _SUFFIXES))}, None, path)
 
     index = path / indices[0]
-    weight_map = _read_index(_inside(path, indices[0], path, INDEX_SUFFIX))
+    weight_map = _read_index(inside(path, indices[0], path, INDEX_SUFFIX))
     shards = sorted(set(weight_map.values()))
-    located = {name: _inside(path, name, index) for name in shards}
+    located = {name: inside(path, name, index) for name in shards}
     missing = [name for name, place in located.items() if not place.exists()]
     if missing:
         raise LensError(f"{index}: {len(missing)} of its {len(shards)} files are missing: {_some(missing)}")
@@ -172,7 +172,7 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _inside(folder: Path, name: str, where: Path, suffix: str | tuple[str, ...] = ".safetensors") -> Path:
+def inside(folder: Path, name: str, where: Path, suffix: str | tuple[str, ...] = ".safetensors") -> Path:
     """`folder / name`, which must be a plain name and, links followed, lie in the folder."""
     bad = any(c in name for c in "/\\:\0") or name in ("", ".", "..") or len(name) > 255 or not name.isprintable()
     if bad or not name.endswith(suffix):
@@ -222,3 +222,8 @@ def _join(files: dict[str, _File | GgufFile], weight_map: dict[str, str] | None,
 
 def _some(items: list[str]) -> str:
     return "; ".join(items[:8]) + (f"; and {len(items) - 8} more" if len(items) > 8 else "")
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file of a folder is one that `open_component` reads, or an index of such."""
+    return path.name.endswith((INDEX_SUFFIX, *_SUFFIXES)) and not path.name.startswith(".")

@@ -174,16 +174,18 @@ def config_values(path) -> dict:
 
 def test_gguf_text_encoder(capsys, release, tmp_path):
     """llama.cpp's file with MXFP4 experts gives the bytes of the release; with other experts their dense values."""
-    native.to_jax(source.find(release), tmp_path / "expected")
+    native.to_jax(source.find(release), tmp_path / "expected", "lens")
     make_llama_cpp(release, tmp_path / "te.gguf")
-    out = convert(capsys, release, tmp_path / "ours", "--text-encoder", tmp_path / "te.gguf", "--verify")
+    out = convert(
+        capsys, release, tmp_path / "ours", "--variant", "lens", "--text-encoder", tmp_path / "te.gguf", "--verify"
+    )
     assert "te.gguf: the text encoder, 117 tensors" in out
     assert_same_leaves(tmp_path / "ours", tmp_path / "expected", ("denoiser", "autoencoder", "text_encoder"))
     config = "release/text_encoder/config.json"
     assert (tmp_path / "ours" / config).read_bytes() == (release / "text_encoder" / "config.json").read_bytes()
 
     make_llama_cpp(release, tmp_path / "mixed.gguf", up=KIND.F32)
-    native.to_jax(source.find(release, {"text_encoder": tmp_path / "mixed.gguf"}), tmp_path / "dense")
+    native.to_jax(source.find(release, {"text_encoder": tmp_path / "mixed.gguf"}), tmp_path / "dense", "lens")
     assert "quantization_config" not in json.loads((tmp_path / "dense" / config).read_text())
     actual = native.load_params(tmp_path / "dense", "text_encoder")["layers"]["experts"]
     expected = native.load_params(tmp_path / "expected", "text_encoder")["layers"]["experts"]
@@ -236,7 +238,7 @@ def test_gguf_denoiser(release, tmp_path):
 
 def test_single_files_and_bundles(capsys, release, tmp_path, released_is_tiny):
     """Three files, or one with three prefixes: the folder the release gives."""
-    native.to_jax(source.find(release), tmp_path / "expected")
+    native.to_jax(source.find(release), tmp_path / "expected", "lens")
     prefixes = {
         "transformer": "model.diffusion_model.",
         "vae": "first_stage_model.",
@@ -256,7 +258,7 @@ def test_single_files_and_bundles(capsys, release, tmp_path, released_is_tiny):
     assert_same_leaves(tmp_path / "one", tmp_path / "expected", names)
     assert json.loads((tmp_path / "one" / "lens.json").read_text())["variant"] == "turbo"
     flags = ("--autoencoder", tmp_path / "vae.safetensors", "--text-encoder", release)
-    convert(capsys, tmp_path / "transformer.safetensors", tmp_path / "mixed", *flags)
+    convert(capsys, tmp_path / "transformer.safetensors", tmp_path / "mixed", "--variant", "lens", *flags)
     assert_same_leaves(tmp_path / "mixed", tmp_path / "expected", names)
 
     # The small text encoder has fewer layers than the released denoiser reads.
