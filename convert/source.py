@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from lens_jax.convert import folder, release, text_layouts
+from lens_jax.convert import folder, prefixes, release, text_layouts
 from lens_jax.convert.component import COMPONENTS, Component
 from lens_jax.convert.release import Variant
 from lens_jax.convert.table import Tensors
@@ -233,6 +233,8 @@ def _values(component: Component, place: Path, home: Path | None) -> dict:
     own = (place if place.is_dir() else place.parent) / "config.json"
     if own.is_file():
         values = folder.read_json(own)
+        if component.ours == "text_encoder":
+            values = component.module.from_openai(values)
         key, kind = component.kind
         # One beside a single file may be of something else.
         if place.is_dir() or values.get(key) == kind:
@@ -245,7 +247,9 @@ def _values(component: Component, place: Path, home: Path | None) -> dict:
 def _open(place: Path) -> Tensors:
     if place.is_dir() and not any(folder.is_weights(name) for name in place.iterdir()):
         raise LensError(f"{place}: no release folder (no {release.INDEX}), and no weights")
-    return folder.open_component(place)
+    found = prefixes.unwrapped(folder.open_component(place))
+    prefixes.refuse_lora(found, str(place))
+    return found
 
 
 def _check_index(home: Path) -> None:
