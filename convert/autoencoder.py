@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from lens_jax.convert import folder, table
+from lens_jax.convert import prefixes, quantized, table
 from lens_jax.convert.folder import check_size, read_json, read_size
 from lens_jax.convert.table import Rule, Spec, Tensors
 from lens_jax.errors import LensError
@@ -210,14 +210,43 @@ def template(config: AutoencoderConfig) -> dict:
 def read(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
     """The tensors of the release by name, made when they are read; accepts what `from_release` accepts."""
     schemes = [rules(config, ldm) for ldm in (False, True)]
-    found = [folder.strip_prefixes(tensors, [rule.name for rule in scheme]) for scheme in schemes]
-    fits = [sum(rule.name in t for rule in scheme) for scheme, t in zip(schemes, found)]
+    bare = [prefixes.strip(tensors, [rule.name for rule in scheme], source) for scheme in schemes]
+    fits = [sum(rule.name in t for rule in scheme) for scheme, t in zip(schemes, bare)]
     best = int(fits[1] > fits[0])
-    table.check(schemes[best], found[best].specs, source)
+    found = _laid_out(schemes[best], bare[best], source)
+    table.check(schemes[best], found.specs, source)
     # The same weights in both: where the shapes differ it is by axes of size 1.
-    pairs = {rule.name: (rule, old.name) for rule, old in zip(schemes[0], schemes[best]) if old.name in found[best]}
-    specs = {name: Spec(found[best].dtype(old), rule.shape) for name, (rule, old) in pairs.items()}
-    return Tensors(specs, lambda name: found[best][pairs[name][1]].reshape(specs[name].shape))
+    pairs = {rule.name: (rule, old.name) for rule, old in zip(schemes[0], schemes[best]) if old.name in found}
+    specs = {name: Spec(found.dtype(old), rule.shape) for name, (rule, old) in pairs.items()}
+    return Tensors(specs, lambda name: found[pairs[name][1]].reshape(specs[name].shape))
+
+
+def _laid_out(scheme: list[Rule], bare: Tensors, source: str) -> Tensors:
+    """The tensors as one scheme names and lays them out: MLX keeps a convolution as [out, height, width, in]."""
+    # LDM has these two within the halves, or beside them.
+    outer = {f"{half}.{name}.{end}": f"{name}.{end}" for half, name in _QUANT for end in ("weight", "bias")}
+    both = {**outer, **{new: old for old, new in outer.items()}}
+    names = {both[r.name]: r.name for r in scheme if r.name in both and r.name not in bare and both[r.name] in bare}
+    found = prefixes.renamed(quantized.dequantize(bare, source), names)
+    last = lambda shape: (shape[0], *shape[2:], shape[1])
+    shapes = {r.name: (found.shape(r.name), r.shape) for r in scheme if len(r.shape) == 4 and r.name in found}
+    # Of some, 3 x 3 with 3 inputs, the shape does not tell; all are alike.
+    moved = any(have != want and have == last(want) for have, want in shapes.values())
+    moved = {name for name, (have, want) in shapes.items() if moved and have == last(want)}
+    square = {r.name: r.shape for r in scheme if r.name in found and _same_but_ones(found.shape(r.name), r.shape)}
+    specs = {name: Spec(spec.dtype, square.get(name, spec.shape)) for name, spec in found.specs.items()}
+    specs.update({name: Spec(found.dtype(name), shapes[name][1]) for name in moved})
+    read = lambda name: np.moveaxis(found[name], -1, 1) if name in moved else found[name].reshape(specs[name].shape)
+    return Tensors(specs, read)
+
+
+_QUANT = (("encoder", "quant_conv"), ("decoder", "post_quant_conv"))
+
+
+def _same_but_ones(have: tuple[int, ...], want: tuple[int, ...]) -> bool:
+    """Whether one of two shapes of a matrix is that of a 1 x 1 convolution."""
+    ones = lambda shape: tuple(size for size in shape if size != 1)
+    return have != want and {len(have), len(want)} <= {2, 4} and ones(have) == ones(want) and len(ones(have)) == 2
 
 
 def leaves(config: AutoencoderConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -10,9 +11,8 @@ import tyro
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from lens_jax.console import make_console
-from lens_jax.convert import native, source
-from lens_jax.convert.release import is_native
-from lens_jax.errors import LensError
+from lens_jax.convert import native, release, source, verify
+from lens_jax.errors import LensError, LensWarning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ToJax:
     tokenizer: str | None = None
     # Which of the three it is, for default steps and guidance; guessed from the name of SRC or of the denoiser.
     variant: Literal["lens", "turbo", "base"] | None = None
-    # Read everything back and compare it, bit for bit, with the source.
+    # Read everything back and compare it, bit for bit, with the source: tensors, configs, tokenizer, a forward pass.
     verify: bool = False
 
 
@@ -52,7 +52,8 @@ class ToTorch:
     ema: bool = True
     # One file a component, whatever its size.
     single_file: bool = False
-    # Read everything back and compare it, bit for bit, with the source in the dtype that was asked for.
+    # Read everything back and compare it, bit for bit, with the source in the dtype that was asked for: tensors,
+    # configs, tokenizer, a forward pass of each network.
     verify: bool = False
 
 
@@ -69,24 +70,25 @@ def to_jax(config: ToJax) -> None:
     console.print(f"{', '.join(c.ours for c in found)} in {target}")
     if config.verify:
         with _progress("verifying", total) as advance:
-            compared = native.verify(origin, target, advance)
-        console.print(f"{compared:,} tensors compared with {origin.path}: all equal to the bit")
+            compared = verify.to_jax(origin, target, advance)
+        console.print(f"{compared} compared with {origin.path}: all equal to the bit")
 
 
 def to_torch(config: ToTorch) -> None:
     """Convert; says what was written."""
     origin, target = Path(config.src), Path(config.dst)
+    source.check_exists(origin)
     if not origin.is_dir():
-        raise LensError(f"{origin}: no such folder; give one in our layout (lens.json), or a run")
-    weights = origin if is_native(origin) else _trained(origin, config.ema)
+        raise LensError(f"{origin}: not a folder; give one in our layout (lens.json), or a run")
+    weights = origin if release.is_native(origin) else _trained(origin, config.ema)
     with _progress("converting", None) as advance:
         written = native.to_torch(weights, target, config.dtype, config.single_file, advance)
     console = make_console()
     console.print(f"{', '.join(written)} in {target}")
     if config.verify:
         with _progress("verifying", None) as advance:
-            compared = native.verify_torch(weights, target, config.dtype, advance)
-        console.print(f"{compared:,} tensors compared with {origin}: all equal to the bit")
+            compared = verify.to_torch(weights, target, config.dtype, advance)
+        console.print(f"{compared} compared with {origin}: all equal to the bit")
 
 
 def _trained(run: Path, ema: bool) -> native.Trained:
@@ -95,10 +97,21 @@ def _trained(run: Path, ema: bool) -> native.Trained:
     from lens_jax.run import store
 
     folder = store.find(run)
-    model = run_parts(store.read_metadata(folder)["config"], str(folder)).model
+    config = store.read_metadata(folder)["config"]
+    model, _, text = run_parts(config, str(folder))
+    selected = getattr(text, "selected", None)
+    if selected is None:
+        # The release knows no other encoder than GPT-OSS; the numbers are right all the same.
+        selected = tuple(range(text.num_layers))
+        message = f"{run}: trained on {type(text).__name__}, which no release has; selected_layer_index means nothing"
+        warnings.warn(message, LensWarning, stacklevel=2)
     part = "ema" if ema else "params"
     wanted = {part: {"denoiser": abstract_denoiser(model)}}
-    return native.Trained(model, store.load(folder, wanted, partial=True)[part]["denoiser"])
+    start = str(config.get("init_from") or "")
+    variant = release.variant_of(Path(start)) if start and "://" not in start else None
+    title = {"turbo": "Lens-Turbo", "base": "Lens-Base"}.get(variant, "Lens")
+    params = store.load(folder, wanted, partial=True)[part]["denoiser"]
+    return native.Trained(model, params, selected, f"{title}, trained by lens-jax")
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ COMPONENTS = (
         theirs="text_encoder",
         stem="model",
         module=gpt_oss,
-        marks=(text_layouts.SINKS, *text_layouts.LLAMA_CPP),
+        marks=(text_layouts.SINKS, *text_layouts.LLAMA_CPP, text_layouts.OPENAI),
         kind=("model_type", "gpt_oss"),
         released=GPT_OSS_20B,
     ),

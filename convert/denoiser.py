@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from lens_jax.convert import folder, quantized, table
+from lens_jax.convert import prefixes, quantized, table
 from lens_jax.convert.folder import check_size, read_json, read_size
 from lens_jax.convert.table import Rule, Tensors
 from lens_jax.errors import LensError
@@ -34,6 +34,8 @@ def config_from_release(values: Mapping, where: str, **overrides) -> DenoiserCon
         raise LensError(f"{where}: axes_dims_rope is {axes!r:.80}; accepted: a list of three sizes")
     if not isinstance(taps, list) or not 1 <= len(taps) <= _MAX_LAYERS:
         raise LensError(f"{where}: selected_layer_index is {taps!r:.80}; accepted: a list of layers")
+    if any(type(tap) is not int or not 0 <= tap < _MAX_LAYERS for tap in taps) or len(set(taps)) < len(taps):
+        raise LensError(f"{where}: selected_layer_index is {taps!r:.80}; accepted: different layers, counted from 0")
     return DenoiserConfig(
         layers=size("num_layers", limit=_MAX_LAYERS),
         heads=size("num_attention_heads"),
@@ -52,11 +54,16 @@ def read_config(path: Path, **overrides) -> DenoiserConfig:
 
 
 def config_to_release(config: DenoiserConfig, text_taps: tuple[int, ...] = (5, 11, 17, 23)) -> dict:
-    """A `transformer/config.json` of the release; `text_taps` are the encoder's layers, which ours does not know."""
+    """A `transformer/config.json` of the release; `text_taps` are the encoder's layers, which ours does not know.
+
+    LensError for what the release has no place for.
+    """
     if len(text_taps) != config.text_layers:
         raise LensError(f"{len(text_taps)} text_taps for a model that reads {config.text_layers} text layers")
     if config.hidden != int(config.width / 3 * 8) or config.latent_channels % 4:
         raise LensError("the release has no place for this model.mlp_width or model.latent_channels")
+    if config.rope_theta != DenoiserConfig.rope_theta:
+        raise LensError(f"the release has no place for model.rope_theta {config.rope_theta:g}")
     return {
         "_class_name": "LensTransformer2DModel",
         "_diffusers_version": "0.37.1",
@@ -132,9 +139,41 @@ def template(config: DenoiserConfig) -> dict:
 def read(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
     """The tensors of the release by name, made when they are read; accepts what `from_release` accepts."""
     wanted = rules(config)
-    found = folder.strip_prefixes(quantized.dequantize(tensors, source), [rule.name for rule in wanted])
+    bare = prefixes.strip(tensors, [rule.name for rule in wanted], source)
+    found = _released_names(quantized.dequantize(bare, source), wanted)
     table.check(wanted, found.specs, source)
     return found
+
+
+# Names that others give to the modules of a block, for those of the release.
+_OTHER_NAMES = {
+    "img_mod.1.": ("img_mod.", "img_mod.layers.1."),
+    "txt_mod.1.": ("txt_mod.", "txt_mod.layers.1."),
+    "attn.to_out.0.": ("attn.to_out.", "attn.to_out.layers.0."),
+}
+# The parts that some keep apart of a fused projection.
+_PARTS = {
+    "attn.img_qkv.": ("attn.to_q.", "attn.to_k.", "attn.to_v."),
+    "attn.txt_qkv.": ("attn.add_q_proj.", "attn.add_k_proj.", "attn.add_v_proj."),
+}
+
+
+def _released_names(tensors: Tensors, wanted: list[Rule]) -> Tensors:
+    """Tensors whose modules are named as MLX does, or whose q, k and v lie apart, by the names of the release."""
+    names, groups = {}, {}
+    for rule in wanted:
+        if rule.name in tensors:
+            continue
+        for ours, others in _OTHER_NAMES.items():
+            found = [
+                old for other in others if (old := rule.name.replace(ours, other)) in tensors and ours in rule.name
+            ]
+            names.update(dict.fromkeys(found[:1], rule.name))
+        for ours, parts in _PARTS.items():
+            apart = tuple(rule.name.replace(ours, part) for part in parts)
+            if ours in rule.name and all(name in tensors for name in apart):
+                groups[rule.name] = apart
+    return prefixes.stacked(prefixes.renamed(tensors, names), groups)
 
 
 def leaves(config: DenoiserConfig, tensors: Mapping[str, np.ndarray], source: str) -> Tensors:

@@ -7,7 +7,7 @@ import collections
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +16,19 @@ from lens_jax.convert import gguf
 from lens_jax.convert.gguf import GgufFile
 from lens_jax.convert.pages import let_go
 from lens_jax.convert.safetensors import SafetensorsFile
-from lens_jax.convert.table import Spec, Tensors, shown, specs_of
+from lens_jax.convert.table import Spec, Tensors, shown
 from lens_jax.errors import LensError
 
 INDEX_SUFFIX = ".safetensors.index.json"
 MAX_JSON_BYTES = 100_000_000
 MAX_SIZE = 1 << 24
 
-# What other programs put in front of the names of a component (release 6.1).
-PREFIXES = (
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "transformer.",
-    "model.",
-    "module.",
-    "net.",
-    "first_stage_model.",
-    "vae.",
-)
-# How the other components of a bundle begin; text encoders are never stripped here.
-BUNDLED = (*PREFIXES, "text_encoders.", "text_encoder.", "cond_stage_model.", "conditioner.")
-
 _SUFFIXES = (".safetensors", gguf.SUFFIX)
 # Tensors whose pages stay mapped.
 _KEPT = 8
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Where ComfyUI's newer files say of each layer how it is quantised.
+_QUANTIZATION = "_quantization_metadata"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -65,14 +54,17 @@ def open_component(path: str | os.PathLike) -> Tensors:
         found = ", ".join(indices or files)
         raise LensError(f"{path}: {found}: a component has one index, or one file; name the file that is meant")
     if not indices and not files:
+        for name in names:
+            if name.endswith(_PICKLES):
+                raise _pickle(path / name)
         raise LensError(f"{path}: no *.safetensors and no *{INDEX_SUFFIX} in it, nor a *{gguf.SUFFIX}")
     if not indices:
-        return _join({files[0]: _open(_inside(path, files[0], path, _SUFFIXES))}, None, path)
+        return _join({files[0]: _open(inside(path, files[0], path, _SUFFIXES))}, None, path)
 
     index = path / indices[0]
-    weight_map = _read_index(_inside(path, indices[0], path, INDEX_SUFFIX))
+    weight_map = _read_index(inside(path, indices[0], path, INDEX_SUFFIX))
     shards = sorted(set(weight_map.values()))
-    located = {name: _inside(path, name, index) for name in shards}
+    located = {name: inside(path, name, index) for name in shards}
     missing = [name for name, place in located.items() if not place.exists()]
     if missing:
         raise LensError(f"{index}: {len(missing)} of its {len(shards)} files are missing: {_some(missing)}")
@@ -110,29 +102,15 @@ def check_size(value, key: str, where: str, limit: int = MAX_SIZE) -> int:
     return value
 
 
-def strip_prefixes(tensors: Mapping[str, np.ndarray], wanted: Iterable[str]) -> Tensors:
-    """The tensors of one component without the prefix that another program has put before their names.
-
-    The prefix (or two, one inside the other) is the one under which most of `wanted` is found; none when none helps.
-    Tensors of other components beside it, as in a checkpoint bundle, are left out; anything else stays, to be reported.
-    """
-    specs, wanted = specs_of(tensors), list(wanted)
-    candidates = ["", *PREFIXES, *(a + b for a in PREFIXES for b in PREFIXES)]
-    heads = [p for p in candidates if not p or any(name.startswith(p) for name in specs)]
-    prefix = max(heads, key=lambda p: sum(p + name in specs for name in wanted))
-    if not prefix or not any(prefix + name in specs for name in wanted):
-        return Tensors(specs, tensors.__getitem__)
-    origin = {}
-    for name in specs:
-        if name.startswith(prefix):
-            origin[name[len(prefix) :]] = name
-        elif not name.startswith(BUNDLED):
-            origin.setdefault(name, name)
-    return Tensors({name: specs[old] for name, old in origin.items()}, lambda name: tensors[origin[name]])
-
-
 class _File(SafetensorsFile):
-    """A safetensors file that can let go of the memory its pages take."""
+    """A safetensors file that can let go of the memory its pages take.
+
+    What ComfyUI's newer files say of quantised layers in the header, X.comfy_quant says here too, as in the older ones.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._said = _header_quantization(self.metadata, path)
 
     def specs(self) -> dict[str, Spec]:
         specs = {name: Spec(dtype, shape) for name, (dtype, shape, _) in self._entries.items()}
@@ -140,12 +118,31 @@ class _File(SafetensorsFile):
             # Such a tensor has no bytes, so no offset limits its sizes, and numpy refuses a product over 2⁶³.
             if 0 in spec.shape and max(spec.shape) > MAX_SIZE:
                 raise LensError(f"{self.path}: tensor {name!r} has shape {list(spec.shape)}: it is empty and too long")
-        return specs
+        said = {name: Spec(raw.dtype, raw.shape) for name, raw in self._said.items() if name not in specs}
+        return {**specs, **said}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return super().__getitem__(name) if name in self._entries else self._said[name]
 
     def release(self, name: str) -> None:
         """Unmap the pages of a tensor; they are read again if it is used again."""
-        dtype, shape, offset = self._entries[name]
-        let_go(self._map, offset, Spec(dtype, shape).bytes)
+        if name in self._entries:
+            dtype, shape, offset = self._entries[name]
+            let_go(self._map, offset, Spec(dtype, shape).bytes)
+
+
+def _header_quantization(metadata: Mapping[str, str], path: Path) -> dict[str, np.ndarray]:
+    if _QUANTIZATION not in metadata:
+        return {}
+    try:
+        layers = json.loads(metadata[_QUANTIZATION])["layers"]
+        return {f"{name}.comfy_quant": _json_bytes(values) for name, values in layers.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise LensError(f"{path}: {_QUANTIZATION} of its header is not what ComfyUI writes") from None
+
+
+def _json_bytes(values) -> np.ndarray:
+    return np.frombuffer(json.dumps(values).encode(), np.uint8)
 
 
 def _open(path: Path) -> _File | GgufFile:
@@ -158,7 +155,18 @@ def _open(path: Path) -> _File | GgufFile:
         raise LensError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if head == _LFS_POINTER:
         raise _pointer(path)
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise _pickle(path)
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise LensError(f"{path}: a web page, not weights (was it saved from a site that asks for a login?)")
     return GgufFile(path) if head.startswith(gguf.MAGIC) or path.suffix == gguf.SUFFIX else _File(path)
+
+
+def _pickle(path: Path) -> LensError:
+    return LensError(
+        f"{path}: a pickle of PyTorch, which can run code when it is read, and is not read here; take the safetensors "
+        "files, or convert it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
+    )
 
 
 def _pointer(path: Path) -> LensError:
@@ -172,7 +180,7 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _inside(folder: Path, name: str, where: Path, suffix: str | tuple[str, ...] = ".safetensors") -> Path:
+def inside(folder: Path, name: str, where: Path, suffix: str | tuple[str, ...] = ".safetensors") -> Path:
     """`folder / name`, which must be a plain name and, links followed, lie in the folder."""
     bad = any(c in name for c in "/\\:\0") or name in ("", ".", "..") or len(name) > 255 or not name.isprintable()
     if bad or not name.endswith(suffix):
@@ -222,3 +230,8 @@ def _join(files: dict[str, _File | GgufFile], weight_map: dict[str, str] | None,
 
 def _some(items: list[str]) -> str:
     return "; ".join(items[:8]) + (f"; and {len(items) - 8} more" if len(items) > 8 else "")
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file of a folder is one that `open_component` reads, an index of such, or a pickle, which it names."""
+    return path.name.endswith((INDEX_SUFFIX, *_SUFFIXES, *_PICKLES)) and not path.name.startswith(".")

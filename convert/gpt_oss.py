@@ -103,6 +103,34 @@ def config_from_release(values: Mapping[str, Any], where: str, **overrides) -> G
     )
 
 
+def from_openai(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values of a config.json as transformers writes them, for OpenAI's own in `original/`; others as they are."""
+    if "model_type" in values or not values.keys() >= _OPENAI.keys():
+        return values
+    released = config_to_release(gpt_oss.GPT_OSS_20B)
+    rope = released["rope_parameters"] | {ours: values[key] for key, ours in _OPENAI_ROPE.items() if key in values}
+    rope["original_max_position_embeddings"] = values.get("initial_context_length", 4096)
+    old = {key: value for key, value in rope.items() if key != "rope_theta"}
+    same = {key: value for key, value in values.items() if key in released}
+    size = values["num_hidden_layers"]
+    kinds = released["layer_types"] * MAX_LAYERS
+    layers = kinds[:size] if type(size) is int and 0 < size <= MAX_LAYERS else []
+    own = {ours: values[key] for key, ours in _OPENAI.items()}
+    rotary = {"rope_parameters": rope, "rope_scaling": old, "rope_theta": rope["rope_theta"]}
+    return {**released, **same, **own, **rotary, "layer_types": layers}
+
+
+_OPENAI = {"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"} | {
+    key: key for key in ("num_hidden_layers", "hidden_size", "head_dim", "num_attention_heads", "rope_theta")
+}
+_OPENAI_ROPE = {
+    "rope_theta": "rope_theta",
+    "rope_scaling_factor": "factor",
+    "rope_ntk_alpha": "beta_slow",
+    "rope_ntk_beta": "beta_fast",
+}
+
+
 def read_config(path: Path, **overrides) -> GptOssConfig:
     """`config_from_release` for a file."""
     return config_from_release(read_json(path), str(path), **overrides)

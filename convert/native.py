@@ -27,7 +27,8 @@ from lens_jax.models.denoiser import DenoiserConfig
 
 # Small files of a release that are copied as they are; the tokenizer's is 28 MB.
 _MAX_SMALL = 64_000_000
-_SMALL = (".json", ".jinja", ".txt", ".model")
+_SMALL = (".json", ".jinja", ".txt", ".model", ".md")
+_PAPERS = ("LICENSE", "LICENCE", "NOTICE")
 
 Progress = Callable[[str, int], None]
 
@@ -43,7 +44,7 @@ def to_jax(
     """
     if origin.converted:
         raise LensError(f"{origin.path}: is in our layout already; give a release folder or weights")
-    variant, _ = source.variant_of(origin, variant)
+    variant, _ = source.variant_of(origin, variant, ask=True)
     with new_directory(target, False, MARK) as aside:
         release = aside / "release"
         if origin.release:
@@ -69,6 +70,10 @@ class Trained(NamedTuple):
     config: DenoiserConfig
     # Parameters as a nested dict.
     params: dict
+    # The layers of the text encoder that it reads, counted from 0, in their order.
+    selected: tuple[int, ...]
+    # What its config says it is, which also tells the variant when the export is read back.
+    origin: str = "Lens, trained by lens-jax"
 
 
 def to_torch(
@@ -88,7 +93,7 @@ def to_torch(
     with new_directory(target, False, MARK) as aside:
         if not isinstance(source, Trained):
             _copy_small(source / "release", aside)
-        for component, tensors, values in _for_release(source, dtype):
+        for component, tensors, values in for_release(source, dtype):
             place = aside / component.theirs
             writer.write_folder(place, tensors, stem=component.stem, progress=progress, **limit)
             if values:
@@ -97,28 +102,15 @@ def to_torch(
     return written
 
 
-def verify_torch(
-    source: Path | Trained, target: Path, dtype: str | None = None, progress: Progress | None = None
-) -> int:
-    """Compare every tensor that `to_torch` wrote with what it was made of; returns how many were compared."""
-    compared = 0
-    for component, tensors, _ in _for_release(source, dtype):
-        place = target / component.theirs
-        written = folder.open_component(place)
-        if written.specs != tensors.specs:
-            raise LensError(f"{place}: names, shapes or dtypes are not those of {_name(source)}")
-        compared += _compare(tensors, written, place, _name(source), progress)
-    return compared
-
-
-def _name(source: Path | Trained) -> Path | str:
+def name_of(source: Path | Trained) -> Path | str:
+    """What a message calls it."""
     return "the run" if isinstance(source, Trained) else source
 
 
 _DTYPES = {"f32": np.dtype(np.float32), "bf16": table.FLOATS[1]}
 
 
-def _for_release(source: Path | Trained, dtype: str | None) -> Iterator[tuple[Component, Tensors, dict | None]]:
+def for_release(source: Path | Trained, dtype: str | None) -> Iterator[tuple[Component, Tensors, dict | None]]:
     """Each network with its tensors by the names of the release, and its config where none lies beside it."""
     numpy_dtype = _DTYPES[dtype] if dtype else None
     if isinstance(source, Trained):
@@ -130,37 +122,13 @@ def _for_release(source: Path | Trained, dtype: str | None) -> Iterator[tuple[Co
             rules = component.module.rules(component.config(source / "release"))
             _check_leaves(rules, lazy, source / component.ours)
             cast = numpy_dtype if component.module is denoiser else None
-            yield component, table.to_release(rules, _Views(lazy), cast), None
+            yield component, table.to_release(rules, Views(lazy), cast), None
 
 
 def _run_for_release(trained: Trained, dtype: np.dtype | None) -> tuple[Component, Tensors, dict]:
-    # Which layers of which encoder the features came from is not the denoiser's to know; a run counts them from 0.
-    values = denoiser.config_to_release(trained.config, tuple(range(trained.config.text_layers)))
+    values = denoiser.config_to_release(trained.config, trained.selected)
+    values["_name_or_path"] = trained.origin
     return COMPONENTS[0], denoiser.to_release(trained.config, trained.params, dtype), values
-
-
-def verify(origin: Source, target: Path, progress: Progress | None = None) -> int:
-    """Compare every tensor of a source with what our layout gives back; returns how many were compared.
-
-    LensError names the first that differs in a bit from what the source has, in the dtype it was converted to.
-    """
-    compared = 0
-    for part in origin.parts.values():
-        stored = _Views(folder.open_component(target / part.component.ours))
-        rules = part.component.module.rules(part.component.config(target / "release"))
-        back = table.to_release([rule for rule in rules if rule.path in stored], stored)
-        compared += _compare(part.tensors, back, target / part.component.ours, part.path, progress)
-    return compared
-
-
-def _compare(wanted: Tensors, written: Tensors, where: Path, origin: Path | str, progress: Progress | None) -> int:
-    for name, array in wanted.items():
-        one, other = array.astype(written.dtype(name), copy=False), written[name]
-        if one.shape != other.shape or one.tobytes() != other.tobytes():
-            raise LensError(f"{where}: {name} differs from {origin}")
-        if progress:
-            progress(name, array.nbytes)
-    return len(wanted)
 
 
 def load_params(source: Path, component: str) -> dict:
@@ -169,7 +137,7 @@ def load_params(source: Path, component: str) -> dict:
     return traverse_util.unflatten_dict({path: lazy[path] for path in lazy}, sep="/")
 
 
-class _Views(Mapping[str, np.ndarray]):
+class Views(Mapping[str, np.ndarray]):
     """Leaves that are opened once: each access to a memory-mapped tensor is a view, but making it costs a look-up."""
 
     def __init__(self, tensors: Tensors):
@@ -211,11 +179,28 @@ def _write_json(path: Path, values: Mapping) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy_small(source: Path, target: Path) -> None:
-    """Configs, tokenizer and chat template, byte for byte; weights and their indices are written anew."""
+def small_files(source: Path) -> list[Path]:
+    """Configs, tokenizer, licence and such of a release folder; weights and their indices are written anew.
+
+    A hub's cache keeps them as links, which are followed where `folder.inside` allows it. LensError for a
+    link to nothing.
+    """
+    found = []
     for path in sorted(source.glob("*")) + sorted(source.glob("*/*")):
-        small = path.suffix in _SMALL and not path.name.endswith(folder.INDEX_SUFFIX)
-        if small and path.is_file() and not path.is_symlink() and path.stat().st_size <= _MAX_SMALL:
-            place = target / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+        small = path.suffix in _SMALL or path.name.startswith(_PAPERS)
+        if not small or path.name.endswith(folder.INDEX_SUFFIX) or path.name.startswith(".") or path.is_dir():
+            continue
+        if path.is_symlink():
+            folder.inside(path.parent, path.name, path.parent, "")
+        if not path.exists():
+            raise LensError(f"{path}: a link to nothing; its download has not ended, fetch the folder again")
+        if path.is_file() and path.stat().st_size <= _MAX_SMALL:
+            found.append(path)
+    return found
+
+
+def _copy_small(source: Path, target: Path) -> None:
+    for path in small_files(source):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)

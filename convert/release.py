@@ -1,17 +1,20 @@
 """What a release folder is: `model_index.json`, `transformer/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`.
 
 The three variants (Lens, Lens-Turbo, Lens-Base) share every config and shape, and nothing in the folder names them, so
-the variant is given by the caller or guessed from the folder's name.
+the variant is given by the caller or guessed from the path.
 """
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 from lens_jax.convert import folder
 from lens_jax.errors import LensError, nearest
 
 INDEX = "model_index.json"
+# Its networks.
+PARTS = ("transformer", "vae", "text_encoder")
 # What a folder in our layout has.
 MARK = "lens.json"
 FORMAT = 1
@@ -58,8 +61,8 @@ VARIANTS = {"lens": Variant(20, 5.0), "turbo": Variant(4, 1.0), "base": Variant(
 
 
 def is_release(path: Path) -> bool:
-    """Whether `path` looks like a release folder in diffusers' layout."""
-    return (path / INDEX).is_file()
+    """Whether `path` looks like a release folder in diffusers' layout, or a part of one: what a run is exported to."""
+    return (path / INDEX).is_file() or any((path / name / "config.json").is_file() for name in PARTS)
 
 
 def is_native(path: Path) -> bool:
@@ -87,11 +90,27 @@ def read_metadata(path: Path) -> tuple[str, Variant]:
     return variant, Variant(folder.read_size(values, "num_inference_steps", str(where)), float(guidance))
 
 
-def variant_of(path: Path, variant: str | None = None) -> str:
-    """The variant asked for, or the one the folder's name speaks of; Lens itself where it names none."""
+# `Lens`, `models--X--Lens-Turbo`, `lens_base_mxfp8.safetensors`; not the name of this program.
+_LENS = re.compile(r"(?<![a-z])lens(?=turbo|base|(?![a-z]|[-_. ]?jax))")
+_OTHERS = re.compile(r"(?<![a-z])(?:lens)?(turbo|base)(?![a-z])")
+
+
+def variant_of(path: Path, variant: str | None = None, said: str | None = None) -> str | None:
+    """The variant asked for, or the one that a path speaks of; None where it cannot be known.
+
+    The last part of the path that speaks of one decides; links are followed only where the path itself says nothing.
+    `said` is what a config says it came from, asked last.
+    """
     if variant is None:
-        name = path.resolve().name.lower()
-        return next((v for v in ("turbo", "base") if v in name), "lens")
-    if variant not in VARIANTS:
-        raise LensError(f"variant {variant!r}{nearest(variant, VARIANTS)}; accepted: {', '.join(VARIANTS)}")
+        parts = [part for p in (path.absolute(), path.resolve()) for part in reversed(p.parts)]
+        for i, part in enumerate([*parts, said or ""]):
+            other, lens = _OTHERS.search(part.lower()), _LENS.search(part.lower())
+            # A folder far above that is called `base` says nothing of the model.
+            if other and (lens or i == 0):
+                return other[1]
+            if lens:
+                return "lens"
+        return None
+    if not isinstance(variant, str) or variant not in VARIANTS:
+        raise LensError(f"variant {variant!r:.80}{nearest(str(variant), VARIANTS)}; accepted: {', '.join(VARIANTS)}")
     return variant

@@ -5,16 +5,19 @@ What a file holds is seen by its tensors and not by its name.
 
 import dataclasses
 import hashlib
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from lens_jax.convert import folder, release, text_layouts
+from lens_jax.convert import folder, prefixes, release, text_layouts
 from lens_jax.convert.component import COMPONENTS, Component
 from lens_jax.convert.release import Variant
 from lens_jax.convert.table import Tensors
-from lens_jax.errors import LensError, nearest
+from lens_jax.errors import LensError, LensWarning, nearest
 
 TOKENIZER = "tokenizer"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # What may be given beside a source.
 PLACES = (*(component.ours for component in COMPONENTS), TOKENIZER)
 
@@ -41,7 +44,11 @@ class Part:
         """The config whose parameters keep the floats as they are; the text encoder's says itself what they are."""
         if self.component.ours == "text_encoder":
             return self.config()
-        return self.config(param_dtype=_float_dtype(self.tensors))
+        return self.config(param_dtype=self.float_dtype())
+
+    def float_dtype(self) -> str:
+        """The widest float it holds: float32 unless all are half precision."""
+        return _float_dtype(self.tensors)
 
     def digest(self) -> str:
         """Tells these weights from others: 16 hexadecimal digits of names, shapes and some of the numbers of each.
@@ -108,9 +115,11 @@ def find(path: Path, given: Mapping[str, Path | str | None] | None = None) -> So
     for name in given:
         if name not in PLACES:
             raise LensError(f"{name!r}{nearest(name, PLACES)} is no part of a pipeline; accepted: {', '.join(PLACES)}")
+    path = _snapshot(path)
+    check_exists(path)
     converted = release.is_native(path)
     home = path / "release" if converted else path if release.is_release(path) else None
-    if home:
+    if home and (home / release.INDEX).is_file():
         _check_index(home)
     opened: dict[Path, Tensors] = {}
     parts, embedded = {}, None
@@ -123,8 +132,9 @@ def find(path: Path, given: Mapping[str, Path | str | None] | None = None) -> So
                 parts[component.ours] = Part(component, path / component.ours, values, lazy, converted=True)
             continue
         own = place is None and home is not None
-        place = home / component.theirs if own else place or path
-        if own and not (place / "config.json").is_file():
+        place = home / component.theirs if own else _snapshot(place) if place else path
+        check_exists(place if not own else home)
+        if own and not place.is_dir():
             continue
         if not own and (place / component.theirs).is_dir():
             place = place / component.theirs
@@ -145,17 +155,61 @@ def find(path: Path, given: Mapping[str, Path | str | None] | None = None) -> So
     return Source(path, parts, home, tokenizer, converted)
 
 
-def variant_of(source: Source, variant: str | None = None) -> tuple[str, Variant]:
+def variant_of(source: Source, variant: str | None = None, ask: bool = False) -> tuple[str, Variant]:
     """The variant asked for, else that of a converted folder, else the one the denoiser's file or folder speaks of.
 
+    Where none of these says it, it is Lens itself, with a warning; with `ask`, for what is written down, a LensError.
     Returns its name, and its default steps and guidance.
     """
     part = source.parts.get("denoiser")
     if variant is None and source.converted and (part is None or part.converted):
         return release.read_metadata(source.path)
     inside = part is None or part.path.parent in (source.release, source.path)
-    name = release.variant_of(source.path if inside else part.path, variant)
+    where = source.path if inside else part.path
+    said = part and part.values.get("_name_or_path")
+    name = release.variant_of(where, variant, said if isinstance(said, str) else None)
+    if name is None and part is not None:
+        unknown = f"{where}: its path does not say which of the three it is (Lens, Lens-Turbo, Lens-Base)"
+        if ask:
+            raise LensError(
+                f"{unknown}; give --variant {'|'.join(release.VARIANTS)}, for the default steps and guidance"
+            )
+        warnings.warn(f"{unknown}: taken for Lens; give variant=...", LensWarning, stacklevel=2)
+    name = name or "lens"
     return name, release.VARIANTS[name]
+
+
+def check_exists(path: Path) -> None:
+    """LensError for a path that is not there; it knows the name of a repository when it sees one."""
+    if path.exists():
+        return
+    if _REPOSITORY.fullmatch(str(path)) and not path.parent.exists():
+        raise LensError(
+            f"{path}: no such file or folder. If it is a repository, nothing is downloaded here: "
+            f"`hf download {path} --local-dir {path.name}`, then give {path.name}"
+        )
+    raise LensError(f"{path}: no such file or folder")
+
+
+def _snapshot(path: Path) -> Path:
+    """The snapshot that the hub's cache of a repository (models--OWNER--NAME) means; any other path as it is."""
+    if not (path / "snapshots").is_dir() or not (path / "refs").is_dir():
+        return path
+    held = sorted(place.name for place in (path / "snapshots").iterdir() if place.is_dir())
+    main = path / "refs" / "main"
+    name = main.read_text(encoding="utf-8", errors="replace").strip()[:80] if main.is_file() else ""
+    if name not in held and len(held) != 1:
+        raise LensError(
+            f"{path}: the hub's cache of a repository with snapshots {', '.join(held) or '(none)'}; give one"
+        )
+    return path / "snapshots" / (name if name in held else held[0])
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether `find` takes a path, and not a run or a data set."""
+    if path.is_file() or release.is_native(path) or release.is_release(path) or _snapshot(path) != path:
+        return True
+    return path.is_dir() and any(folder.is_weights(name) for name in path.iterdir())
 
 
 def tokenizer_file(place: Path) -> Path:
@@ -179,6 +233,8 @@ def _values(component: Component, place: Path, home: Path | None) -> dict:
     own = (place if place.is_dir() else place.parent) / "config.json"
     if own.is_file():
         values = folder.read_json(own)
+        if component.ours == "text_encoder":
+            values = component.module.from_openai(values)
         key, kind = component.kind
         # One beside a single file may be of something else.
         if place.is_dir() or values.get(key) == kind:
@@ -189,9 +245,11 @@ def _values(component: Component, place: Path, home: Path | None) -> dict:
 
 
 def _open(place: Path) -> Tensors:
-    if place.is_dir() and not any(place.glob("*.safetensors*")) and not any(place.glob("*.gguf")):
+    if place.is_dir() and not any(folder.is_weights(name) for name in place.iterdir()):
         raise LensError(f"{place}: no release folder (no {release.INDEX}), and no weights")
-    return folder.open_component(place)
+    found = prefixes.unwrapped(folder.open_component(place))
+    prefixes.refuse_lora(found, str(place))
+    return found
 
 
 def _check_index(home: Path) -> None:

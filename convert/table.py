@@ -138,12 +138,12 @@ def check(rules: list[Rule], specs: Mapping[str, Spec], source: str) -> None:
             problems.append(f"{name} is {specs[name].dtype}, accepted: {accepted}")
     missing = [rule.name for rule in rules if rule.name not in specs and rule.required]
     extra = [name for name in specs if name not in wanted]
-    # The search for a near name takes milliseconds, and the message shows only twenty.
-    hint = lambda i, name, known: nearest(name, known) if i < 20 else ""
+    # The search for a near name takes milliseconds, and the message shows only six.
+    hint = lambda i, name, known: nearest(name, known) if i < 6 else ""
     problems += [f"{name} is missing{hint(i, name, extra)}" for i, name in enumerate(missing)]
     problems += [f"{shown(name)} is not expected{hint(i, name, missing)}" for i, name in enumerate(extra)]
     if problems:
-        listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise LensError(f"{source}: {len(problems)} of {len(wanted)} tensors do not fit: {listed}")
 
 

@@ -29,7 +29,8 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _THREADS = 2
 # The order of the library: descending width, ties as listed there.
 _ORDER = (
-    "U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL",
+    "U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E8M0", "F8_E4M3", "F8_E5M2",
+    "I8", "U8", "BOOL",
 )  # fmt: skip
 
 

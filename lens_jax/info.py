@@ -1,20 +1,20 @@
 """`lens-jax info`: what a checkpoint or a data set holds, from its metadata alone."""
 
 import math
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
 from rich.table import Table
 
 from lens_jax.console import make_console
-from lens_jax.convert import native, release
-from lens_jax.convert.folder import open_component
+from lens_jax.convert import release, source
 from lens_jax.data.index import NAME, SPLITS, load_index
-from lens_jax.errors import LensError
+from lens_jax.errors import LensWarning
 
 
 def describe(path: str, check: bool = False) -> None:
-    """Print what is at `path`: a run, one of its checkpoints, a release folder or a prepared data set.
+    """Print what is at `path`: a run, one of its checkpoints, anything that `convert` takes, or a prepared data set.
 
     With `check` every shard of a data set is looked at: whether it is there, and how long it is.
     """
@@ -22,12 +22,11 @@ def describe(path: str, check: bool = False) -> None:
         _describe_checkpoint(path)
         return
     folder = Path(path)
-    if not folder.exists():
-        raise LensError(f"{path}: no such file or folder; give a run, a checkpoint or a data set")
+    source.check_exists(folder)
     if (folder / NAME).is_file():
         _describe_data(folder, check)
-    elif release.is_release(folder) or release.is_native(folder) or (folder / "transformer" / "config.json").is_file():
-        _describe_release(folder)
+    elif source.holds_weights(folder):
+        _describe_weights(folder)
     else:
         _describe_checkpoint(folder)
 
@@ -59,26 +58,32 @@ def _describe_data(folder: Path, check: bool) -> None:
         console.print(f"all {index.check():,} shards are there, as long as the index says")
 
 
-def _describe_release(path: Path) -> None:
+def _describe_weights(path: Path) -> None:
+    found = source.find(path)
     console = make_console()
-    converted = release.is_native(path)
-    guessed = release.variant_of(path)
-    name, defaults = release.read_metadata(path) if converted else (guessed, release.VARIANTS[guessed])
-    kind = "release in our layout" if converted else "release folder"
-    console.print(
-        f"{kind} {path}: variant {name}{'' if converted else ' (guessed from its name)'}, "
-        f"{defaults.num_inference_steps} steps at guidance {defaults.guidance_scale:g}"
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LensWarning)  # said in the line below
+        name, defaults = source.variant_of(found)
+    if found.converted:
+        kind, known = "release in our layout", ""
+    else:
+        kind = "release folder" if found.release else "weights"
+        known = " (guessed from its name)" if release.variant_of(path) else " (for want of a name that says it)"
+    if "denoiser" in found.parts:
+        steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
+        console.print(f"{kind} {path}: variant {name}{known}, {steps} steps at guidance {guidance:g}")
+    else:
+        console.print(f"{kind} {path}")
     table = Table("part", "arrays", "numbers", "bytes", "dtypes")
-    for component in native.COMPONENTS:
-        folder = path / (component.ours if converted else component.theirs)
-        if folder.is_dir():
-            specs = open_component(folder).specs.values()
-            numbers = sum(math.prod(spec.shape) for spec in specs)
-            dtypes = ", ".join(sorted({str(spec.dtype) for spec in specs}))
-            size = sum(spec.bytes for spec in specs)
-            table.add_row(component.ours, str(len(specs)), f"{numbers:,}", f"{size:,}", dtypes)
+    for part in found.parts.values():
+        specs = part.tensors.specs.values()
+        numbers = sum(math.prod(spec.shape) for spec in specs)
+        dtypes = ", ".join(sorted({str(spec.dtype) for spec in specs}))
+        size = sum(spec.bytes for spec in specs)
+        table.add_row(part.component.ours, str(len(specs)), f"{numbers:,}", f"{size:,}", dtypes)
     console.print(table)
+    if part := found.parts.get("denoiser"):
+        console.print(f"reads layers {', '.join(map(str, part.values['selected_layer_index']))} of the text encoder")
 
 
 def _describe_checkpoint(path: str | Path) -> None:

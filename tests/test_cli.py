@@ -49,7 +49,7 @@ def trained(tiny_config, tmp_path_factory):
         (["train", "quickstart", "--codec.patch", "5"], "model.latent_channels is 48, but the codec gives 75"),
         (["train", "quickstart", "--data.path", "nowhere"], "no data set at nowhere"),
         (["sample"], "give at least one prompt"),
-        (["sample", "cat", "--checkpoint", "nowhere"], "no such checkpoint"),
+        (["sample", "cat", "--checkpoint", "nowhere"], "no such file or folder"),
         (["info", "nowhere"], "no such file or folder"),
         (["prepare", "openmojis"], "did you mean 'openmoji'?"),
         (["prepare", "folder", "--path", "nowhere"], "nowhere"),

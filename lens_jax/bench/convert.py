@@ -61,7 +61,16 @@ def _bench_convert(bench: ConvertBench, model, folder: Path) -> dict:
 
         return run
 
-    convert = [sys.executable, "-m", "lens_jax", "convert", "to-jax", *(["--verify"] if bench.verify else [])]
+    convert = [
+        sys.executable,
+        "-m",
+        "lens_jax",
+        "convert",
+        "to-jax",
+        "--variant",
+        "base",
+        *(["--verify"] if bench.verify else []),
+    ]
     runs = {"copy": fresh(["cp", "-r"]), "convert": fresh(convert)}
     seconds = {name: [] for name in runs}
     for _ in range(bench.repeats):

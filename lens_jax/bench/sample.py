@@ -144,7 +144,7 @@ def _steps(bench: SampleBench) -> dict:
 
 def _past(encoder: GptOssEncoder):
     """Keys and values of a shared beginning of as many tokens as the release's."""
-    prefill = functools.partial(gpt_oss.prefill, encoder.config.model, layers=encoder.config.selected[-1] + 1)
+    prefill = functools.partial(gpt_oss.prefill, encoder.config.model, layers=max(encoder.config.selected) + 1)
     return jax.jit(prefill)(encoder.model, jax.numpy.zeros(PREFIX_TOKENS, jax.numpy.int32))
 
 

@@ -93,7 +93,7 @@ class GptOssTextConfig:
     def abstract_params(self, mesh: Any = None) -> dict:
         model = gpt_oss.abstract_params(self.model, head=False)
         prefix = jax.ShapeDtypeStruct((harmony.PREFIX_TOKENS,), jnp.int32)
-        prefill = functools.partial(gpt_oss.prefill, self.model, layers=self.selected[-1] + 1)
+        prefill = functools.partial(gpt_oss.prefill, self.model, layers=max(self.selected) + 1)
         past = jax.eval_shape(prefill, model, prefix)
         if mesh is not None:
             everywhere = NamedSharding(mesh, PartitionSpec())
@@ -276,7 +276,7 @@ def _prefill(config: GptOssTextConfig, model: dict, ids: jax.Array) -> tuple[jax
     """Keys and values of the beginning that all conversations share."""
     mesh = jax.sharding.get_abstract_mesh()
     access = gpt_oss.WHOLE if mesh.empty else _access(mesh, model)
-    prefill = lambda model, ids: gpt_oss.prefill(config.model, model, ids, config.selected[-1] + 1, access)
+    prefill = lambda model, ids: gpt_oss.prefill(config.model, model, ids, max(config.selected) + 1, access)
     if mesh.empty:
         return prefill(model, ids)
     specs, everywhere = parallel.tree_specs(parallel.GPT_OSS_RULES, model, mesh), PartitionSpec()

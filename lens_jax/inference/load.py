@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.convert import load as weights
-from lens_jax.convert import release, source
+from lens_jax.convert import source
 from lens_jax.convert.component import COMPONENTS
 from lens_jax.encoders import gpt_oss, kinds
 from lens_jax.encoders.flux import FluxCodecConfig
@@ -27,7 +27,9 @@ from lens_jax.models.denoiser import DenoiserConfig
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
     """From whatever is at `path`; `options` are those of `from_release` or `from_run`."""
     local = None if "://" in str(path) else Path(path)
-    if local and (release.is_release(local) or release.is_native(local) or local.is_file()):
+    if local and not local.exists():
+        source.check_exists(local)
+    if local and source.holds_weights(local):
         return from_release(local, **_accepted(path, "release", options, from_release))
     return from_run(path, **options)
 

@@ -299,7 +299,7 @@ WHOLE = Access(lambda params, ids: params["embed"][ids], lambda stack, i: (stack
 
 
 def run(config: GptOssConfig, params: dict, x, positions, valid, taps, extend, state, access: Access = WHOLE):
-    """The layers up to the last of `taps`: (their outputs [len(taps), B, T, width], state).
+    """The layers up to the last of `taps`, which rise: (their outputs [len(taps), B, T, width], state).
 
     x: [B, T, width]; positions: int32 [B, T]; valid: bool [B, T]. `extend(layer, k, v, state)` returns the keys and
     values to attend to [B, S, kv_heads, head_dim], which lie at positions 0..S-1, and the new state.
@@ -354,8 +354,9 @@ def _check_head(params: dict) -> None:
 
 
 def check_taps(config: GptOssConfig, taps: tuple[int, ...]) -> None:
-    if not taps or list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < config.layers:
-        raise LensError(f"text layers {taps} must rise and lie in 0..{config.layers - 1}")
+    whole = all(type(tap) is int and 0 <= tap < config.layers for tap in taps)
+    if not taps or not whole or len(set(taps)) < len(taps):
+        raise LensError(f"text layers {taps} must be different and lie in 0..{config.layers - 1}")
 
 
 def empty_cache(config: GptOssConfig, batch: int, positions: int, layers: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -383,7 +384,7 @@ def hidden_states(
     Args:
       ids: int32 [B, T], right padded.
       lengths: int32 [B] valid tokens a row. Padding has no influence and no experts; its outputs are meaningless.
-      taps: layers counted from 0, rising.
+      taps: layers counted from 0, in any order, which is that of the result.
       past: keys and values of a shared beginning from `prefill`, as if its P tokens stood before every row. The cost
         is that of T tokens and not of P + T.
       access: how to come by weights that are spread over devices.
@@ -402,7 +403,9 @@ def hidden_states(
 
     valid = index < lengths[:, None]
     x = embed(config, params, ids, access)
-    return run(config, params, x, start + index, valid, taps, extend, (), access)[0]
+    rising = tuple(sorted(taps))
+    found = run(config, params, x, start + index, valid, rising, extend, (), access)[0]
+    return found if rising == tuple(taps) else found[np.array([rising.index(tap) for tap in taps])]
 
 
 def prefill(

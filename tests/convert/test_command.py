@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lens_jax import cli
-from lens_jax.convert import denoiser, native
+from lens_jax.convert import denoiser, verify
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.errors import LensError
 from lens_jax.pretraining.job import train
@@ -33,13 +33,13 @@ def test_there_and_back(capsys, goldens, tmp_path):
     assert "transformer, vae, text_encoder" in out
     assert "all equal to the bit" in out
     with pytest.raises(LensError, match="names, shapes or dtypes are not those of"):
-        native.verify_torch(ours, back, "f32")
+        verify.to_torch(ours, back, "f32")
     path = back / "vae" / "diffusion_pytorch_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(LensError, match="differs from"):
-        native.verify_torch(ours, back, "bf16")
+        verify.to_torch(ours, back, "bf16")
     code, out, _ = run(capsys, "info", str(back))
     assert "bfloat16" in out
 
@@ -64,8 +64,8 @@ def test_bad_input(capsys, goldens, tmp_path):
     for argv, message in {
         ("convert", "to-jx", release, "x"): "did you mean 'to-jax'?",
         ("convert", "to-jax", str(tmp_path), str(tmp_path / "x")): "no release folder",
-        ("convert", "to-jax", release, str(tmp_path / "there")): "not empty",
-        ("convert", "to-torch", str(tmp_path / "absent"), str(tmp_path / "x")): "no such folder",
+        ("convert", "to-jax", release, str(tmp_path / "there"), "--variant", "lens"): "not empty",
+        ("convert", "to-torch", str(tmp_path / "absent"), str(tmp_path / "x")): "no such file or folder",
         ("convert", "to-torch", str(tmp_path / "there"), str(tmp_path / "x")): "holds no checkpoint",
     }.items():
         code, _, err = run(capsys, *argv)

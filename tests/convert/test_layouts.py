@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lens_jax import cli
-from lens_jax.convert import component, denoiser, folder, gpt_oss, native, quantized, source, writer
+from lens_jax.convert import component, denoiser, folder, gpt_oss, native, quantized_numbers, source, writer
 from lens_jax.convert.gguf import GgufFile, repack
 from lens_jax.encoders.gpt_oss import encode_tokens
 from lens_jax.errors import LensError
@@ -57,7 +57,7 @@ def assert_same_leaves(actual, expected, names):
 def swizzle(scales: np.ndarray) -> np.ndarray:
     """[rows, columns] -> the order of cuBLAS, by the inverse of the reader (which has a test of its own)."""
     padded = (-(-scales.shape[0] // 128) * 128, -(-scales.shape[1] // 4) * 4)
-    places = quantized.unswizzle(np.arange(padded[0] * padded[1]).reshape(padded), *scales.shape)
+    places = quantized_numbers.unswizzle(np.arange(padded[0] * padded[1]).reshape(padded), *scales.shape)
     flat = np.zeros(padded[0] * padded[1], scales.dtype)
     flat[places] = scales
     return flat.reshape(padded)
@@ -81,7 +81,7 @@ def make_nvfp4(release) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
             file[f"{comfy}.comfy_quant"] = np.frombuffer(b'{"format": "nvfp4"}', np.uint8)
             codes = np.stack([weight >> 4, weight & 15], -1).reshape(experts, rows, 64)
             factors = np.repeat(scales.astype(np.float32) * second[:, None, None], 16, -1)
-            plain[base] = np.ascontiguousarray((quantized.E2M1[codes] * factors).swapaxes(1, 2))
+            plain[base] = np.ascontiguousarray((quantized_numbers.E2M1[codes] * factors).swapaxes(1, 2))
         elif not name.endswith("_scales"):
             plain[name] = array
             file[name.removeprefix("model.").replace("_proj_bias", "_proj.bias")] = array
@@ -174,16 +174,18 @@ def config_values(path) -> dict:
 
 def test_gguf_text_encoder(capsys, release, tmp_path):
     """llama.cpp's file with MXFP4 experts gives the bytes of the release; with other experts their dense values."""
-    native.to_jax(source.find(release), tmp_path / "expected")
+    native.to_jax(source.find(release), tmp_path / "expected", "lens")
     make_llama_cpp(release, tmp_path / "te.gguf")
-    out = convert(capsys, release, tmp_path / "ours", "--text-encoder", tmp_path / "te.gguf", "--verify")
+    out = convert(
+        capsys, release, tmp_path / "ours", "--variant", "lens", "--text-encoder", tmp_path / "te.gguf", "--verify"
+    )
     assert "te.gguf: the text encoder, 117 tensors" in out
     assert_same_leaves(tmp_path / "ours", tmp_path / "expected", ("denoiser", "autoencoder", "text_encoder"))
     config = "release/text_encoder/config.json"
     assert (tmp_path / "ours" / config).read_bytes() == (release / "text_encoder" / "config.json").read_bytes()
 
     make_llama_cpp(release, tmp_path / "mixed.gguf", up=KIND.F32)
-    native.to_jax(source.find(release, {"text_encoder": tmp_path / "mixed.gguf"}), tmp_path / "dense")
+    native.to_jax(source.find(release, {"text_encoder": tmp_path / "mixed.gguf"}), tmp_path / "dense", "lens")
     assert "quantization_config" not in json.loads((tmp_path / "dense" / config).read_text())
     actual = native.load_params(tmp_path / "dense", "text_encoder")["layers"]["experts"]
     expected = native.load_params(tmp_path / "expected", "text_encoder")["layers"]["experts"]
@@ -200,7 +202,7 @@ def test_mxfp4_of_gguf_is_repacked_exactly():
     raw[..., 0] = np.arange(255)[:, None]
     with np.errstate(over="ignore"):  # the largest scale times 6
         expected = gguf.quants.dequantize(raw.reshape(255, -1), KIND.MXFP4)
-    actual = quantized.mxfp4(repack(raw[..., 1:]), raw[..., 0])
+    actual = quantized_numbers.mxfp4(repack(raw[..., 1:]), raw[..., 0])
     # Not by bytes: a code for -0 is 0 in the package.
     np.testing.assert_array_equal(actual, expected)
     usual = slice(40, 200)  # the device flushes what is below 2^-126 to zero
@@ -236,7 +238,7 @@ def test_gguf_denoiser(release, tmp_path):
 
 def test_single_files_and_bundles(capsys, release, tmp_path, released_is_tiny):
     """Three files, or one with three prefixes: the folder the release gives."""
-    native.to_jax(source.find(release), tmp_path / "expected")
+    native.to_jax(source.find(release), tmp_path / "expected", "lens")
     prefixes = {
         "transformer": "model.diffusion_model.",
         "vae": "first_stage_model.",
@@ -256,7 +258,7 @@ def test_single_files_and_bundles(capsys, release, tmp_path, released_is_tiny):
     assert_same_leaves(tmp_path / "one", tmp_path / "expected", names)
     assert json.loads((tmp_path / "one" / "lens.json").read_text())["variant"] == "turbo"
     flags = ("--autoencoder", tmp_path / "vae.safetensors", "--text-encoder", release)
-    convert(capsys, tmp_path / "transformer.safetensors", tmp_path / "mixed", *flags)
+    convert(capsys, tmp_path / "transformer.safetensors", tmp_path / "mixed", "--variant", "lens", *flags)
     assert_same_leaves(tmp_path / "mixed", tmp_path / "expected", names)
 
     # The small text encoder has fewer layers than the released denoiser reads.

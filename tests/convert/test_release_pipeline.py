@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lens_jax.bench.distance import distances, relative_distance
-from lens_jax.convert import native, source
+from lens_jax.convert import native, source, verify
 from lens_jax.convert.release import Variant, read_metadata
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.encoders.gpt_oss import encode_tokens
@@ -88,7 +88,7 @@ def test_bfloat16_stays_near(release, golden):
 def test_converted_there_and_back(release, golden, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     native.to_jax(source.find(release), ours, variant="turbo")
-    assert native.verify(source.find(release), ours) > 300
+    assert verify.to_jax(source.find(release), ours).tensors > 300
     pipe = LensPipeline.from_pretrained(ours, dtype="float32")
     assert (pipe.num_inference_steps, pipe.guidance_scale) == (4, 1.0)
     mark = json.loads((ours / "lens.json").read_text())
@@ -101,7 +101,7 @@ def test_converted_there_and_back(release, golden, tmp_path):
 
 
 def test_bfloat16_export(release, tmp_path):
-    native.to_jax(source.find(release), tmp_path / "ours")
+    native.to_jax(source.find(release), tmp_path / "ours", "lens")
     native.to_torch(tmp_path / "ours", tmp_path / "half", dtype="bf16")
     half = SafetensorsFile(tmp_path / "half" / "transformer" / "diffusion_pytorch_model.safetensors")
     original = SafetensorsFile(release / "transformer" / "diffusion_pytorch_model.safetensors")

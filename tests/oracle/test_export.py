@@ -43,7 +43,7 @@ def run(*argv) -> None:
 def ours(goldens, tmp_path_factory):
     """The small release in our layout."""
     place = tmp_path_factory.mktemp("ours") / "lens"
-    run("convert", "to-jax", goldens / "tiny_release", place)
+    run("convert", "to-jax", goldens / "tiny_release", place, "--variant", "lens")
     return place
 
 
