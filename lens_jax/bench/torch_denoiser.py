@@ -38,7 +38,8 @@ class TimestepEmbedder(nn.Module):
         """t [B] in [0, 1] -> [B, width] in the dtype of the weights."""
         half = self.channels // 2
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        angles = 1000.0 * t.float()[:, None] * torch.exp(-math.log(10_000.0) * steps / half)
+        # In the order of diffusers' `Timesteps`: 1000 (t f), which rounds otherwise than (1000 t) f.
+        angles = 1000.0 * (t.float()[:, None] * torch.exp(-math.log(10_000.0) * steps / half))
         features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(features)))
 

@@ -3,6 +3,7 @@
 Pure: noise to latents as a function of a network that is passed in, on one device or on a mesh.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -36,12 +37,16 @@ def schedule_mu(image_tokens: int, num_inference_steps: int) -> float:
 
 
 def sigma_schedule(image_tokens: int, num_inference_steps: int) -> np.ndarray:
-    """Noise levels float32 [steps + 1] from 1 down to 0: 1 - i/N, shifted by exp(mu), then the final 0."""
+    """Noise levels float32 [steps + 1] from 1 down to 0: 1 - i/N, shifted by exp(mu), then the final 0.
+
+    Bit for bit those of the release, whose scheduler rounds every operation on an array to float32.
+    """
     if num_inference_steps < 1:
         raise LensError(f"num_inference_steps is {num_inference_steps}; it must be at least 1")
-    shift = np.exp(schedule_mu(image_tokens, num_inference_steps))
-    sigmas = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps, dtype=np.float32).astype(np.float64)
-    return np.append(shift / (shift + 1 / sigmas - 1), 0.0).astype(np.float32)
+    shift = np.float32(math.exp(schedule_mu(image_tokens, num_inference_steps)))
+    one = np.float32(1)
+    sigmas = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps).astype(np.float32)
+    return np.append(shift / (shift + (one / sigmas - one)), np.float32(0))
 
 
 def guide(conditional: jax.Array, unconditional: jax.Array, guidance_scale: jax.Array) -> jax.Array:
@@ -143,8 +148,14 @@ def _corrections(sigmas: jax.Array) -> jax.Array:
 
 
 def _level(x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """sigma for each row [B], laid out like the rows: else every device would compute the modulation of all of them."""
-    t = jnp.full((x.shape[0],), sigma, jnp.float32)
+    """t for each row [B], laid out like the rows: else every device would compute the modulation of all of them.
+
+    t is sigma on its way through the timesteps of the release, 1000 sigma, which its pipeline divides by 1000 again: of
+    the values between 0 and 1, 3 % come back an ulp away. XLA would cancel the two or multiply by 0.001 instead.
+    """
+    thousand = jax.lax.optimization_barrier(jnp.float32(1000))
+    timestep = jax.lax.optimization_barrier(sigma.astype(jnp.float32) * thousand)
+    t = jnp.broadcast_to(timestep / thousand, x.shape[:1])
     return (
         t if jax.sharding.get_abstract_mesh().empty else jax.reshard(t, PartitionSpec(jax.typeof(x).sharding.spec[0]))
     )

@@ -11,7 +11,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 
@@ -19,8 +18,8 @@ from lens_jax.errors import LensError
 from lens_jax.models.latent_grid import latent_grid
 
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
-# Queries of the middle block scored at a time: the scores of an image of 2048² would take 17 GB.
-_QUERIES = 2048
+# Scores of the middle block held at a time, 0.5 GB in float32: those of an image of 2048² would take 17 GB.
+_SCORES = 2**27
 _NORM_EPS = 1e-6
 
 
@@ -79,12 +78,21 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
         self.groups = c.groups
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
+    def statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each group of each image, float32 [B, 1, 1, groups, 1]."""
+        grouped = self._grouped(x)
         mean = grouped.mean((1, 2, 4), keepdims=True)
-        variance = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
-        normed = ((grouped - mean) * jax.lax.rsqrt(variance + _NORM_EPS)).reshape(x.shape)
+        return mean, jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
+
+    def normalise(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+        normed = ((self._grouped(x) - mean) * jax.lax.rsqrt(variance + _NORM_EPS)).reshape(x.shape)
         return (normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+    def _grouped(self, x: jax.Array) -> jax.Array:
+        return x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.normalise(x, *self.statistics(x))
 
 
 def _conv(c: AutoencoderConfig, inputs: int, outputs: int, rngs: nnx.Rngs, side: int = 3, strides=1, padding="SAME"):
@@ -132,12 +140,13 @@ class Attention(nnx.Module):
             scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
             return jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(scores).astype(v.dtype), v)
 
-        if q.shape[1] <= _QUERIES:
+        queries = max(1, _SCORES // (k.shape[0] * k.shape[1]))
+        if q.shape[1] <= queries:
             y = attend(q)
         else:
             # Rows of a softmax do not see each other, so a part of the queries at a time changes no result.
             row = lambda one: attend(one[:, None])[:, 0]
-            y = jax.lax.map(row, q.swapaxes(0, 1), batch_size=_QUERIES).swapaxes(0, 1)
+            y = jax.lax.map(row, q.swapaxes(0, 1), batch_size=queries).swapaxes(0, 1)
         return x + self.out(y).reshape(x.shape)
 
 
@@ -310,75 +319,25 @@ def decode(config: AutoencoderConfig, params: dict, latents: jax.Array, grid: tu
     In the dtype of `latents`. The latents are put back to scale in float32, where the release rounds the scale to its
     own dtype first: in bfloat16 that is the smaller error.
     """
+    decoder = decoder_of(config, params)
+    return decoder(cells_of(config, params, latents, grid)).astype(latents.dtype)
+
+
+def decoder_of(config: AutoencoderConfig, params: dict) -> Decoder:
+    """The module with its parameters, for those who run its parts in another way (`models.tiled_decoder`)."""
+    return nnx.merge(_declared(config)[1][0], params["decoder"])
+
+
+def cells_of(config: AutoencoderConfig, params: dict, latents: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Latents [B, N, latent_channels] as what a decoder takes: cells [B, h, w, cell_channels] in `config.dtype`."""
     mean, std = _statistics(config, params)
-    p = config.patch
     packed = latents.astype(jnp.float32) * std + mean
+    p = config.patch
     cells = rearrange(packed, "b (h w) (c p q) -> b (h p) (w q) c", h=grid[0], w=grid[1], p=p, q=p)
-    decoder = nnx.merge(_declared(config)[1][0], params["decoder"])
-    return decoder(cells.astype(config.dtype)).astype(latents.dtype)
-
-
-def decode_tiled(
-    config: AutoencoderConfig,
-    params: dict,
-    latents: jax.Array,
-    grid: tuple[int, int],
-    side: int = 64,
-    overlap: int = 16,
-) -> jax.Array:
-    """`decode` in the memory of one square of `side` latent tokens, for images too large to decode at once.
-
-    Tiles overlap by at least `overlap` tokens and are blended linearly there. A grid that fits into one tile gives
-    exactly `decode`; otherwise the result differs a little, since norms and attention see a tile and not the image.
-    """
-    if not 0 <= overlap < side:
-        raise LensError(f"overlap is {overlap}; it must be at least 0 and less than the side of a tile, {side}")
-    rows, columns = (_tile_starts(size, side, overlap) for size in grid)
-    if len(rows) == len(columns) == 1:
-        return decode(config, params, latents, grid)
-    shape = tuple(min(side, size) for size in grid)
-    scale = config.tile
-    field = rearrange(latents, "b (h w) c -> b h w c", h=grid[0], w=grid[1])
-    ramps = [_ramp(size, overlap, scale) for size in shape]
-    weight = jnp.asarray(ramps[0][:, None, None] * ramps[1][:, None])
-    totals = [_total(ramp, starts, size, scale) for ramp, starts, size in zip(ramps, (rows, columns), grid)]
-
-    def add(canvas, start):
-        tile = jax.lax.dynamic_slice_in_dim(field, start[0], shape[0], axis=1)
-        tile = jax.lax.dynamic_slice_in_dim(tile, start[1], shape[1], axis=2)
-        tile = rearrange(tile, "b h w c -> b (h w) c")
-        part = weight * decode(config, params, tile.astype(jnp.float32), shape)
-        corner = (0, start[0] * scale, start[1] * scale, 0)
-        there = jax.lax.dynamic_slice(canvas, corner, part.shape)
-        return jax.lax.dynamic_update_slice(canvas, there + part, corner), None
-
-    canvas = jnp.zeros((latents.shape[0], grid[0] * scale, grid[1] * scale, 3), jnp.float32)
-    starts = np.array([(row, column) for row in rows for column in columns], np.int32)
-    canvas, _ = jax.lax.scan(add, canvas, starts)
-    return (canvas / totals[0][:, None, None] / totals[1][:, None]).astype(latents.dtype)
+    return cells.astype(config.dtype)
 
 
 def _statistics(config: AutoencoderConfig, params: dict) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation of the packed latents, float32 [latent_channels]."""
     statistics = params["latent_statistics"]
     return statistics["mean"], jnp.sqrt(statistics["variance"] + config.latent_eps)
-
-
-def _tile_starts(size: int, side: int, overlap: int) -> list[int]:
-    """First tokens of the fewest tiles that cover `size`, spread evenly."""
-    count = 1 if size <= side else -(-(size - overlap) // (side - overlap))
-    return [int(start) for start in np.linspace(0, max(size - side, 0), count).round()]
-
-
-def _ramp(size: int, overlap: int, scale: int) -> np.ndarray:
-    """Weight of each of a tile's pixels along one axis: rising over the overlap, one inside, falling again."""
-    edge = np.arange(size * scale) + 0.5
-    return np.clip(np.minimum(edge, edge[::-1]) / max(overlap * scale, 1), 0, 1).astype(np.float32)
-
-
-def _total(ramp: np.ndarray, starts: list[int], size: int, scale: int) -> np.ndarray:
-    """What the ramps of all tiles add up to along one axis, float32 [size * scale]."""
-    total = np.zeros(size * scale, np.float32)
-    for start in starts:
-        total[start * scale : start * scale + len(ramp)] += ramp
-    return total

@@ -47,9 +47,10 @@ def timestep_features(t: jax.Array, channels: int = 256) -> jax.Array:
     """
     half = channels // 2
     # The exponent in float32, as the release rounds it (5.7e-7 of a frequency, times up to 1000); its power exactly.
+    # The factor comes last, as there: 1000 t first would put a third of the angles an ulp away, up to 6e-5 radians.
     exponents = np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    angles = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies
+    angles = 1000.0 * (t.astype(jnp.float32)[:, None] * frequencies)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

@@ -11,10 +11,11 @@ import pytest
 from lens_jax.convert import autoencoder as convert_autoencoder
 from lens_jax.convert.folder import open_component
 from lens_jax.convert.safetensors import SafetensorsFile
+from lens_jax.encoders import flux
 from lens_jax.encoders.images import to_uint8
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.errors import LensError
-from lens_jax.models import autoencoder
+from lens_jax.models import autoencoder, tiled_decoder
 from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.latent_grid import latent_grid
 
@@ -108,36 +109,59 @@ def test_latents_are_normalised_when_packed_and_with_their_own_epsilon(monkeypat
 
 def test_queries_in_parts_change_nothing(release, decoded, monkeypatch):
     config, params, answers = release
-    monkeypatch.setattr(autoencoder, "_QUERIES", 36)  # 96 cells: two whole parts and a rest
+    images = len(answers["final_latents"])
+    monkeypatch.setattr(autoencoder, "_SCORES", 36 * 96 * images)  # 36 of 96 queries: two whole parts and a rest
     decode = jax.jit(functools.partial(autoencoder.decode, config, grid=GRID))
     assert relative_error(decode(params, answers["final_latents"]), decoded) < 1e-6
 
 
-def test_one_tile_is_decode(release, decoded):
+@pytest.mark.parametrize("grid", [(7, 5), (1, 3)], ids=str)
+def test_tiled_decoding_is_decoding(release, grid):
+    """Norms over all strips, edges, many strips and one; several images."""
+    config, params, _ = release
+    latents = 3 * jax.random.normal(jax.random.key(0), (2, grid[0] * grid[1], 128))
+    whole = jax.jit(functools.partial(autoencoder.decode, config, grid=grid))(params, latents)
+    tiled = jax.jit(functools.partial(tiled_decoder.decode_tiled, config, grid=grid))(params, latents)
+    assert tiled.dtype == whole.dtype
+    # Statistics are summed in another order.
+    assert relative_error(tiled, whole) <= 1e-5
+    assert np.abs(np.asarray(to_uint8(tiled)).astype(int) - np.asarray(to_uint8(whole))).max() <= 1
+
+
+def test_tiled_decoding_needs_less_memory(monkeypatch):
+    """By what XLA sets aside: one activation a layer. The middle block, whole in both, is kept small here."""
+    config = AutoencoderConfig(widths=(16, 32, 32), layers=1, groups=8, cell_channels=4, patch=1, dtype="float32")
+    monkeypatch.setattr(autoencoder, "_SCORES", 2**20)
+    latents, grid = jax.ShapeDtypeStruct((1, 384 * 32, 4), jnp.float32), (384, 32)
+
+    def needed(decode):
+        program = jax.jit(functools.partial(decode, config, grid=grid))
+        return program.lower(autoencoder.abstract_params(config), latents).compile().memory_analysis()
+
+    tiled, whole = (needed(d).temp_size_in_bytes for d in (tiled_decoder.decode_tiled, autoencoder.decode))
+    assert tiled < 0.6 * whole
+
+
+def test_what_is_decoded_in_parts(release, monkeypatch):
+    """By area and the number of images, unless it is turned off; the result is the same."""
     config, params, answers = release
-    tiled = functools.partial(autoencoder.decode_tiled, config, grid=GRID, side=6, overlap=2)
-    np.testing.assert_array_equal(jax.jit(tiled)(params, answers["final_latents"]), decoded)
-
-
-def test_tiles_blend_without_seams(release, decoded, monkeypatch):
-    """Where every tile gives the same image, blending must give it too; real tiles come close to the whole."""
-    config, params, answers = release
-    latents = answers["final_latents"]
-    tiled = jax.jit(functools.partial(autoencoder.decode_tiled, config, grid=GRID, side=3, overlap=1))(params, latents)
-    assert tiled.shape == decoded.shape
-    # Random weights make norms and attention depend on the tile much more than trained ones do.
-    assert relative_error(tiled, decoded) < 0.5
-
-    def nearest(config, params, latents, grid):
-        cells = latents[..., :3].reshape(latents.shape[0], *grid, 3)
-        return jnp.repeat(jnp.repeat(cells, 16, axis=1), 16, axis=2)
-
-    monkeypatch.setattr(autoencoder, "decode", nearest)
-    for side, overlap in ((3, 1), (3, 0), (4, 3), (5, 2)):
-        tiled = autoencoder.decode_tiled(config, params, latents, GRID, side=side, overlap=overlap)
-        np.testing.assert_allclose(tiled, nearest(config, params, latents, GRID), rtol=1e-5, atol=1e-5)
-    with pytest.raises(LensError, match="overlap is 3"):
-        autoencoder.decode_tiled(config, params, latents, GRID, side=3, overlap=3)
+    codec, latents = flux.FluxCodecConfig(model=config), jnp.tile(answers["final_latents"], (2, 1, 1))
+    calls = []
+    for module, name in ((autoencoder, "decode"), (tiled_decoder, "decode_tiled")):
+        run = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, run=run, n=name: calls.append((n, a[2].shape[0])) or run(*a))
+    whole = codec.decode(params, latents, GRID)
+    tokens = GRID[0] * GRID[1]
+    for limit, tiling, call in (
+        (3 * tokens, True, ("decode", 2)),
+        (tokens - 1, True, ("decode_tiled", len(latents))),
+        (tokens - 1, False, ("decode", len(latents))),
+    ):
+        calls.clear()
+        monkeypatch.setattr(flux, "_LARGEST_WHOLE", limit)
+        parts = dataclasses.replace(codec, tiling=tiling).decode(params, latents, GRID)
+        assert calls == [call]
+        assert relative_error(parts, whole) <= 1e-5
 
 
 def test_bfloat16_compute_keeps_its_distance(release, decoded):
@@ -167,7 +191,7 @@ def test_shapes_and_dtypes_of_the_released_size():
     back = jax.eval_shape(functools.partial(autoencoder.decode, config, grid=(64, 48)), params, latents)
     assert (back.shape, back.dtype) == (images.shape, images.dtype)
     large = jax.ShapeDtypeStruct((1, 128 * 130, 128), jnp.float32)
-    tiled = jax.eval_shape(functools.partial(autoencoder.decode_tiled, config, grid=(128, 130)), params, large)
+    tiled = jax.eval_shape(functools.partial(tiled_decoder.decode_tiled, config, grid=(128, 130)), params, large)
     assert tiled.shape == (1, 2048, 2080, 3)
 
 
