@@ -90,4 +90,6 @@ def write_json(path: str | os.PathLike, values: Any) -> None:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         partial.replace(target)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise LensError(f"{path}: cannot be written: {error.strerror}") from None

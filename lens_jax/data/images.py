@@ -27,8 +27,8 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
 def open_image(data: bytes, where: str):
     """The image, one of PIL's in mode RGB, in PNG, JPEG or WebP bytes.
 
-    Turned as EXIF says, in sRGB by its colour profile, transparency on white, 16 bits rounded to 8. To resize it at
-    once: arrays in between cost a sixth of decoding. LensError names `where` and the reason for anything that is not
+    Turned as EXIF says, in sRGB by its colour profile, transparency on white, 16 bits in 8. To resize it at once:
+    arrays in between cost a sixth of decoding. LensError names `where` and the reason for anything that is not
     such an image, or that can be taken in several ways: animations, colours that are not said by a profile.
     """
     from PIL import Image, ImageOps

@@ -84,7 +84,7 @@ class Index:
     config: Mapping[str, Any]
     # Licence of the images.
     licence: str
-    # Languages with captions in the train split, and those kept for evaluation.
+    # Languages that captions are drawn from, each in either split, and those kept for evaluation.
     languages: tuple[str, ...]
     holdout_languages: tuple[str, ...]
     # The sizes images were cropped to; a bucket may be empty.
