@@ -71,6 +71,14 @@ def open_component(path: str | os.PathLike) -> Tensors:
     return _join({name: _open(place) for name, place in located.items()}, weight_map, index)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that `open_component` reads of a folder, its index among them."""
+    indices = [p for p in path.iterdir() if p.name.endswith(INDEX_SUFFIX) and not p.name.startswith(".")]
+    if not indices:
+        return [p for p in path.iterdir() if p.name.endswith(_SUFFIXES) and not p.name.startswith(".")]
+    return [*indices, *(path / name for name in _read_index(indices[0]).values())]
+
+
 def read_json(path: str | os.PathLike) -> dict:
     """A JSON object from a file; LensError when it is anything else."""
     path = Path(path)
