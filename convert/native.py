@@ -194,8 +194,12 @@ def small_files(source: Path) -> list[Path]:
             folder.inside(path.parent, path.name, path.parent, "")
         if not path.exists():
             raise LensError(f"{path}: a link to nothing; its download has not ended, fetch the folder again")
-        if path.is_file() and path.stat().st_size <= _MAX_SMALL:
-            found.append(path)
+        if not path.is_file() or path.stat().st_size > _MAX_SMALL:
+            continue
+        with path.open("rb") as file:
+            if file.read(len(folder.LFS_POINTER)) == folder.LFS_POINTER:
+                raise folder.pointer(path)
+        found.append(path)
     return found
 
 

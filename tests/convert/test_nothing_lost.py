@@ -157,6 +157,12 @@ def test_layers_come_in_the_order_they_are_asked_for(goldens):
     np.testing.assert_array_equal(one, other[::-1])
 
 
+def test_a_pointer_is_no_tokenizer(tiny, tmp_path):
+    (tiny / "tokenizer" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(LensError, match=r"tokenizer.json: a Git LFS pointer"):
+        native.to_jax(source.find(tiny), tmp_path / "out")
+
+
 def test_what_is_not_copied_is_said(tiny, tmp_path, capsys):
     (tiny / "assets").mkdir()
     (tiny / "assets" / "[x].png").write_bytes(b"1")
