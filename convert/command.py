@@ -68,6 +68,9 @@ def to_jax(config: ToJax) -> None:
     with _progress("converting", total) as advance:
         found = native.to_jax(origin, target, config.variant, advance)
     console.print(f"{', '.join(c.ours for c in found)} in {target}")
+    if others := native.left_out(origin):
+        more = f" and {len(others) - 6} more" if len(others) > 6 else ""
+        console.print(f"not part of it, and not copied: {', '.join(others[:6])}{more}", soft_wrap=True, markup=False)
     if config.verify:
         with _progress("verifying", total) as advance:
             compared = verify.to_jax(origin, target, advance)

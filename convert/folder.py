@@ -29,7 +29,7 @@ _KEPT = 8
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Where ComfyUI's newer files say of each layer how it is quantised.
 _QUANTIZATION = "_quantization_metadata"
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def open_component(path: str | os.PathLike) -> Tensors:
@@ -71,6 +71,14 @@ def open_component(path: str | os.PathLike) -> Tensors:
     return _join({name: _open(place) for name, place in located.items()}, weight_map, index)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that `open_component` reads of a folder, its index among them."""
+    indices = [p for p in path.iterdir() if p.name.endswith(INDEX_SUFFIX) and not p.name.startswith(".")]
+    if not indices:
+        return [p for p in path.iterdir() if p.name.endswith(_SUFFIXES) and not p.name.startswith(".")]
+    return [*indices, *(path / name for name in _read_index(indices[0]).values())]
+
+
 def read_json(path: str | os.PathLike) -> dict:
     """A JSON object from a file; LensError when it is anything else."""
     path = Path(path)
@@ -78,8 +86,8 @@ def read_json(path: str | os.PathLike) -> dict:
         if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > MAX_JSON_BYTES:
             raise LensError(f"{path}: not a file of JSON of at most {MAX_JSON_BYTES} bytes")
         content = path.read_bytes()
-        if content.startswith(_LFS_POINTER):
-            raise _pointer(path)
+        if content.startswith(LFS_POINTER):
+            raise pointer(path)
         values = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise LensError(f"{path}: cannot be read as JSON: {str(error)[:200]}") from None
@@ -150,11 +158,11 @@ def _open(path: Path) -> _File | GgufFile:
         if not stat.S_ISREG(path.stat().st_mode):
             raise LensError(f"{path}: not a file")  # opening a pipe would wait for ever
         with path.open("rb") as file:
-            head = file.read(len(_LFS_POINTER))
+            head = file.read(len(LFS_POINTER))
     except (OSError, ValueError) as error:
         raise LensError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if head == _LFS_POINTER:
-        raise _pointer(path)
+    if head == LFS_POINTER:
+        raise pointer(path)
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise _pickle(path)
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
@@ -169,7 +177,7 @@ def _pickle(path: Path) -> LensError:
     )
 
 
-def _pointer(path: Path) -> LensError:
+def pointer(path: Path) -> LensError:
     return LensError(f"{path}: a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
 
 

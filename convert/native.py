@@ -45,7 +45,7 @@ def to_jax(
     if origin.converted:
         raise LensError(f"{origin.path}: is in our layout already; give a release folder or weights")
     variant, _ = source.variant_of(origin, variant, ask=True)
-    with new_directory(target, False, MARK) as aside:
+    with writer.as_lens_error(target), new_directory(target, False, MARK) as aside:
         release = aside / "release"
         if origin.release:
             _copy_small(origin.release, release)
@@ -90,7 +90,7 @@ def to_torch(
     """
     limit = {"max_shard_bytes": 1 << 62} if single_file else {}
     written = []
-    with new_directory(target, False, MARK) as aside:
+    with writer.as_lens_error(target), new_directory(target, False, MARK) as aside:
         if not isinstance(source, Trained):
             _copy_small(source / "release", aside)
         for component, tensors, values in for_release(source, dtype):
@@ -194,9 +194,24 @@ def small_files(source: Path) -> list[Path]:
             folder.inside(path.parent, path.name, path.parent, "")
         if not path.exists():
             raise LensError(f"{path}: a link to nothing; its download has not ended, fetch the folder again")
-        if path.is_file() and path.stat().st_size <= _MAX_SMALL:
-            found.append(path)
+        if not path.is_file() or path.stat().st_size > _MAX_SMALL:
+            continue
+        with path.open("rb") as file:
+            if file.read(len(folder.LFS_POINTER)) == folder.LFS_POINTER:
+                raise folder.pointer(path)
+        found.append(path)
     return found
+
+
+def left_out(origin: Source) -> list[str]:
+    """Files of a release folder that are neither copied nor read as weights, by name."""
+    if origin.release is None or origin.converted:
+        return []
+    home, kept = origin.release, set(small_files(origin.release))
+    read = {file for part in origin.parts.values() if part.path.is_dir() for file in folder.files_of(part.path)}
+    read |= {part.path for part in origin.parts.values()}
+    files = (path for path in home.rglob("*") if path.is_file() and path not in kept and path not in read)
+    return sorted(str(path.relative_to(home)) for path in files if ".cache" not in path.parts)
 
 
 def _copy_small(source: Path, target: Path) -> None:

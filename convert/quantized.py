@@ -271,7 +271,11 @@ def _scaled(weight: np.ndarray, scale: np.ndarray, view: tuple[int, ...], said: 
 def _mlx(base: str, specs: Mapping[str, Spec], get: Callable, where: str):
     weight, scales, biases = (specs.get(f"{base}.{name}") for name in ("weight", "scales", "biases"))
     columns = 64 if biases else 32
-    bits = 0 if not scales.shape or not scales.shape[-1] else 32 * weight.shape[-1] / (columns * scales.shape[-1])
+    bits = (
+        0
+        if not weight.shape or not scales.shape or not scales.shape[-1]
+        else 32 * weight.shape[-1] / (columns * scales.shape[-1])
+    )
     fits = scales.shape[:-1] == weight.shape[:-1] and len(weight.shape) in (2, 3)
     known = (
         scales.dtype in FLOATS and biases == scales and bits in (4, 8) if biases else (scales.dtype, bits) == (_U8, 4)

@@ -5,10 +5,12 @@ What a file holds is seen by its tensors and not by its name.
 
 import dataclasses
 import hashlib
+import os
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lens_jax.convert import folder, prefixes, release, text_layouts
 from lens_jax.convert.component import COMPONENTS, Component
@@ -111,11 +113,11 @@ def find(path: Path, given: Mapping[str, Path | str | None] | None = None) -> So
     A network's config is the config.json beside its weights, else that of the release folder, else that of the released
     model. Raises LensError for what is not there, not recognised, or does not fit.
     """
-    given = {name: Path(place) for name, place in (given or {}).items() if place}
+    given = {name: as_path(place, name) for name, place in (given or {}).items() if place}
     for name in given:
         if name not in PLACES:
             raise LensError(f"{name!r}{nearest(name, PLACES)} is no part of a pipeline; accepted: {', '.join(PLACES)}")
-    path = _snapshot(path)
+    path = _snapshot(as_path(path, "a checkpoint"))
     check_exists(path)
     converted = release.is_native(path)
     home = path / "release" if converted else path if release.is_release(path) else None
@@ -152,6 +154,8 @@ def find(path: Path, given: Mapping[str, Path | str | None] | None = None) -> So
         marks = "; ".join(f"the {component.title} has {component.marks[0]}" for component in COMPONENTS)
         raise LensError(f"{path}: holds no network of Lens ({marks})")
     tokenizer = tokenizer_file(given[TOKENIZER]) if TOKENIZER in given else embedded
+    if tokenizer is None and "text_encoder" in parts and not converted:
+        tokenizer = _tokenizer_beside(parts["text_encoder"].path, home)
     return Source(path, parts, home, tokenizer, converted)
 
 
@@ -189,6 +193,21 @@ def check_exists(path: Path) -> None:
             f"`hf download {path} --local-dir {path.name}`, then give {path.name}"
         )
     raise LensError(f"{path}: no such file or folder")
+
+
+def as_path(place: Any, what: str) -> Path:
+    """A path out of what a caller gave; LensError for what cannot be one."""
+    if isinstance(place, str | os.PathLike) and "\0" not in str(place):
+        return Path(place)
+    raise LensError(f"{what} is {place!r:.80}; accepted: a path")
+
+
+def _tokenizer_beside(weights: Path, home: Path | None) -> Path | None:
+    """The tokenizer.json beside a text encoder, as in OpenAI's repository, where a release folder has none."""
+    if home and ((home / TOKENIZER).is_dir() or weights.parent == home):
+        return None
+    place = (weights if weights.is_dir() else weights.parent) / "tokenizer.json"
+    return place if place.is_file() else None
 
 
 def _snapshot(path: Path) -> Path:

@@ -59,7 +59,7 @@ def write_folder(
     names = [f"{stem}.safetensors"]
     if len(shards) > 1:
         names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    with _as_lens_error(folder):
+    with as_lens_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # A stale shard or index beside the new files would be read in their place.
         there = sorted(p.name for p in folder.iterdir() if p.name.startswith(stem) and ".safetensors" in p.name)
@@ -89,7 +89,7 @@ def write_file(
 ) -> None:
     """Write one file, replacing one that is there; it appears when it is complete."""
     path = Path(path)
-    with _as_lens_error(path), _aside(path) as place:
+    with as_lens_error(path), _aside(path) as place:
         _write(place, specs_of(tensors), tensors, progress)
         os.replace(place, path)
 
@@ -187,7 +187,8 @@ def _aside(path: Path):
 
 
 @contextlib.contextmanager
-def _as_lens_error(path: Path):
+def as_lens_error(path: Path):
+    """A failed write, a full disk most often, as one line."""
     try:
         yield
     except OSError as error:

@@ -26,7 +26,7 @@ from lens_jax.models.denoiser import DenoiserConfig
 
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
     """From whatever is at `path`; `options` are those of `from_release` or `from_run`."""
-    local = None if "://" in str(path) else Path(path)
+    local = None if "://" in str(path) else source.as_path(path, "a checkpoint")
     if local and not local.exists():
         source.check_exists(local)
     if local and source.holds_weights(local):

@@ -6,6 +6,7 @@ here in another way; and of the layout, from the release it was made of.
 
 import dataclasses
 import json
+import random
 import re
 from pathlib import Path
 
@@ -331,6 +332,7 @@ LAYOUTS = {
     "text_encoder": {
         "prefix `text_encoders.gpt_oss.transformer.`": put("text_encoders.gpt_oss.transformer."),
         "OpenAI's `original/`": openai,
+        "experts as modules, bfloat16": banks(lambda w: ({"weight": w.astype(BF16)}, w.astype(BF16).astype("f4"))),
         "ComfyUI, experts in float8": banks(lambda w: fp8_scaled(w, said=fp8)),
         "ComfyUI, experts in float8, a scale a row": banks(lambda w: fp8_scaled(w, rowwise=True, said=fp8)),
         "ComfyUI, experts in MXFP8": banks(mx_fp8),
@@ -450,3 +452,31 @@ def test_openais_own_config_is_read(goldens):
     for key in own:
         with pytest.raises(LensError):
             read({**own, key: "many"})
+
+
+def test_damaged_files_are_read_or_refused(release, tmp_path):
+    """Tensors lost, renamed, misshapen or of another type, in every layout: one line, or numbers."""
+    rng, messages = random.Random(0), []
+    for network, layout in CASES:
+        file, _, *metadata = LAYOUTS[network][layout](release[FOLDERS[network]])
+        for change in range(4):
+            damaged = dict(file)
+            quantised = [n for n in file if n.endswith(("weight", "scale", "scales", "biases", "quant", "scale_2"))]
+            name, other = rng.sample(quantised, 2)
+            if change == 0:
+                damaged[other] = damaged.pop(name)
+            elif change == 1:
+                damaged[name] = damaged[name].reshape(rng.choice(((-1,), (1, -1), (-1, 1, 1), (1, 1, 1, -1))))
+            elif change == 2:
+                damaged[name] = damaged[name].reshape(-1)[:1].reshape(())
+            else:
+                kind = rng.choice((np.uint8, np.int8, np.uint32, np.float32, np.int64))
+                damaged[name] = np.zeros(damaged[name].shape, kind)
+            save(tmp_path / "x.safetensors", damaged, *metadata)
+            try:
+                found = source.find(tmp_path / "x.safetensors").parts[network].tensors
+                assert all(found[name].shape == spec.shape for name, spec in found.specs.items())
+            except LensError as error:
+                messages.append(str(error))
+    assert len(messages) >= 150
+    assert all(len(message.splitlines()) == 1 for message in messages)

@@ -155,3 +155,45 @@ def test_layers_come_in_the_order_they_are_asked_for(goldens):
     ids = np.arange(6)[None]
     one, other = (np.asarray(encode_tokens(config, params, ids, [6], taps)) for taps in ((1, 4), (4, 1)))
     np.testing.assert_array_equal(one, other[::-1])
+
+
+def test_a_pointer_is_no_tokenizer(tiny, tmp_path):
+    (tiny / "tokenizer" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(LensError, match=r"tokenizer.json: a Git LFS pointer"):
+        native.to_jax(source.find(tiny), tmp_path / "out")
+
+
+def test_what_is_not_copied_is_said(tiny, tmp_path, capsys):
+    (tiny / "assets").mkdir()
+    (tiny / "assets" / "[x].png").write_bytes(b"1")
+    command.to_jax(command.ToJax(str(tiny), str(tmp_path / "out")))
+    said = capsys.readouterr().out.split("not copied: ")[1].splitlines()[0].split(", ")
+    assert "assets/[x].png" in said
+    assert not any(name.startswith(("transformer/", "vae/", "text_encoder/", "tokenizer/")) for name in said)
+
+
+def test_the_tokenizer_beside_a_text_encoder_is_taken(goldens, tmp_path):
+    shutil.copytree(goldens / "tiny_release" / "text_encoder", tmp_path / "gpt-oss-20b")
+    (tmp_path / "gpt-oss-20b" / "tokenizer.json").write_text('{"version": "1.0"}')
+    native.to_jax(source.find(tmp_path / "gpt-oss-20b"), tmp_path / "out")
+    assert (tmp_path / "out" / "release" / "tokenizer" / "tokenizer.json").is_file()
+
+
+def test_a_full_disk_is_one_line(tiny, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(LensError, match="out: cannot be written: No space left on device"):
+        native.to_jax(source.find(tiny), tmp_path / "out")
+    assert not any(path.name.startswith(".out") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [None, 3, ["Lens"], b"Lens", "a\0b"])
+def test_a_path_of_a_wrong_type(goldens, place):
+    for read in (load.from_pretrained, source.find):
+        with pytest.raises(LensError, match="a checkpoint is"):
+            read(place)
+    if place:
+        with pytest.raises(LensError, match="denoiser is"):
+            source.find(goldens / "tiny_release", {"denoiser": place})
