@@ -27,9 +27,14 @@ from lens_jax.models.denoiser import DenoiserConfig
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
     """From whatever is at `path`; `options` are those of `from_release` or `from_run`."""
     local = None if "://" in str(path) else Path(path)
-    if local and (release.is_release(local) or release.is_native(local) or local.is_file()):
+    if local and (release.is_release(local) or release.is_native(local) or _is_weights(local)):
         return from_release(local, **_accepted(path, "release", options, from_release))
     return from_run(path, **options)
+
+
+def _is_weights(path: Path) -> bool:
+    """A file, or a folder with files of weights right in it; a run keeps its own deeper."""
+    return path.is_file() or any(any(path.glob(ending)) for ending in ("*.safetensors", "*.gguf"))
 
 
 def from_release(
@@ -58,14 +63,17 @@ def from_release(
       denoiser, autoencoder, text_encoder, tokenizer: paths, used instead of what `path` holds (`source.find`).
       tiling: decode more than 4.3 megapixels at a time in parts (`encoders.flux`).
 
-    Without a tokenizer a pipeline takes `prompt_embeds` only. Raises LensError for what does not fit or is not there.
+    The tokenizer of a release folder that is given for its text encoder goes along with it. Without a tokenizer a
+    pipeline takes `prompt_embeds` only. Raises LensError for what does not fit or is not there.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     given = {"denoiser": denoiser, "autoencoder": autoencoder, "text_encoder": text_encoder, "tokenizer": tokenizer}
     found = source.find(path, given)
     missing = [component.ours for component in COMPONENTS if component.ours not in found.parts]
     if missing:
-        raise LensError(f"{path}: holds no {' and no '.join(missing)}; give {'=..., '.join(missing)}=... beside it")
+        options = ", ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
+        keywords = ", ".join(f"{name}=..." for name in missing)
+        raise LensError(f"{path}: holds no {' and no '.join(missing)}; give {options} (in Python {keywords}) beside it")
     network, autoencoder_part, text_part = (found.parts[component.ours] for component in COMPONENTS)
     model = network.config(dtype=dtype, param_dtype=dtype)
     image_config = autoencoder_part.config(dtype=dtype, param_dtype=dtype)
@@ -85,7 +93,7 @@ def from_release(
     return LensPipeline(
         model,
         FluxCodecConfig(path=str(path), model=image_config, tiling=tiling),
-        gpt_oss.from_part(text, text_part, find_tokenizer(found), mesh),
+        gpt_oss.from_part(text, text_part, _tokenizer(found, text_encoder), mesh),
         weights.params(network, model, parallel.DENOISER_RULES, mesh),
         weights.params(autoencoder_part, image_config, parallel.AUTOENCODER_RULES, mesh),
         # The release's own default, whatever the variant.
@@ -95,6 +103,17 @@ def from_release(
         guidance_scale=defaults.guidance_scale,
         mesh=mesh,
     )
+
+
+def _tokenizer(found: source.Source, text_encoder: str | Path | None):
+    """That of the source, else the one in the folder that the text encoder was given by; None where there is none."""
+    own = find_tokenizer(found)
+    if own is not None or text_encoder is None:
+        return own
+    home = Path(text_encoder)
+    places = [home / "tokenizer", home, home.parent / "tokenizer", home.parent]
+    beside = next((place for place in places if (place / "tokenizer.json").is_file()), None)
+    return beside and find_tokenizer(found, beside)
 
 
 class RunParts(NamedTuple):
