@@ -1,5 +1,6 @@
 """Images as files: PNGs that say how they were made, and contact sheets."""
 
+import bisect
 import json
 import math
 import re
@@ -68,9 +69,10 @@ def _enlarge(pixels: np.ndarray) -> Image.Image:
 
 
 def _fitting(text: str, font, width: int) -> str:
-    """The text, cut with an ellipsis to the width in pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    """The text on one line, cut with an ellipsis to the width in pixels."""
+    # No more letters than pixels are looked at: what is measured does not grow with a prompt of any length.
+    line = " ".join(text[: 4 * width].split())
+    if len(text) <= 4 * width and font.getlength(line) <= width:
+        return line
+    fits = bisect.bisect_left(range(len(line)), True, key=lambda n: font.getlength(line[: n + 1] + "…") > width)
+    return line[:fits] + "…"

@@ -27,8 +27,17 @@ _ROWS = ("data", "fsdp", "sequence")
 
 def seed_noise(seed: int, count: int, tokens: int, channels: int) -> np.ndarray:
     """The noise [count, tokens, channels] of images 0 .. count - 1 of a seed: each depends on (seed, index) alone."""
-    draw = lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), (tokens, channels))
+    key = seed_key(seed)
+    draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), (tokens, channels), jnp.float32)
     return np.asarray(jax.vmap(draw)(jnp.arange(count)))
+
+
+def seed_key(seed: int) -> jax.Array:
+    """The key of a seed of 64 bits. `jax.random.key` takes 32 of them unless x64 is on; below 2^31 this is its key."""
+    if isinstance(seed, bool | np.bool_) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 64:
+        raise LensError(f"seed is {seed!r:.60}; it must be a whole number from 0 to 2^64 - 1")
+    halves = np.array(divmod(int(seed), 1 << 32), np.uint32)
+    return jax.random.wrap_key_data(halves, impl="threefry2x32")
 
 
 def chunks(count: int, size: int, mesh: Mesh | None = None) -> Iterator[np.ndarray]:

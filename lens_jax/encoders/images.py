@@ -66,8 +66,13 @@ def from_uint8(images: jax.Array) -> jax.Array:
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
-    """[-1, 1] -> uint8, truncated and not rounded, as the pipeline of the release does."""
-    return ((jnp.clip(images.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8)
+    """[-1, 1] -> uint8 [..., 3], truncated and not rounded, as the pipeline of the release does.
+
+    A pixel that is not finite is magenta: as a number it would be black, which an image may be.
+    """
+    images = images.astype(jnp.float32)
+    levels = ((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+    return jnp.where(jnp.isfinite(images).all(-1, keepdims=True), levels, jnp.array([255, 0, 255], jnp.uint8))
 
 
 def encode_rows(codec: ImageCodec, params: dict, pixels: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -90,18 +95,20 @@ ImageKind = Literal["pil", "np"]
 
 def decode_rows(
     codec: ImageCodec, kind: ImageKind, grid: tuple[int, int], params: dict, latents: jax.Array
-) -> jax.Array:
-    """Latents [B, N, C] to images, uint8 ("pil") or float32 in [0, 1] ("np"); each device decodes its rows.
+) -> tuple[jax.Array, jax.Array]:
+    """Latents [B, N, C] to images, uint8 ("pil") or float32 in [0, 1] ("np"), and which are finite, bool [B].
 
-    For use inside a program; on a mesh the result is then on every device, so that every process can read it.
+    For use inside a program: each device decodes its rows; on a mesh the result is then on every device, so that every
+    process can read it.
     """
 
     def decode(params, latents):
         images = codec.decode(params, latents, grid)
-        return to_uint8(images) if kind == "pil" else (jnp.clip(images, -1, 1) + 1) / 2
+        finite = jnp.isfinite(images).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2))
+        return to_uint8(images) if kind == "pil" else (jnp.clip(images, -1, 1) + 1) / 2, finite
 
-    images = _each_its_rows(decode, params, latents)
-    return images if jax.sharding.get_abstract_mesh().empty else jax.reshard(images, PartitionSpec())
+    results = _each_its_rows(decode, params, latents)
+    return results if jax.sharding.get_abstract_mesh().empty else jax.reshard(results, PartitionSpec())
 
 
 # The same as a program, its first three arguments static.

@@ -49,7 +49,7 @@ class SampleCommand:
     solver: Solver = "euler"
     # Images of each prompt.
     num_images_per_prompt: int = 1
-    # Image i starts from noise that depends on the seed and i alone.
+    # Image i starts from noise that depends on the seed, 0 to 2^64 - 1, and i alone.
     seed: int = 0
     # Images drawn at a time; 0 is what suits the checkpoint.
     batch_size: int = 0
@@ -68,6 +68,8 @@ class SampleCommand:
     text_encoder: str | None = None
     # Where the tokenizer is: its folder, its tokenizer.json, or a release folder.
     tokenizer: str | None = None
+    # Decode more than 4.3 megapixels at a time in parts, in a third of the memory; --no-tiling decodes whole.
+    tiling: bool = True
     # Devices that share the work: weights are sharded over fsdp and tensor, images over data and fsdp. -1 is what is
     # left; the default is one device.
     mesh: MeshConfig = MeshConfig(fsdp=1)
@@ -87,6 +89,7 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     check_writable(out)
     names = ("dtype", "variant", "date", "original_truncation", "autoencoder", "text_encoder", "tokenizer")
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
+    options |= {} if args.tiling else {"tiling": False}
     pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **_mesh(args.mesh))
     pipe.batch_size = args.batch_size or pipe.batch_size
     console = make_console()

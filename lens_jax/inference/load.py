@@ -46,6 +46,7 @@ def from_release(
     autoencoder: str | Path | None = None,
     text_encoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    tiling: bool = True,
 ) -> LensPipeline:
     """A pipeline from a release folder, its conversion, or weights.
 
@@ -57,15 +58,19 @@ def from_release(
       date: what the conversation around a prompt claims to be (see `encoders.gpt_oss`).
       original_truncation: cut a long prompt as the original does, with what follows it (see `encoders.gpt_oss`).
       denoiser, autoencoder, text_encoder, tokenizer: paths, used instead of what `path` holds (`source.find`).
+      tiling: decode more than 4.3 megapixels at a time in parts (`encoders.flux`).
 
-    Without a tokenizer a pipeline takes `prompt_embeds` only. Raises LensError for what does not fit or is not there.
+    The tokenizer of a release folder that is given for its text encoder goes along with it. Without a tokenizer a
+    pipeline takes `prompt_embeds` only. Raises LensError for what does not fit or is not there.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     given = {"denoiser": denoiser, "autoencoder": autoencoder, "text_encoder": text_encoder, "tokenizer": tokenizer}
     found = source.find(path, given)
     missing = [component.ours for component in COMPONENTS if component.ours not in found.parts]
     if missing:
-        raise LensError(f"{path}: holds no {' and no '.join(missing)}; give {'=..., '.join(missing)}=... beside it")
+        options = ", ".join(f"--{name.replace('_', '-')} PATH" for name in missing)
+        keywords = ", ".join(f"{name}=..." for name in missing)
+        raise LensError(f"{path}: holds no {' and no '.join(missing)}; give {options} (in Python {keywords}) beside it")
     network, autoencoder_part, text_part = (found.parts[component.ours] for component in COMPONENTS)
     model = network.config(dtype=dtype, param_dtype=dtype)
     image_config = autoencoder_part.config(dtype=dtype, param_dtype=dtype)
@@ -84,8 +89,8 @@ def from_release(
     _, defaults = source.variant_of(found, variant)
     return LensPipeline(
         model,
-        FluxCodecConfig(path=str(path), model=image_config),
-        gpt_oss.from_part(text, text_part, find_tokenizer(found), mesh),
+        FluxCodecConfig(path=str(path), model=image_config, tiling=tiling),
+        gpt_oss.from_part(text, text_part, _tokenizer(found, text_encoder), mesh),
         weights.params(network, model, parallel.DENOISER_RULES, mesh),
         weights.params(autoencoder_part, image_config, parallel.AUTOENCODER_RULES, mesh),
         # The release's own default, whatever the variant.
@@ -95,6 +100,17 @@ def from_release(
         guidance_scale=defaults.guidance_scale,
         mesh=mesh,
     )
+
+
+def _tokenizer(found: source.Source, text_encoder: str | Path | None):
+    """That of the source, else the one in the folder that the text encoder was given by; None where there is none."""
+    own = find_tokenizer(found)
+    if own is not None or text_encoder is None:
+        return own
+    home = Path(text_encoder)
+    places = [home / "tokenizer", home, home.parent / "tokenizer", home.parent]
+    beside = next((place for place in places if (place / "tokenizer.json").is_file()), None)
+    return beside and find_tokenizer(found, beside)
 
 
 class RunParts(NamedTuple):
@@ -128,6 +144,7 @@ def from_run(
     text_encoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
     date: str | None = None,
+    tiling: bool | None = None,
     **options,
 ) -> LensPipeline:
     """A pipeline from the moving average of a run, or of one of its checkpoints.
@@ -136,6 +153,7 @@ def from_run(
       mesh: what the parameters are sharded over; each process reads its parts alone.
       autoencoder, text_encoder, tokenizer: where these are now, in place of the paths that the run was trained with.
       date: another day for the conversation around a prompt than that of training.
+      tiling: decode more than 4.3 megapixels at a time in parts; by default as the run's config has it.
       options: fields of the model to replace, e.g. dtype.
     """
     from lens_jax.run import store
@@ -144,6 +162,7 @@ def from_run(
     metadata = store.read_metadata(folder)
     model, codec, text = run_parts(metadata["config"], str(folder))
     codec = _replaced(f"{path}: autoencoder", codec, path=autoencoder)
+    codec = _replaced(f"{path}: tiling", codec, tiling=tiling)
     text = _replaced(f"{path}: text_encoder", text, path=text_encoder)
     text = _replaced(f"{path}: tokenizer", text, tokenizer=tokenizer)
     text = _replaced(f"{path}: date", text, date=date)
@@ -191,7 +210,7 @@ def _loaded(path, option: str, config, mesh: Mesh | None):
 
 def _replaced(what: str, config, **fields):
     """The config with the fields that are given; LensError where its kind has no such field."""
-    given = {name: str(value) for name, value in fields.items() if value is not None}
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in fields.items() if v is not None}
     known = {field.name for field in dataclasses.fields(config)}
     if given.keys() - known:
         raise LensError(f"{what} is no option of this run: its {type(config).__name__} has none")

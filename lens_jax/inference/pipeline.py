@@ -1,6 +1,7 @@
 """LensPipeline: prompts to images, with diffusers' argument names."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,11 @@ from PIL import Image
 from lens_jax import parallel
 from lens_jax.data.buckets import LENS_1024, LENS_1440, RATIOS
 from lens_jax.diffusion import draw
-from lens_jax.diffusion.sampler import Solver
+from lens_jax.diffusion.sampler import SOLVERS, Solver
 from lens_jax.encoders.images import ImageCodec, decode_program
 from lens_jax.encoders.text import TextEncoder, TextFeatures
 from lens_jax.errors import LensError
+from lens_jax.inference import arguments
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.latent_grid import latent_grid
 
@@ -89,33 +91,44 @@ class LensPipeline:
         prompt_embeds: TextFeatures | None = None,
         negative_prompt_embeds: TextFeatures | None = None,
         output_type: Literal["pil", "np", "latent"] = "pil",
+        return_dict: bool = True,
         progress: Callable[[int, int], None] | None = None,
-    ) -> PipelineOutput:
+        **others,
+    ) -> PipelineOutput | tuple[Any]:
         """Draw `num_images_per_prompt` images for each prompt.
 
         Args:
           prompt: one prompt or several; a blank one is the unconditional case.
-          negative_prompt: what guidance moves away from; blank or None is no text at all, as in the release.
+          negative_prompt: what guidance moves away from, one for all prompts or one each; blank or None is no text at
+            all, as in the release.
           height, width: pixels; multiples of the codec's tile. Both default to the pipeline's size.
           base_resolution, aspect_ratio: instead of a size, one the release offers: 1024 or 1440, and "W:H" out of
             1:2, 9:16, 2:3, 3:4, 1:1, 4:3, 3:2, 16:9, 2:1. Either defaults to 1024 or 1:1.
           num_inference_steps, guidance_scale: default to the pipeline's; at a guidance of 1 the unconditional branch is
             not run.
           solver: "euler" as in the release, or "dpm2", of second order at the same cost.
-          seed: image i starts from noise that depends on (seed, i) and the number of latent tokens only.
+          seed: 0 to 2^64 - 1; image i starts from noise that depends on (seed, i) and the number of latent tokens only.
           latents: that noise, given instead: [len(prompts) * num_images_per_prompt, N, C].
           prompt_embeds, negative_prompt_embeds: text features in place of the prompts.
           output_type: "pil", "np" (float32 [0, 1]) or "latent" (normalised packed latents).
+          return_dict: False returns a tuple of the images alone.
           progress: called with (images drawn, images in all) after each batch.
+          others: arguments of diffusers' pipelines that are none here, which are refused by name unless they are None.
 
-        Raises LensError for arguments that cannot be used.
+        Raises LensError for arguments that cannot be used, and for images that are not finite.
         """
+        if others:
+            arguments.refuse(others, [name for name in inspect.signature(self.__call__).parameters if name != "others"])
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        if num_images_per_prompt < 1:
-            raise LensError(f"num_images_per_prompt is {num_images_per_prompt}; it must be at least 1")
-        if output_type not in OUTPUT_TYPES:
-            raise LensError(f"output_type is {output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}")
+        steps = arguments.whole("num_inference_steps", steps)
+        guidance_scale = arguments.number("guidance_scale", guidance_scale)
+        num_images_per_prompt = arguments.whole("num_images_per_prompt", num_images_per_prompt)
+        batch_size = arguments.whole("batch_size", self.batch_size)
+        arguments.choice("output_type", output_type, OUTPUT_TYPES)
+        arguments.choice("solver", solver, SOLVERS)
+        if progress is not None and not callable(progress):
+            raise LensError(f"progress is {progress!r:.60}; it must be a function of (images drawn, images in all)")
         size = self._size(height, width, base_resolution, aspect_ratio)
         grid = latent_grid(self.codec, *size)
 
@@ -126,10 +139,13 @@ class LensPipeline:
         text, negative = _repeat(text, num_images_per_prompt), negative and _repeat(negative, num_images_per_prompt)
         count = len(text.lengths)
         shape = grid[0] * grid[1], self.model.latent_channels
-        noise = draw.seed_noise(seed, count, *shape) if latents is None else _check_latents(latents, (count, *shape))
+        if latents is None:
+            noise = draw.seed_noise(seed, count, *shape)
+        else:
+            noise = arguments.array("latents", latents, (count, *shape))
 
         chunks = []
-        for rows in draw.chunks(count, self.batch_size, self.mesh):
+        for rows in draw.chunks(count, batch_size, self.mesh):
             unwanted = negative and _rows(negative, rows)
             final = self.denoise(noise[rows], _rows(text, rows), unwanted, grid, steps, guidance_scale, solver)
             chunks.append(self.decode(final, grid, output_type))
@@ -137,13 +153,15 @@ class LensPipeline:
                 progress(min(count, int(rows[0]) + len(rows)), count)
         images = np.concatenate(chunks)[:count]
         images = [Image.fromarray(image) for image in images] if output_type == "pil" else images
-        return PipelineOutput(images, text.date)
+        return PipelineOutput(images, text.date) if return_dict else (images,)
 
     def _size(self, height, width, base_resolution, aspect_ratio) -> tuple[int, int]:
         if (height is None) != (width is None):
             raise LensError("give both height and width, or neither")
         if base_resolution is None and aspect_ratio is None:
-            return self.default_size if height is None else (height, width)
+            if height is None:
+                return self.default_size
+            return arguments.whole("height", height), arguments.whole("width", width)
         if height is not None:
             raise LensError("give either height and width, or base_resolution and aspect_ratio")
         return offered_size(1024 if base_resolution is None else base_resolution, aspect_ratio or "1:1")
@@ -156,6 +174,8 @@ class LensPipeline:
             if not isinstance(prompts, Sequence) or not prompts:
                 raise LensError("prompt must be text or a non-empty list of texts")
             return self._encode(prompts)
+        if not isinstance(embeds, TextFeatures):
+            raise LensError(f"prompt_embeds is {type(embeds).__name__}; it must be a TextFeatures (layers, lengths)")
         shapes = [np.shape(layer) for layer in embeds.layers]
         batch = len(embeds.lengths)
         wanted = (self.model.text_layers, batch, self.model.text_width)
@@ -174,21 +194,27 @@ class LensPipeline:
     def _negative_features(self, negative_prompt, embeds: TextFeatures | None, count: int) -> TextFeatures | None:
         """Features of the negative prompts, or None when all are blank: no text at all."""
         if embeds is not None:
+            if negative_prompt is not None:
+                raise LensError("give either negative_prompt or negative_prompt_embeds")
             features = self._features(None, embeds)
         else:
             negatives = self._negatives(negative_prompt, count)
             features = self._encode(negatives) if any(n.strip() for n in negatives) else None
+        if features is not None and len(features.lengths) == 1:
+            return _repeat(features, count)
         if features is not None and len(features.lengths) != count:
             raise LensError(f"{len(features.lengths)} negative prompts for {count} prompts; give one, or one each")
         return features
 
     def _negatives(self, negative_prompt, count: int) -> list[str]:
-        negatives = negative_prompt if isinstance(negative_prompt, list | tuple) else [negative_prompt or ""] * count
-        if len(negatives) != count:
-            raise LensError(f"{len(negatives)} negative prompts for {count} prompts; give one, or one each")
-        if not all(isinstance(n, str) for n in negatives):
-            raise LensError("negative_prompt must be text")
-        return list(negatives)
+        """One for all prompts, or one each."""
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            return [negative_prompt or ""]
+        if not isinstance(negative_prompt, Sequence) or not all(isinstance(n, str) for n in negative_prompt):
+            raise LensError("negative_prompt must be text or a list of texts")
+        if len(negative_prompt) not in (1, count):
+            raise LensError(f"{len(negative_prompt)} negative prompts for {count} prompts; give one, or one each")
+        return list(negative_prompt)
 
     def denoise(
         self,
@@ -215,26 +241,30 @@ class LensPipeline:
         )
 
     def decode(self, latents: jax.Array, grid: tuple[int, int], output_type: str) -> np.ndarray:
-        """Latents [B, N, C] to uint8 [B, H, W, 3] ("pil"), float32 in [0, 1] ("np"), or as they are ("latent")."""
+        """Latents [B, N, C] to uint8 [B, H, W, 3] ("pil"), float32 in [0, 1] ("np"), or as they are ("latent").
+
+        Raises LensError for what is not finite.
+        """
         if output_type == "latent":
-            return np.asarray(parallel.local_copy(latents, self.mesh))
-        program = parallel.on(self.mesh, decode_program)
-        return np.asarray(program(self.codec, output_type, grid, self.codec_params, latents))
-
-
-def _check_latents(latents, shape: tuple[int, ...]) -> np.ndarray:
-    if np.shape(latents) != shape:
-        raise LensError(f"latents are {list(np.shape(latents))}; this call needs {list(shape)}")
-    return np.asarray(latents, np.float32)
+            images = np.asarray(parallel.local_copy(latents, self.mesh))
+            finite = np.isfinite(images).all((1, 2))
+        else:
+            program = parallel.on(self.mesh, decode_program)
+            images, finite = map(np.asarray, program(self.codec, output_type, grid, self.codec_params, latents))
+        if not finite.all():
+            raise LensError(
+                f"{int((~finite).sum())} of {len(finite)} images are not finite (NaN or infinity): the weights are "
+                f"damaged, or {self.model.dtype} is too small for their values (dtype=)"
+            )
+        return images
 
 
 def offered_size(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
     """(height, width) of a ratio "W:H" in one of the two tables of the release (resolution.py)."""
-    if base_resolution not in OFFERED:
+    if not isinstance(base_resolution, int) or base_resolution not in OFFERED:
         accepted = ", ".join(map(str, OFFERED))
-        raise LensError(f"base_resolution is {base_resolution!r}; accepted: {accepted}")
-    if aspect_ratio not in RATIOS:
-        raise LensError(f"aspect_ratio is {aspect_ratio!r}; accepted: {', '.join(RATIOS)}")
+        raise LensError(f"base_resolution is {base_resolution!r:.60}; accepted: {accepted}")
+    arguments.choice("aspect_ratio", aspect_ratio, RATIOS)
     bucket = OFFERED[base_resolution][RATIOS.index(aspect_ratio)]
     return bucket.height, bucket.width
 

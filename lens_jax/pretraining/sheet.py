@@ -1,5 +1,6 @@
 """The sample sheet of a run: fixed prompts drawn from the moving average, where it lies."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lens_jax.data.buckets import Bucket
 from lens_jax.diffusion import draw
 from lens_jax.encoders.images import decode_program
 from lens_jax.encoders.text import TextFeatures
-from lens_jax.errors import LensError
+from lens_jax.errors import LensError, LensWarning
 from lens_jax.models.latent_grid import latent_grid
 from lens_jax.pretraining.config import TrainConfig
 
@@ -42,7 +43,7 @@ def _column(config: TrainConfig, params, codec_params, prompts: TextFeatures, si
     samples, count = config.samples, len(prompts.lengths)
     grid = latent_grid(config.codec, size.height, size.width)
     noise = draw.seed_noise(samples.seed, count, grid[0] * grid[1], config.model.latent_channels)
-    images = []
+    images, finite = [], []
     for rows in draw.chunks(count, _BATCH, mesh):
         latents = draw.draw(
             config.model,
@@ -55,7 +56,13 @@ def _column(config: TrainConfig, params, codec_params, prompts: TextFeatures, si
             guidance_scale=samples.guidance_scale,
             mesh=mesh,
         )
-        images.append(np.asarray(parallel.on(mesh, decode_program)(config.codec, "pil", grid, codec_params, latents)))
+        decoded = parallel.on(mesh, decode_program)(config.codec, "pil", grid, codec_params, latents)
+        for kept, part in zip((images, finite), decoded):
+            kept.append(np.asarray(part))
+    broken = count - int(np.concatenate(finite)[:count].sum())
+    if broken:
+        message = f"{broken} of {count} samples of {size.height}x{size.width} are not finite; they are drawn magenta"
+        warnings.warn(message, LensWarning, stacklevel=2)
     return np.concatenate(images)[:count]
 
 

@@ -40,7 +40,8 @@ def test_channel_order_is_that_of_the_release():
 
 def test_uint8_is_truncated_and_clipped():
     values = np.array([-2, -1, 0, 0.999, 1, 2], np.float32)
-    assert to_uint8(values).tolist() == [0, 0, 127, 254, 255, 255]
+    assert to_uint8(values.reshape(2, 3)).ravel().tolist() == [0, 0, 127, 254, 255, 255]
+    assert to_uint8(np.float32([[np.nan, 0, 0], [0, 0, np.inf]])).tolist() == [[255, 0, 255]] * 2  # and not black
 
 
 @pytest.mark.parametrize("size", [(8, 10), (0, 8), (-4, 8)])

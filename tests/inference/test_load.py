@@ -1,6 +1,7 @@
 """What a pipeline needs of a run: model, codec and text of its config, whatever else the config says."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from lens_jax import config as config_files
 from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError, LensWarning
 from lens_jax.inference import load
 from lens_jax.models import denoiser
@@ -78,6 +80,28 @@ def test_a_run_with_other_places_of_its_encoders(stored, monkeypatch):
     load.from_run("run", text_encoder="elsewhere", tokenizer="here", date="2026-01-01")
     (text,) = asked
     assert (text.path, text.tokenizer, text.date, text.max_conversation) == ("elsewhere", "here", "2026-01-01", 300)
+
+
+def test_a_single_denoiser_with_the_rest_beside_it(goldens, tmp_path, monkeypatch):
+    """A file, or a folder of weights, and --autoencoder, --text-encoder, --tokenizer: what the release draws."""
+    release = goldens / "tiny_release"
+    embeds = TextFeatures(tuple(np.ones((1, 4, 64), np.float32) for _ in range(4)), np.array([4]))
+    options = {"height": 32, "width": 32, "num_inference_steps": 1, "output_type": "np", "prompt_embeds": embeds}
+    expected = load.from_pretrained(release, dtype="float32")(**options).images
+    home = tmp_path / "gpt-oss"
+    shutil.copytree(release / "text_encoder", home)
+    asked = []
+    monkeypatch.setattr(load, "find_tokenizer", lambda found, place="": asked.append((found.tokenizer, place)))
+    for path in (release / "transformer" / "diffusion_pytorch_model.safetensors", release / "transformer"):
+        pipe = load.from_pretrained(path, autoencoder=release, text_encoder=home, dtype="float32", tiling=False)
+        np.testing.assert_array_equal(pipe(**options).images, expected)
+        assert not pipe.codec.tiling
+    (home / "tokenizer.json").write_text("{}")
+    load.from_pretrained(path, autoencoder=release, text_encoder=home)
+    load.from_pretrained(path, autoencoder=release, text_encoder=release, tokenizer=home)
+    assert asked == [(None, ""), (None, ""), (None, ""), (None, home), (home / "tokenizer.json", "")]
+    with pytest.raises(LensError, match=r"no autoencoder and no text_encoder; give --autoencoder PATH, --text-encoder"):
+        load.from_pretrained(path)
 
 
 def test_the_package_is_cheap_to_import():

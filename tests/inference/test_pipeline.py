@@ -1,5 +1,7 @@
 """LensPipeline on an untrained tiny model: what an image depends on, and what it must not."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -64,6 +66,11 @@ def test_negative_prompt(pipe):
     plain = draw(pipe, ["cat"])
     np.testing.assert_array_equal(plain, draw(pipe, ["cat"], negative_prompt="  "))
     assert np.abs(plain - draw(pipe, ["cat"], negative_prompt="dog")).max() > 1e-3
+    both = draw(pipe, ["cat", "sun"], negative_prompt="dog")
+    np.testing.assert_array_equal(both, draw(pipe, ["cat", "sun"], negative_prompt=["dog"]))
+    np.testing.assert_array_equal(both, draw(pipe, ["cat", "sun"], negative_prompt=("dog", "dog")))
+    embeds = pipe.text_encoder.encode(["dog"])
+    np.testing.assert_array_equal(both, draw(pipe, ["cat", "sun"], negative_prompt_embeds=embeds))
     with pytest.raises(LensError, match="2 negative prompts for 1 prompts"):
         draw(pipe, ["cat"], negative_prompt=["a", "b"])
 
@@ -95,10 +102,69 @@ def test_output_types_and_sizes(pipe):
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"output_type": "jpg"}, "accepted: pil, np, latent"),
+        ({"output_type": ["np"]}, "accepted: pil, np, latent"),
+        ({"height": "8", "width": "8"}, "height is '8'; it must be a whole number"),
+        ({"height": 8, "width": 8.0}, "width is 8.0; it must be a whole number"),
+        ({"base_resolution": [1024]}, "accepted: 1024, 1440"),
+        ({"aspect_ratio": 1}, "aspect_ratio is 1; accepted: 1:2"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; it must be a whole number"),
+        ({"num_inference_steps": True}, "num_inference_steps is True; it must be a whole number"),
+        ({"num_images_per_prompt": None}, "num_images_per_prompt is None; it must be a whole number"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a finite number"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf; it must be a finite number"),
+        ({"guidance_scale": "5"}, "guidance_scale is '5'; it must be a finite number"),
+        ({"solver": None}, "solver is None; accepted: euler, dpm2"),
+        ({"seed": -1}, "seed is -1; it must be a whole number from 0"),
+        ({"seed": 1 << 64}, "seed is 18446744073709551616; it must be a whole number from 0"),
+        ({"seed": 0.5}, "seed is 0.5; it must be a whole number from 0"),
+        ({"latents": "noise"}, "latents is str; it must be an array of numbers"),
+        ({"latents": np.full((1, 16, 48), np.nan)}, "latents: 768 of the numbers are not finite"),
+        ({"negative_prompt": 3}, "negative_prompt must be text or a list of texts"),
+        ({"negative_prompt": [None]}, "negative_prompt must be text or a list of texts"),
+        ({"negative_prompt_embeds": np.zeros(3)}, "prompt_embeds is ndarray; it must be a TextFeatures"),
+        ({"progress": 1}, "progress is 1; it must be a function"),
+        ({"generator": object()}, "generator is no argument here: .*give seed="),
+        ({"max_sequence_length": 512}, "max_sequence_length is no argument here: "),
+        ({"callback_on_step_end": print}, "callback_on_step_end is no argument here: .*progress="),
+        ({"guidence_scale": 3}, r"guidence_scale \(did you mean 'guidance_scale'\?\) is no argument; accepted: prompt"),
     ],
 )
 def test_bad_arguments(pipe, options, message):
     with pytest.raises(LensError, match=message):
         pipe("cat", **options)
-    with pytest.raises(LensError, match="prompt 0 is int"):
-        pipe([1])
+    for prompt in ([1], b"cat", [None]):
+        with pytest.raises(LensError, match="prompt 0 is"):
+            pipe(prompt)
+    for prompt in (None, 3, [], {"cat"}):
+        with pytest.raises(LensError, match="prompt"):
+            pipe(prompt)
+
+
+def test_arguments_of_diffusers_that_change_nothing(pipe):
+    (images,) = draw_call(pipe, "cat", generator=None, sigmas=None, return_dict=False)
+    np.testing.assert_array_equal(images, draw(pipe, "cat"))
+
+
+def draw_call(pipe, *args, **options):
+    return pipe(*args, **{"num_inference_steps": 3, "output_type": "latent", **options})
+
+
+def test_seeds_have_64_bits():
+    """All differ, and those below 2^31 are what `jax.random.key` makes of them."""
+    for seed in (0, 1, 2**31 - 1):
+        np.testing.assert_array_equal(
+            jax.random.key_data(drawing.seed_key(seed)), jax.random.key_data(jax.random.key(seed))
+        )
+    noises = {drawing.seed_noise(seed, 1, 4, 2).tobytes() for seed in (0, 1, 2**32, 2**32 + 1, 2**63, 2**64 - 1)}
+    assert len(noises) == 6
+    assert drawing.seed_noise(np.int64(5), 1, 2, 2).tobytes() == drawing.seed_noise(5, 1, 2, 2).tobytes()
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "latent"])
+@pytest.mark.parametrize("part", ["params", "codec_params"])
+def test_what_is_not_finite_is_not_drawn(pipe, part, output_type):
+    broken = dataclasses.replace(pipe, **{part: jax.tree.map(lambda x: x * np.float32(np.nan), getattr(pipe, part))})
+    if (part, output_type) == ("codec_params", "latent"):
+        return  # no codec is run
+    with pytest.raises(LensError, match="2 of 2 images are not finite"):
+        draw(broken, ["cat", "dog"], output_type=output_type)
