@@ -113,7 +113,7 @@ def test_every_name_that_does_not_fit(config, run):
     assert "2 of another shape: text_in/kernel" in lines[0]
     loaded = jax.device_get(params)
     fresh, state = new_state(other), new_state(other, params)
-    fresh, state = (jax.device_get(flatten_dict(x.params, sep="/")) for x in (fresh, state))
+    fresh, state = (jax.device_get(flatten_dict(x.params["denoiser"], sep="/")) for x in (fresh, state))
     assert loaded.keys() == fresh.keys() - {"text_in/kernel", "text_norm/scale"}
     for name in ("text_in/kernel", "text_norm/scale"):
         np.testing.assert_array_equal(state[name], fresh[name])
