@@ -28,6 +28,7 @@ from lens_jax.models.denoiser import DenoiserConfig
 # Small files of a release that are copied as they are; the tokenizer's is 28 MB.
 _MAX_SMALL = 64_000_000
 _SMALL = (".json", ".jinja", ".txt", ".model", ".md")
+_OF_TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens")
 _PAPERS = ("LICENSE", "LICENCE", "NOTICE")
 
 Progress = Callable[[str, int], None]
@@ -55,6 +56,7 @@ def to_jax(
         if origin.tokenizer:
             _write_tokenizer(origin.tokenizer, release / source.TOKENIZER)
         for part in origin.parts.values():
+            _copy_beside(part, origin, release / part.component.theirs)
             config = release / part.component.theirs / "config.json"
             if not config.is_file() or folder.read_json(config) != part.values:
                 _write_json(config, part.values)
@@ -201,6 +203,17 @@ def small_files(source: Path) -> list[Path]:
                 raise folder.pointer(path)
         found.append(path)
     return found
+
+
+def _copy_beside(part: source.Part, origin: Source, target: Path) -> None:
+    """What lies beside weights from elsewhere, a generation_config.json, where the release folder has none."""
+    if not part.path.is_dir() or (origin.release and part.path.is_relative_to(origin.release)):
+        return
+    for path in small_files(part.path):
+        ours = path.suffix == ".json" and path.parent == part.path and not path.name.startswith(_OF_TOKENIZER)
+        if ours and path.name != "config.json" and not (target / path.name).exists():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / path.name)
 
 
 def left_out(origin: Source) -> list[str]:

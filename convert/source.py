@@ -228,7 +228,9 @@ def holds_weights(path: Path) -> bool:
     """Whether `find` takes a path, and not a run or a data set."""
     if path.is_file() or release.is_native(path) or release.is_release(path) or _snapshot(path) != path:
         return True
-    return path.is_dir() and any(folder.is_weights(name) for name in path.iterdir())
+    if not path.is_dir() or (path / "checkpoints").is_dir():  # a run, whatever else somebody has put into it
+        return False
+    return any(folder.is_weights(name) for name in path.iterdir())
 
 
 def tokenizer_file(place: Path) -> Path:

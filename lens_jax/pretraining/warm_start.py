@@ -28,6 +28,10 @@ def load(
     """
     path = store.as_path(config.init_from)
     if not path.exists():
+        from lens_jax.convert import source
+
+        if "://" not in config.init_from:
+            source.check_exists(Path(config.init_from))  # knows the name of a repository
         raise LensError(f"init_from {path}: no such file or folder")
     wanted = parallel.abstract_params(denoiser.abstract_params(config.model), parallel.DENOISER_RULES, mesh)
     wanted = flatten_dict(wanted, sep="/")

@@ -175,8 +175,10 @@ def test_what_is_not_copied_is_said(tiny, tmp_path, capsys):
 def test_the_tokenizer_beside_a_text_encoder_is_taken(goldens, tmp_path):
     shutil.copytree(goldens / "tiny_release" / "text_encoder", tmp_path / "gpt-oss-20b")
     (tmp_path / "gpt-oss-20b" / "tokenizer.json").write_text('{"version": "1.0"}')
+    (tmp_path / "gpt-oss-20b" / "generation_config.json").write_text('{"do_sample": true}')
     native.to_jax(source.find(tmp_path / "gpt-oss-20b"), tmp_path / "out")
     assert (tmp_path / "out" / "release" / "tokenizer" / "tokenizer.json").is_file()
+    assert "do_sample" in (tmp_path / "out" / "release" / "text_encoder" / "generation_config.json").read_text()
 
 
 def test_a_full_disk_is_one_line(tiny, tmp_path, monkeypatch):

@@ -54,6 +54,14 @@ def test_pickles_pointers_and_pages(tmp_path):
     refused(tmp_path / "page.safetensors", "a web page, not weights")
 
 
+def test_a_run_with_other_files_is_a_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "notes.bin").write_bytes(b"PK")
+    assert not source.holds_weights(tmp_path)
+    with pytest.raises(LensError, match="holds no checkpoint"):
+        load.from_pretrained(tmp_path)
+
+
 def test_a_repository_is_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(Path("microsoft/Lens-Turbo"), "hf download microsoft/Lens-Turbo")

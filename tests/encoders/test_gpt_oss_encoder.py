@@ -137,7 +137,7 @@ def test_long_prompt_warns_and_keeps_its_suffix(build):
 def test_bad_values_say_what_would_do(build, params):
     with pytest.raises(LensError, match="must be a list"):
         build().encode("one string")
-    with pytest.raises(LensError, match=r"text layers \(0, 3\) must rise and lie in 0..2"):
+    with pytest.raises(LensError, match=r"text layers \(0, 3\) must be different and lie in 0..2"):
         build(selected=(0, 3))
     with pytest.raises(LensError, match=r"text.max_conversation is 400; .* at least 493"):
         build(max_conversation=400)
