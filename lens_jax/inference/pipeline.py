@@ -17,6 +17,7 @@ from lens_jax.diffusion.sampler import Solver
 from lens_jax.encoders.images import ImageCodec, decode_program
 from lens_jax.encoders.text import TextEncoder, TextFeatures
 from lens_jax.errors import LensError
+from lens_jax.inference import memory
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.latent_grid import latent_grid
 
@@ -118,6 +119,7 @@ class LensPipeline:
             raise LensError(f"output_type is {output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}")
         size = self._size(height, width, base_resolution, aspect_ratio)
         grid = latent_grid(self.codec, *size)
+        memory.check(self.model, size, grid[0] * grid[1])
 
         text = self._features(prompt, prompt_embeds)
         negative = None

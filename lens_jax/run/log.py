@@ -113,6 +113,8 @@ class Log:
 
     def note(self, text: str) -> None:
         """The text at the end of the progress bar; without a terminal a line of its own, but not for every record."""
+        if not self._main:
+            return
         if self._progress is not None:
             self._progress.update(self._task, note=text)
             return
