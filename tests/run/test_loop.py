@@ -235,7 +235,7 @@ def test_a_slow_loader_is_told_and_the_trace_is_written_at_the_end(tmp_path, mon
     monkeypatch.setattr(Counting, "__next__", slow)
     monkeypatch.setattr(Quadratic, "step", busy)
     said = Console(file=io.StringIO(), soft_wrap=True)
-    out = tmp_path / "run"
+    out = tmp_path / "run [1]"
     go(Config(str(out), steps=6, profile=ProfileConfig(start=3, steps=100)), console=said)
     records = read_metrics(out / "metrics.jsonl", "train")
     assert [record["data_wait_share"] for record in records] == [0.75, 0.75, 0.75]
