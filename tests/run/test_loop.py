@@ -280,6 +280,7 @@ def test_a_checkpoint_folder_that_is_not_there_is_no_new_run(tmp_path):
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "metrics.jsonl", "saved.json"]
     (run / "saved.json").unlink()
     assert int(go(Config(str(run))).state.step) == 8
+    assert (run / "metrics-1.jsonl").read_bytes() == before
 
 
 def test_changed_settings_are_said(tmp_path):
