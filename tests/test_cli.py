@@ -115,6 +115,7 @@ def test_sample_errors(capsys, trained, tmp_path):
     for extra, message in {
         ("--height", "10", "--width", "16"): "size 10x16 cannot be tiled",
         ("--batch-size", "-1"): "--batch-size is -1",
+        ("--height", "400000", "--width", "400000"): "has 10,000,000,000 tokens and needs at least ",
         ("bad\udcff",): "prompt 1 holds bytes that are not text",
     }.items():
         code, _, err = run(capsys, "sample", "cat", *extra, "--checkpoint", str(trained), "--out", str(tmp_path / "o"))

@@ -18,7 +18,7 @@ from lens_jax.diffusion.sampler import SOLVERS, Solver
 from lens_jax.encoders.images import ImageCodec, decode_program
 from lens_jax.encoders.text import TextEncoder, TextFeatures
 from lens_jax.errors import LensError
-from lens_jax.inference import arguments
+from lens_jax.inference import arguments, memory
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.latent_grid import latent_grid
 
@@ -131,6 +131,7 @@ class LensPipeline:
             raise LensError(f"progress is {progress!r:.60}; it must be a function of (images drawn, images in all)")
         size = self._size(height, width, base_resolution, aspect_ratio)
         grid = latent_grid(self.codec, *size)
+        memory.check(self.model, size, grid[0] * grid[1])
 
         text = self._features(prompt, prompt_embeds)
         negative = None

@@ -15,6 +15,7 @@ from lens_jax.data.buckets import parse_bucket
 from lens_jax.data.datasets import open_data, repetition
 from lens_jax.data.mixture import START, Position
 from lens_jax.data.pipeline import Batches, batches, validation_batches
+from lens_jax.errors import LensError
 from lens_jax.models.latent_grid import latent_grid
 from lens_jax.pretraining import determinism, warm_start
 from lens_jax.pretraining.config import TrainConfig
@@ -40,6 +41,8 @@ from lens_jax.run.step import Batch, Programs
 
 def train(config: TrainConfig, console: Console | None = None) -> loop.Outcome:
     """Train until `config.steps`, from where the run folder `config.out` stands."""
+    if jax.config.jax_enable_x64:
+        raise LensError("jax_enable_x64 is on, which changes what is drawn at random and so a run; turn it off")
     config = determinism.settle(config)
     # One device needs no mesh, and is the faster for it: nothing has to say where it lives. It must be what was asked
     # for all the same: JAX falls back to the CPU where it finds no GPU that it can use.

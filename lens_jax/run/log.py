@@ -1,6 +1,7 @@
 """Where the numbers of a run go: one JSON line a record, the console, TensorBoard and W&B if asked for."""
 
 import contextlib
+import itertools
 import json
 import math
 import secrets
@@ -59,6 +60,8 @@ class Log:
             self.out.mkdir(parents=True, exist_ok=True)
             write_json(self.out / "config.json", described["config"])
         with self._writing(path):
+            if start_step == 0:
+                self._keep_aside(path)
             drop_records_after(path, start_step)
             self._file = path.open("a", encoding="utf-8")
         if self._config.tensorboard:
@@ -113,6 +116,8 @@ class Log:
 
     def note(self, text: str) -> None:
         """The text at the end of the progress bar; without a terminal a line of its own, but not for every record."""
+        if not self._main:
+            return
         if self._progress is not None:
             self._progress.update(self._task, note=text)
             return
@@ -134,6 +139,13 @@ class Log:
         for sink in self._sinks:
             sink.close()
         self._sinks = []
+
+    def _keep_aside(self, path: Path) -> None:
+        """The records of an earlier start that came to no checkpoint belong to no step of this run."""
+        if path.exists() and path.stat().st_size:
+            aside = next(p for n in itertools.count(1) if not (p := path.with_name(f"metrics-{n}.jsonl")).exists())
+            path.rename(aside)
+            self.say(f"metrics of an earlier start, which left no checkpoint, are kept as {aside.name}")
 
     @contextlib.contextmanager
     def _writing(self, path: Path):

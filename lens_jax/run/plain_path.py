@@ -1,4 +1,4 @@
-"""A path that orbax takes as it is written.
+"""A path that orbax, and JAX's profiler, take as it is written.
 
 Orbax looks for the parts of a checkpoint by patterns (`glob`) that begin with the whole path. In a folder named
 `my [v1]` they match nothing: no index is written and what was saved cannot be read.

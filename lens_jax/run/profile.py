@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from etils import epath
 
 from lens_jax.run.config import ProfileConfig
+from lens_jax.run.plain_path import plain
 
 
 class Profile:
@@ -27,7 +29,9 @@ class Profile:
         if step not in self._steps:
             return
         if not self._traced and self._writes:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # JAX looks for its own files by a pattern.
+            jax.profiler.start_trace(plain(epath.Path(self._folder.absolute())), create_perfetto_trace=True)
         self._traced.append(step)
 
     def ends(self, step: int) -> bool:

@@ -235,7 +235,7 @@ def test_a_slow_loader_is_told_and_the_trace_is_written_at_the_end(tmp_path, mon
     monkeypatch.setattr(Counting, "__next__", slow)
     monkeypatch.setattr(Quadratic, "step", busy)
     said = Console(file=io.StringIO(), soft_wrap=True)
-    out = tmp_path / "run"
+    out = tmp_path / "run [1]"
     go(Config(str(out), steps=6, profile=ProfileConfig(start=3, steps=100)), console=said)
     records = read_metrics(out / "metrics.jsonl", "train")
     assert [record["data_wait_share"] for record in records] == [0.75, 0.75, 0.75]
@@ -280,6 +280,7 @@ def test_a_checkpoint_folder_that_is_not_there_is_no_new_run(tmp_path):
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "metrics.jsonl", "saved.json"]
     (run / "saved.json").unlink()
     assert int(go(Config(str(run))).state.step) == 8
+    assert (run / "metrics-1.jsonl").read_bytes() == before
 
 
 def test_changed_settings_are_said(tmp_path):
