@@ -2,11 +2,13 @@
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
@@ -131,6 +133,7 @@ class LensPipeline:
             raise LensError(f"progress is {progress!r:.60}; it must be a function of (images drawn, images in all)")
         size = self._size(height, width, base_resolution, aspect_ratio)
         grid = latent_grid(self.codec, *size)
+        self._check_memory(size, grid)
 
         text = self._features(prompt, prompt_embeds)
         negative = None
@@ -165,6 +168,22 @@ class LensPipeline:
         if height is not None:
             raise LensError("give either height and width, or base_resolution and aspect_ratio")
         return offered_size(1024 if base_resolution is None else base_resolution, aspect_ratio or "1:1")
+
+    def _check_memory(self, size: tuple[int, int], grid: tuple[int, int]) -> None:
+        """LensError for an image whose activations in one block alone, of one row, are more than there is memory.
+
+        Asked for more, XLA ends the process from C++. Queries, keys, values, the two halves of the feed-forward and the
+        stream itself are there at a time.
+        """
+        width = 4 * self.model.width + 2 * self.model.hidden
+        needed = grid[0] * grid[1] * width * jnp.dtype(self.model.dtype).itemsize
+        devices = 1 if self.mesh is None else self.mesh.shape["tensor"] * self.mesh.shape["sequence"]
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or _host_memory()
+        if memory and needed > memory * devices:
+            raise LensError(
+                f"size {size[0]}x{size[1]} has {grid[0] * grid[1]:,} latent tokens: a block of the denoiser needs "
+                f"{needed / 1e9:,.0f} GB for them, and there are {memory * devices / 1e9:,.0f} GB"
+            )
 
     def _features(self, prompt, embeds: TextFeatures | None) -> TextFeatures:
         if (prompt is None) == (embeds is None):
@@ -257,6 +276,14 @@ class LensPipeline:
                 f"damaged, or {self.model.dtype} is too small for their values (dtype=)"
             )
         return images
+
+
+def _host_memory() -> int | None:
+    """Bytes of the machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def offered_size(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
