@@ -154,7 +154,7 @@ def test_training_run(tiny_config, tmp_path):
     latents = rng.standard_normal((2, 12, c.latent_channels), np.float32)
     text = rng.standard_normal((2, 5, c.text_width), np.float32)
     t, lengths = np.array([0.3, 0.9], np.float32), np.array([5, 2], np.int32)
-    expected = apply(c, state.ema, latents, (text,), lengths, t, joint_positions(3, 4, 5))
+    expected = apply(c, state.ema["denoiser"], latents, (text,), lengths, t, joint_positions(3, 4, 5))
     with torch.no_grad():
         mask = torch.arange(5) < torch.from_numpy(lengths)[:, None]
         actual = model(torch.from_numpy(latents), [torch.from_numpy(text)], torch.from_numpy(t), (3, 4), mask)
