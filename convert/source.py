@@ -203,11 +203,12 @@ def as_path(place: Any, what: str) -> Path:
 
 
 def _tokenizer_beside(weights: Path, home: Path | None) -> Path | None:
-    """The tokenizer.json beside a text encoder, as in OpenAI's repository, where a release folder has none."""
+    """The tokenizer.json beside a text encoder or in its folder, where a release folder has none."""
     if home and ((home / TOKENIZER).is_dir() or weights.parent == home):
         return None
-    place = (weights if weights.is_dir() else weights.parent) / "tokenizer.json"
-    return place if place.is_file() else None
+    place = weights if weights.is_dir() else weights.parent
+    folders = place / TOKENIZER, place, place.parent / TOKENIZER, place.parent
+    return next((path for path in (at / "tokenizer.json" for at in folders) if path.is_file()), None)
 
 
 def _snapshot(path: Path) -> Path:

@@ -90,7 +90,7 @@ def from_release(
     return LensPipeline(
         model,
         FluxCodecConfig(path=str(path), model=image_config, tiling=tiling),
-        gpt_oss.from_part(text, text_part, _tokenizer(found, text_encoder), mesh),
+        gpt_oss.from_part(text, text_part, find_tokenizer(found), mesh),
         weights.params(network, model, parallel.DENOISER_RULES, mesh),
         weights.params(autoencoder_part, image_config, parallel.AUTOENCODER_RULES, mesh),
         # The release's own default, whatever the variant.
@@ -100,17 +100,6 @@ def from_release(
         guidance_scale=defaults.guidance_scale,
         mesh=mesh,
     )
-
-
-def _tokenizer(found: source.Source, text_encoder: str | Path | None):
-    """That of the source, else the one in the folder that the text encoder was given by; None where there is none."""
-    own = find_tokenizer(found)
-    if own is not None or text_encoder is None:
-        return own
-    home = Path(text_encoder)
-    places = [home / "tokenizer", home, home.parent / "tokenizer", home.parent]
-    beside = next((place for place in places if (place / "tokenizer.json").is_file()), None)
-    return beside and find_tokenizer(found, beside)
 
 
 class RunParts(NamedTuple):

@@ -91,7 +91,7 @@ def test_a_single_denoiser_with_the_rest_beside_it(goldens, tmp_path, monkeypatc
     home = tmp_path / "gpt-oss"
     shutil.copytree(release / "text_encoder", home)
     asked = []
-    monkeypatch.setattr(load, "find_tokenizer", lambda found, place="": asked.append((found.tokenizer, place)))
+    monkeypatch.setattr(load, "find_tokenizer", lambda found: asked.append(found.tokenizer))
     for path in (release / "transformer" / "diffusion_pytorch_model.safetensors", release / "transformer"):
         pipe = load.from_pretrained(path, autoencoder=release, text_encoder=home, dtype="float32", tiling=False)
         np.testing.assert_array_equal(pipe(**options).images, expected)
@@ -99,7 +99,7 @@ def test_a_single_denoiser_with_the_rest_beside_it(goldens, tmp_path, monkeypatc
     (home / "tokenizer.json").write_text("{}")
     load.from_pretrained(path, autoencoder=release, text_encoder=home)
     load.from_pretrained(path, autoencoder=release, text_encoder=release, tokenizer=home)
-    assert asked == [(None, ""), (None, ""), (None, ""), (None, home), (home / "tokenizer.json", "")]
+    assert asked == [None, None, home / "tokenizer.json", home / "tokenizer.json"]
     with pytest.raises(LensError, match=r"no autoencoder and no text_encoder; give --autoencoder PATH, --text-encoder"):
         load.from_pretrained(path)
 

@@ -23,13 +23,14 @@ from lens_jax.pretraining.recipe import RULES, create_state
 GOLDEN = "sharding.json"
 
 # data, fsdp, tensor, sequence -> collectives in the compiled step on a CPU. More of them than here means that something
-# is laid out by accident; data parallelism alone must gather nothing.
+# is laid out by accident; data parallelism alone must gather nothing. The ten kernels of a block are gathered again in
+# the backward pass rather than kept whole on every device, and so are heads exchanged for sequence.
 MESHES = {
     "8,1,1,1": {"all-gather": 0, "reduce-scatter": 0, "all-reduce": 3, "all-to-all": 0},
-    "1,8,1,1": {"all-gather": 16, "reduce-scatter": 16, "all-reduce": 4, "all-to-all": 0},
-    "2,2,2,1": {"all-gather": 16, "reduce-scatter": 16, "all-reduce": 20, "all-to-all": 0},
-    "1,4,2,1": {"all-gather": 16, "reduce-scatter": 16, "all-reduce": 13, "all-to-all": 0},
-    "1,2,2,2": {"all-gather": 16, "reduce-scatter": 0, "all-reduce": 21, "all-to-all": 16},
+    "1,8,1,1": {"all-gather": 26, "reduce-scatter": 16, "all-reduce": 4, "all-to-all": 0},
+    "2,2,2,1": {"all-gather": 26, "reduce-scatter": 16, "all-reduce": 20, "all-to-all": 0},
+    "1,4,2,1": {"all-gather": 26, "reduce-scatter": 16, "all-reduce": 13, "all-to-all": 0},
+    "1,2,2,2": {"all-gather": 26, "reduce-scatter": 0, "all-reduce": 21, "all-to-all": 24},
 }
 if jax.__version_info__ >= (0, 12):
     # Its compiler joins sums otherwise (seen with 0.12.0.1).
