@@ -98,11 +98,8 @@ def test_gradients_summed_in_float32():
 
 def test_replicas_share_the_reading_of_a_checkpoint():
     """Bit for bit in the layout that was asked for, of which a replica reads its part along `data` alone."""
-    found = simulate("restore", "2,2,2,1", "4,2,1,1")
-    assert {name: (one["state"], one["share"]) for name, one in found.items()} == {
-        "2,2,2,1": (0, 0.5),
-        "4,2,1,1": (0, 0.25),
-    }
+    found = simulate("restore", "4,2,1,1")
+    assert (found["4,2,1,1"]["state"], found["4,2,1,1"]["share"]) == (0, 0.25)
 
 
 @pytest.mark.parametrize("mesh", MESHES)

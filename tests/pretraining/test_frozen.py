@@ -59,7 +59,8 @@ def test_features_are_those_of_the_pipeline(small_lens, small_release):
         assert not np.any(np.asarray(layer)[0, n:])
 
 
-@pytest.mark.parametrize("meshes", [MESHES, pytest.param(MORE_MESHES, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("meshes", [MESHES, MORE_MESHES])
 def test_on_meshes(small_lens, tmp_path, meshes):
     """Latents, features and a sampled posterior of eight rows, weights cut every way, equal those of one device."""
     (tmp_path / "config.json").write_text(json.dumps(config_files.to_dict(small_lens)))

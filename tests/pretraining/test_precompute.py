@@ -60,6 +60,7 @@ def test_pixels_and_sentence_vectors_too(tiny_config, tmp_path, same_order):
     np.testing.assert_allclose(losses(cached, tmp_path / "a"), losses(undrawn, tmp_path / "b"), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_stopped_shared_and_changed(small_lens, stored, tmp_path, capsys):
     """Two processes halve the shards; what is damaged or was made otherwise is made again, and nothing else."""
     out = tmp_path / "features"

@@ -242,6 +242,7 @@ def newest_step(run: Path) -> int:
     return max(steps, default=0)
 
 
+@pytest.mark.slow
 def test_offloaded_average_and_moments_change_nothing(uninterrupted, tiny_config, tmp_path):
     """Neither while training, validating, sampling and saving nor when a run goes on with it, or without it again."""
     offloaded = with_out(tiny_config, tmp_path / "run", offload=True)
