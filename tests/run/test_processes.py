@@ -23,7 +23,7 @@ import pytest
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.data.datasets import open_data
-from lens_jax.data.mixture import START
+from lens_jax.data.mixture import START, Position
 from lens_jax.data.pipeline import batches
 from lens_jax.pretraining.config import SheetConfig, ValidationConfig
 from lens_jax.run import store as checkpoint
@@ -226,7 +226,7 @@ def test_other_meshes_restore_the_same_bits(whole):
 
 def test_data_goes_on_in_order_on_any_number_of_hosts(whole, config):
     """What two hosts have not read yet, one or four read: the same batches, and in an epoch each image once."""
-    position = checkpoint.read_metadata(checkpoint.find(whole))["position"]
+    position = Position.from_json(checkpoint.read_metadata(checkpoint.find(whole))["position"], "the run")
     assert position.batches == STEPS
     data = open_data(config.data)
 
