@@ -4,7 +4,7 @@ lens-jax prepare openmoji
 lens-jax train quickstart
 """
 
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.pretraining.config import DataConfig, SheetConfig, TrainConfig, ValidationConfig
@@ -19,13 +19,13 @@ config = TrainConfig(
     model=DenoiserConfig(
         layers=5,
         heads=3,
-        latent_channels=48,
+        latent_channels=64,
         text_width=512,
         text_layers=1,
         dtype="float32",
         unroll=True,
     ),
-    codec=PixelCodecConfig(patch=4),
+    codec=LinearCodecConfig(patch=8, components=64),
     text=SentenceEncoderConfig(max_tokens=4),
     # One thread reads these small images fast enough; a second one takes the interpreter from the loop.
     data=DataConfig(path="data/openmoji", batch_size=16, threads=1),

@@ -57,6 +57,37 @@ class ToTorch:
     verify: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Write the denoiser of a run, the codec that was fitted for it and its configs as one file to draw from.
+
+    lens-jax sample "red apple" --checkpoint FILE
+    """
+
+    # A run or one of its checkpoints.
+    src: tyro.conf.Positional[str]
+    # The .safetensors file to write; it must not be there.
+    dst: tyro.conf.Positional[str]
+    # Of the denoiser.
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    # How the file is drawn from unless told otherwise.
+    num_inference_steps: int = 20
+    guidance_scale: float = 5.0
+
+
+def pack(config: Pack) -> None:
+    """Run the command."""
+    from lens_jax.inference import packed
+
+    path = Path(config.dst)
+    if path.suffix != ".safetensors":
+        raise LensError(f"{path}: the name of the file must end in .safetensors")
+    if path.exists():
+        raise LensError(f"{path}: is there already; choose another name")
+    packed.write(config.src, path, config.dtype, config.num_inference_steps, config.guidance_scale)
+    make_console().print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {config.dtype}")
+
+
 def to_jax(config: ToJax) -> None:
     """Convert, and verify if asked to; says what was written."""
     target = Path(config.dst)

@@ -31,7 +31,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   train CONFIG              train a run described by a config, or go on with it where it stopped
   plan CONFIG               what a run needs and costs on devices not paid for yet: memory, time, traffic
   sample PROMPT ...         draw images from a run's checkpoint
-  convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
+  convert to-jax|to-torch   convert the released checkpoints, or a run, there and back; pack: a run as one file
   plot RUN ...              draw the curves of runs: losses, norms, speed, memory
   evaluate                  measure how often a sampled image is nearest to its own concept
   bench train|sample|...    measure the speed of a training step, an image, or one of its parts
@@ -235,11 +235,16 @@ def plot(argv: list[str]) -> None:
 def convert(argv: list[str]) -> None:
     from lens_jax.convert import command
 
-    kinds = {"to-jax": (command.ToJax, command.to_jax), "to-torch": (command.ToTorch, command.to_torch)}
+    kinds = {
+        "to-jax": (command.ToJax, command.to_jax),
+        "to-torch": (command.ToTorch, command.to_torch),
+        "pack": (command.Pack, command.pack),
+    }
     usage = (
-        "usage: lens-jax convert to-jax|to-torch SRC DST [OPTIONS]\n\n"
+        "usage: lens-jax convert to-jax|to-torch|pack SRC DST [OPTIONS]\n\n"
         "  to-jax     a release folder (transformer/, vae/, text_encoder/) or single files to our layout\n"
-        "  to-torch   our layout, or a training run, to a release folder\n\n"
+        "  to-torch   our layout, or a training run, to a release folder\n"
+        "  pack       a training run to one file to draw from\n\n"
         "Each answers --help."
     )
     _choose(argv, "convert", "direction", kinds, usage)

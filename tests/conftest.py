@@ -52,7 +52,7 @@ def pictograms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_config(pictograms):
     """A run small enough to train in seconds, two compiled steps for its three sizes; replace `out` in it."""
-    from lens_jax.encoders.pixels import PixelCodecConfig
+    from lens_jax.encoders.linear import LinearCodecConfig
     from lens_jax.models.denoiser import DenoiserConfig
     from lens_jax.pretraining import config
     from lens_jax.run.optimizer import OptimizerConfig
@@ -64,7 +64,7 @@ def tiny_config(pictograms):
             layers=2, heads=2, head_dim=16, rope_axes=(4, 6, 6), latent_channels=48, text_width=512, text_layers=1,
             dtype="float32",
         ),
-        codec=PixelCodecConfig(patch=4),
+        codec=LinearCodecConfig(patch=4, components=48),
         data=config.DataConfig(path=str(pictograms), batch_size=4, pad_areas=True),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
         checkpoint=config.CheckpointConfig(every=4, keep=2),

@@ -3,8 +3,7 @@
 from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.encoders.linear import LinearCodecConfig
-from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 
-Images = PixelCodecConfig | LinearCodecConfig | FluxCodecConfig
+Images = LinearCodecConfig | FluxCodecConfig
 Text = SentenceEncoderConfig | GptOssTextConfig

@@ -54,7 +54,7 @@ class LinearCodecConfig:
         return CodecWeights({}, None)
 
     def fit(self, batches: Iterable[np.ndarray]) -> dict:
-        """`basis` float32 [3 patch², components], orthonormal columns; `mean` [3 patch²]; `scale` [], the root of the
+        """`basis` float32 [3 patch², components], orthonormal columns; `mean` [3 patch²]; `scale` [1], the root of the
         mean variance of the components. In memory: one batch, and the covariance in float64."""
         count, total, products = 0, 0.0, 0.0
         for batch in batches:
@@ -75,12 +75,12 @@ class LinearCodecConfig:
         return {
             "basis": (basis * np.where(largest < 0, -1, 1)).astype(np.float32),
             "mean": mean.astype(np.float32),
-            "scale": scale.astype(np.float32),
+            "scale": np.array([scale], np.float32),
         }
 
     def abstract_fitted(self) -> dict:
         leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-        return {"basis": leaf(self._pixels, self.components), "mean": leaf(self._pixels), "scale": leaf()}
+        return {"basis": leaf(self._pixels, self.components), "mean": leaf(self._pixels), "scale": leaf(1)}
 
     def abstract_params(self, mesh: Any = None) -> dict:
         return parallel.abstract_params(self.abstract_fitted(), parallel.AUTOENCODER_RULES, mesh)

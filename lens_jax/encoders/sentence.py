@@ -29,7 +29,7 @@ CLAUSE_END = re.compile(
     r"|\s+(?=(?:to the (?:left|right) of|above|below|(?:on|with) (?:an? )?[\w ]*background)\b)",
     re.IGNORECASE,
 )
-QUOTED = re.compile("\"([^\"\n]{1,40})\"|“([^”\n]{1,40})”|„([^“\n]{1,40})“|«([^»\n]{1,40})»|「([^」\n]{1,40})」")
+QUOTED = re.compile('"([^"\n]{1,40})"|“([^”\n]{1,40})”|„([^“\n]{1,40})“|«([^»\n]{1,40})»|「([^」\n]{1,40})」')
 WIDTH = 512
 
 

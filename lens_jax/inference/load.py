@@ -19,16 +19,24 @@ from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.encoders.tokenizer import find_tokenizer
 from lens_jax.errors import LensError, LensWarning, nearest
+from lens_jax.inference import packed
 from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.models import denoiser
 from lens_jax.models.denoiser import DenoiserConfig
 
 
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
-    """From whatever is at `path`; `options` are those of `from_release` or `from_run`."""
+    """From whatever is at `path`; `options` are those of `from_release` or `from_run`.
+
+    What is not there may be the name of a model that comes with the package ("small").
+    """
     local = None if "://" in str(path) else source.as_path(path, "a checkpoint")
     if local and not local.exists():
+        if str(path) in packed.NAMES:
+            return packed.read(packed.shipped(str(path)), **_accepted(path, "packed model", options, DenoiserConfig))
         source.check_exists(local)
+    if local and packed.is_packed(local):
+        return packed.read(local, **_accepted(path, "packed model", options, DenoiserConfig))
     if local and source.holds_weights(local):
         return from_release(local, **_accepted(path, "release", options, from_release))
     return from_run(path, **options)
@@ -123,6 +131,14 @@ def run_parts(values: Mapping[str, Any], where: str) -> RunParts:
         names = ", ".join(ignored)
         warnings.warn(f"{where}: ignored, since this version does not know it: {names}", LensWarning, stacklevel=2)
     return parts
+
+
+def run_config(path: str | Path) -> RunParts:
+    """`run_parts` of a run's newest checkpoint."""
+    from lens_jax.run import store
+
+    folder = store.find(path)
+    return run_parts(store.read_metadata(folder)["config"], str(folder))
 
 
 def from_run(

@@ -38,8 +38,8 @@ DENOISER_RULES: Table = {
 AUTOENCODER_RULES: Table = {
     r"(encoder|decoder)/.*": (),
     r"latent_statistics/(mean|variance|batches)": (),
-    # The pixel codec, or the linear one, in its place.
-    r"mean|std|basis|scale": (),
+    # The linear codec in its place.
+    r"mean|basis|scale": (),
 }
 
 

@@ -7,7 +7,7 @@ from lens_jax.config import check_numbers, values
 from lens_jax.data.config import DataConfig
 from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.encoders import kinds
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.errors import LensError
 from lens_jax.models.denoiser import DenoiserConfig
@@ -84,7 +84,7 @@ class TrainConfig:
     # A loss that is not finite ends the run before it is saved, or its step is skipped.
     nonfinite: Literal["stop", "skip"] = "stop"
     model: DenoiserConfig = DenoiserConfig()
-    codec: kinds.Images = PixelCodecConfig()
+    codec: kinds.Images = LinearCodecConfig()
     text: kinds.Text = SentenceEncoderConfig()
     flow: FlowConfig = FlowConfig()
     data: DataConfig = DataConfig()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lens_jax import cli
-from lens_jax.data import caption_length, phrases, scenes
+from lens_jax.data import caption_length, captions, phrases, scene_sampler
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.index import load_index
 from lens_jax.data.sources import openmoji
@@ -19,14 +19,14 @@ def test_what_stands_behind_a_prompt_is_counted():
 
 def test_estimates_are_seldom_too_short(release_tokenizer):
     """Captions of scenes in twelve languages: none too short in English, a few where words are long."""
-    concepts, rng = openmoji.load_concepts(80), np.random.default_rng(0)
-    drawn = [scenes.sample_scene(rng, concepts, Bucket(32, 32)) for _ in range(300)]
+    concepts, rng = openmoji.load_concepts(128), np.random.default_rng(0)
+    drawn = [scene_sampler.sample_scene(rng, concepts, Bucket(32, 32)) for _ in range(300)]
     for language in phrases.LANGUAGES:
-        texts = [scenes.caption(scene, language) for scene in drawn]
+        texts = [captions.caption(scene, language) for scene in drawn]
         counted = np.array([len(release_tokenizer.encode(text)) for text in texts])
         estimated = np.array([caption_length.estimate(text) for text in texts])
         assert (estimated < counted).mean() <= {"tr": 0.12, "it": 0.06, "pt": 0.01}.get(language, 0), language
-        assert estimated.sum() < 2.6 * counted.sum()
+        assert estimated.sum() < 2.7 * counted.sum()
 
 
 def test_the_tokenizer_of_a_release_counts(release_tokenizer, release_tokenizer_folder, tmp_path):

@@ -177,7 +177,7 @@ def every_damage(value):
 
 
 FEATURES = {
-    "of": "0" * 16, "codec": {"kind": "PixelCodecConfig", "patch": 4}, "text": {"kind": "SentenceEncoderConfig"},
+    "of": "0" * 16, "codec": {"kind": "LinearCodecConfig", "patch": 4}, "text": {"kind": "SentenceEncoderConfig"},
     "weights": {"autoencoder": "abc"}, "dtype": "float32", "layers": 1, "text_width": 8, "max_tokens": 4,
     "fitted": {"mean": [[0.5, 1.5]]},
 }  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lens_jax.data import caption_length, phrases, prepare, scenes
+from lens_jax.data import caption_length, captions, phrases, prepare_scenes, scene_sampler, scenes
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.index import NAME, load_index
 from lens_jax.data.prepare import FolderConfig, prepare_folder
@@ -24,7 +24,7 @@ from lens_jax.errors import LensError
 
 
 def tiny(path, **changes) -> OpenMojiConfig:
-    small = {"concepts": 8, "size": 32, "scenes": 60, "copies": 1, "validation": 9}
+    small = {"concepts": 8, "size": 48, "scenes": 200, "copies": 1, "validation": 9, "world": "all"}
     languages = {"languages": phrases.LANGUAGES, "holdout_languages": ("it", "ko")}
     return OpenMojiConfig(**{"out": str(path), **small, **languages, **changes})
 
@@ -35,11 +35,11 @@ def pictograms(tmp_path_factory):
 
 
 def test_all_concepts_exist_with_distinct_names():
-    concepts = openmoji.load_concepts(80)
-    assert len({concept.id for concept in concepts}) == 80
+    concepts = openmoji.load_concepts(128)
+    assert len({concept.id for concept in concepts}) == 128
     for language in openmoji.LANGUAGES:
         names = [concept.names[language] for concept in concepts]
-        assert len(set(names)) == 80, language
+        assert len(set(names)) == 128, language
         assert not any(set(name) & set("_:") or name != name.strip() for name in names)
     sprites = openmoji.load_sprites(concepts, 32)
     for name, sprite in sprites.items():
@@ -47,7 +47,7 @@ def test_all_concepts_exist_with_distinct_names():
         left, top, right, bottom = sprite.getbbox()
         assert max(right - left, bottom - top) >= 31, name
     flat = np.stack([np.asarray(scenes_on_white(sprite), np.float32).ravel() for sprite in sprites.values()])
-    distance = np.sqrt(((flat[:, None] - flat[None]) ** 2).mean(-1)) + 1000 * np.eye(80)
+    distance = np.sqrt(((flat[:, None] - flat[None]) ** 2).mean(-1)) + 1000 * np.eye(128)
     assert distance.min() > 30  # of 255: no two look nearly alike
 
 
@@ -56,46 +56,109 @@ def scenes_on_white(sprite):
     return Image.alpha_composite(white, sprite).convert("RGB").resize((16, 16), Image.Resampling.BOX)
 
 
-def test_pictogram_captions_are_true(pictograms):
+def test_captions_are_true(pictograms):
+    """Of the whole world: what the English caption says is what the meta says, and what is painted."""
     manifest = load_index(pictograms)
-    names = {entry["id"]: entry["names"] for entry in json.loads((pictograms / "concepts.json").read_text())}
-    assert sum(manifest.counts("train")) == 60 + 8 * 3
+    names = {entry["id"]: entry["names"]["en"] for entry in json.loads((pictograms / "concepts.json").read_text())}
+    assert sum(manifest.counts("train")) == 200 + 8 * 3
     assert manifest.languages == tuple(name for name in phrases.LANGUAGES if name not in ("it", "ko"))
-    references = set()
+    references, kinds, english = set(), set(), phrases.PHRASES["en"]
     for record in manifest.records("train"):
         pixels, meta = decode_image(record), record.meta
         height, width = pixels.shape[:2]
         assert set(record.captions) == set(manifest.languages)
         (text,) = record.captions["en"]
+        concepts = meta["concepts"]
         if meta["kind"] == "reference":
-            references.add((meta["concepts"][0], height, width))
-            assert text == names[meta["concepts"][0]]["en"]
+            references.add((concepts[0], height, width))
+            assert text == names[concepts[0]]
         covered = np.zeros((height, width), bool)
-        places = {
-            "left": lambda x, y, w=width: x < 0.45 * w,
-            "right": lambda x, y, w=width: x > 0.55 * w,
-            "top": lambda x, y, h=height: y < 0.45 * h,
-            "bottom": lambda x, y, h=height: y > 0.55 * h,
-            "centre": lambda x, y, w=width, h=height: abs(x - w / 2) < w / 5 and abs(y - h / 2) < h / 5,
-        }
-        for concept, position, (left, top, right, bottom) in zip(meta["concepts"], meta["positions"], meta["boxes"]):
-            assert names[concept]["en"] in text
+        centres = []
+        for concept, position, size, (left, top, right, bottom) in zip(
+            concepts, meta["positions"], meta["sizes"], meta["boxes"]
+        ):
+            x, y = (left + right) / 2 / width, (top + bottom) / 2 / height
+            centres.append((x, y))
+            assert names[concept] in text
             assert 0 <= left < right <= width
             assert 0 <= top < bottom <= height
             covered[top:bottom, left:right] = True
             if position:
-                assert places[position]((left + right) / 2, (top + bottom) / 2)
-                assert getattr(phrases.PHRASES["en"], position).replace("{x}", names[concept]["en"]) in text
-        if len(meta["concepts"]) > 1 and len(set(meta["concepts"])) == 1:
-            assert text.startswith({2: "two times ", 3: "three times "}[len(meta["concepts"])])
+                assert is_at(position, x, y), position
+                assert getattr(english, position).replace("{x}", f"{size} {names[concept]}".strip()) in text
+            if size:
+                assert f"{size} {names[concept]}" in text
+                assert ((right - left) / min(height, width) < 0.5) == (size == "small")
+        if relation := meta["relation"]:
+            (x, y), (other_x, other_y) = centres
+            assert {"left_of": x < other_x, "right_of": x > other_x, "above": y < other_y, "below": y > other_y}[
+                relation
+            ]
+            assert getattr(english, relation).replace("{x}", names[concepts[1]]) in text
+        elif len(concepts) > 1 and len(set(concepts)) == 1:
+            assert text.startswith({2: "two times ", 3: "three times ", 4: "four times "}[len(concepts)])
+        if "word" in meta:
+            left, top, right, bottom = meta["word_box"]
+            assert f'the word "{meta["word"]}"' in text
+            ink = (pixels[top:bottom, left:right] < 60).all(-1)
+            assert 0.01 < ink.mean() < 0.6
+            covered[top:bottom, left:right] = True
+        kinds.add((len(concepts), len(set(concepts)), meta["relation"] != "", "word" in meta))
         # Outside the boxes there is only the background that the caption names.
         assert (pixels[~covered] == scenes.COLOURS[meta["background"]]).all()
         assert (pixels[covered] != scenes.COLOURS[meta["background"]]).any()
     assert len(references) == 8 * 3
+    assert len(kinds) == 10
     train = {record.captions["en"] for record in manifest.records("train")}
     for record in manifest.records("validation"):
         assert record.captions["en"] not in train
         assert set(record.captions) == set(phrases.LANGUAGES)
+
+
+def is_at(position: str, x: float, y: float) -> bool:
+    """Whether a centre in fractions of the image is where the caption says."""
+    sides = {"left": x < 0.45, "right": x > 0.55, "top": y < 0.45, "bottom": y > 0.55}
+    if position == "centre":
+        return abs(x - 0.5) < 0.2 and abs(y - 0.5) < 0.2
+    return all(sides[side] for side in position.split("_"))
+
+
+def test_three_densities_of_the_same_truth_and_sentences_of_people():
+    concepts = openmoji.load_concepts(64)
+    fox, house = (next(c for c in concepts if c.id == name) for name in ("fox", "house"))
+    box, square = (0, 0, 20, 20), Bucket(64, 64)
+    placed = lambda concept, position="", size="": scenes.Placed(concept, position, box, size)
+    word = scenes.Word("LENS", "roboto", "bottom", box)
+    related = scenes.Scene(square, "blue", (placed(fox), placed(house)), "left_of")
+    three = scenes.Scene(square, "pink", (placed(fox),) * 3)
+    small = scenes.Scene(square, "grey", (placed(house, "top", "small"),))
+    written = scenes.Scene(square, "white", (placed(fox),), word=word)
+    for scene, brief, mixed, dense, natural in (
+        (related, "fox", "fox, house", "fox, to the left of house, light blue background",
+         "a fox to the left of a house on a light blue background"),
+        (three, "fox", "three times fox", "three times fox, pink background", "three foxes on a pink background"),
+        (small, "house", "house", "small house at the top, grey background",
+         "a small house at the top on a grey background"),
+        (written, "fox", 'fox, the word "LENS"', 'fox, the word "LENS" at the bottom, white background',
+         'a fox and the word "LENS" at the bottom on a white background'),
+    ):  # fmt: skip
+        assert [captions.caption(scene, "en", density) for density in captions.DENSITIES] == [brief, mixed, dense]
+        assert captions.natural(scene) == natural
+    assert captions.caption(related, "de") == "Fuchs, links von Haus, hellblauer Hintergrund"
+    assert captions.caption(written, "ja") == "キツネ、下に「LENS」という文字、白い背景"
+
+
+def test_held_out_combinations_are_not_trained_on(tmp_path):
+    data = prepare_openmoji(tiny(tmp_path / "data", scenes=150, hold_out=True, densities=(1, 1, 2)), progress=False)
+    rng, concepts = np.random.default_rng(0), openmoji.load_concepts(8)
+    drawn = [scene_sampler.sample_scene(rng, concepts, Bucket(64, 64), "all") for _ in range(2000)]
+    out = [scene for scene in drawn if scene_sampler.held_out(scene)]
+    assert 0.04 < len(out) / len(drawn) < 0.25
+    pairs = {tuple(sorted(p.concept.id for p in scene.objects)) for scene in out if scene.relation}
+    records = list(load_index(data).records("train"))
+    assert not pairs & {tuple(sorted(record.meta["concepts"])) for record in records if record.meta["relation"]}
+    longest = [max(len(record.captions[name][0]) for name in ("en", "de")) for record in records]
+    assert min(longest) < 12 < 40 < max(longest)  # brief ones and dense ones
 
 
 def test_same_config_same_data_and_nothing_is_overwritten_unasked(pictograms, tmp_path):
@@ -112,8 +175,10 @@ def test_same_config_same_data_and_nothing_is_overwritten_unasked(pictograms, tm
         prepare_openmoji(tiny(tmp_path / "letters", overwrite=True), progress=False)
     for changes, words in (
         ({"languages": ("en", "xx")}, "'xx'"),
-        ({"concepts": 81}, "80"),
-        ({"scenes": 0, "concepts": 2}, "at least 3"),
+        ({"concepts": 129}, "128"),
+        ({"scenes": 0, "concepts": 2, "world": "objects"}, "at least 3"),
+        ({"world": "all", "concepts": 3}, "at least 4"),
+        ({"densities": (0, 0, 0)}, "one must be above 0"),
     ):
         with pytest.raises(LensError, match=words):
             prepare_openmoji(tiny(tmp_path / "bad", **changes), progress=False)
@@ -124,7 +189,7 @@ def test_validation_captions_run_out():
     config = OpenMojiConfig(concepts=3, scenes=9000, copies=0, validation=50)
     concepts, square = openmoji.load_concepts(3), [Bucket(32, 32)]
     with pytest.raises(LensError, match="too few captions"):
-        list(prepare._openmoji_scenes(config, concepts, square))
+        list(prepare_scenes._scenes(config, concepts, square))
 
 
 def save(path, size=(90, 70), seed=0):
@@ -241,7 +306,7 @@ expected = {{}}
 for record in load_index({str(pictograms)!r}).records("train"):
     expected.setdefault(record.captions["en"][0].encode(), []).append(decode_image(record).tobytes())
 source = builder.as_data_source(split="train")
-assert len(source) == 84, len(source)
+assert len(source) == 224, len(source)
 for row in range(len(source)):
     example = source[row]
     text = dict(zip(example["captions"]["language"], example["captions"]["text"]))[b"en"]

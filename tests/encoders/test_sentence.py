@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lens_jax.encoders import sentence
-from lens_jax.encoders.sentence import SentenceEncoder, SentenceEncoderConfig, split_prompt
+from lens_jax.encoders.sentence import Letter, SentenceEncoder, SentenceEncoderConfig, split_prompt
 from lens_jax.errors import LensError
 
 
@@ -20,6 +20,26 @@ def test_clauses():
     assert split_prompt("红苹果，汽车。", 4) == ["红苹果", "汽车"]
     assert split_prompt("a, b, c, d", 2) == ["a", "b c d"]
     assert split_prompt(" , ;", 2) == []
+    joints = "a fox to the left of a house and a Band on a pink background"
+    assert split_prompt(joints, 9) == ["a fox", "to the left of a house", "a Band", "on a pink background"]
+
+
+def test_what_is_quoted_is_spelled():
+    for prompt, clause in (
+        ('the word "a, B" at the top, red', "the word at the top"),
+        ("das Wort „a, B“ oben, red", "das Wort oben"),
+        ("上面是「a, B」，red", "上面是"),
+    ):
+        letters = [Letter("a", 0), Letter(",", 1), Letter("B", 3)]
+        assert split_prompt(prompt, 9) == [clause, *letters, "red"]
+    assert split_prompt('cat, "ABCDEF"', 4) == ["cat", Letter("A", 0), Letter("B", 1), Letter("C", 2)]
+    assert split_prompt('5" wide, 6 feet', 4) == ['5" wide', "6 feet"]
+    (layer,) = SentenceEncoder(SentenceEncoderConfig()).encode(['"AaBA"']).layers
+    np.testing.assert_allclose(np.linalg.norm(layer[0], axis=-1), 1, rtol=1e-5)
+    upper, lower, other, again = layer[0] @ layer[0, 0]
+    # The same letter elsewhere shares its letter, another one nothing; case is a shade.
+    assert upper > again > 0.4 > 0.2 > abs(other)
+    assert again - 0.1 < lower < again + 0.1
 
 
 def test_shapes_and_lengths(encoder):

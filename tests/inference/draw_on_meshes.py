@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 
 from lens_jax import LensPipeline, parallel  # noqa: E402
 from lens_jax.diffusion import draw, sampler  # noqa: E402
-from lens_jax.encoders.pixels import PixelCodecConfig  # noqa: E402
+from lens_jax.encoders.linear import LinearCodecConfig  # noqa: E402
 from lens_jax.encoders.text import TextFeatures  # noqa: E402
 from lens_jax.models import denoiser  # noqa: E402
 from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
@@ -29,7 +29,7 @@ MODEL = DenoiserConfig(
     layers=16, heads=8, head_dim=16, mlp_width=344, rope_axes=(4, 6, 6), latent_channels=48, text_width=64,
     text_layers=2, dtype="float32",
 )  # fmt: skip
-CODEC = PixelCodecConfig(patch=4)
+CODEC = LinearCodecConfig(patch=4, components=48)
 
 
 def parameters() -> dict:

@@ -13,7 +13,7 @@ import pytest
 from lens_jax import config as config_files
 from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError, LensWarning
 from lens_jax.inference import load
@@ -34,7 +34,7 @@ def test_other_fields_and_other_versions_of_a_config(tiny_config):
     with pytest.warns(LensWarning, match=r"run: ignored, .*: model.router, text.pooling$"):
         assert load.run_parts(values, "run").model == tiny_config.model
     for change, message in (
-        ({"codec": {"kind": "WaveletCodec"}}, "run: codec.kind is 'WaveletCodec'; accepted: PixelCodecConfig"),
+        ({"codec": {"kind": "WaveletCodec"}}, "run: codec.kind is 'WaveletCodec'; accepted: LinearCodecConfig"),
         ({"codec": {}}, "run: codec.kind is None; accepted"),
         ({"model": {**values["model"], "layers": "many"}}, "run: model.layers is 'many'; expected int"),
         ({"text": 3}, "run: text is 3; expected"),
@@ -75,7 +75,7 @@ def test_a_run_with_other_places_of_its_encoders(stored, monkeypatch):
         LensError, match=r"run: codec.path: where/it/was.*; where it is elsewhere now, give autoencoder"
     ):
         load.from_run("run")
-    stored["codec"] = config_files.to_dict(PixelCodecConfig())
+    stored["codec"] = config_files.to_dict(LinearCodecConfig())
     stored["text"] = config_files.to_dict(GptOssTextConfig(path="where/it/was", max_conversation=300))
     load.from_run("run", text_encoder="elsewhere", tokenizer="here", date="2026-01-01")
     (text,) = asked

@@ -13,7 +13,7 @@ from lens_jax.convert.folder import open_component
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.encoders import flux
 from lens_jax.encoders.images import to_uint8
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.errors import LensError
 from lens_jax.models import autoencoder, tiled_decoder
 from lens_jax.models.autoencoder import AutoencoderConfig
@@ -84,7 +84,7 @@ def test_released_size():
 
 
 def test_both_codecs_have_one_contract():
-    config, pixels = AutoencoderConfig(), PixelCodecConfig(patch=16)
+    config, pixels = AutoencoderConfig(), LinearCodecConfig(patch=16, components=768)
     assert latent_grid(config, 1024, 768) == latent_grid(pixels, 1024, 768) == (64, 48)
     for size in ((1000, 1024), (0, 16), (1024, 1032)):
         with pytest.raises(LensError, match="positive multiples of 16"):

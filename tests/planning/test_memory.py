@@ -11,7 +11,7 @@ from lens_jax import config as config_files
 from lens_jax import flops
 from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models import attention_cpu
 from lens_jax.models.denoiser import KEPT, LENS, DenoiserConfig
@@ -40,7 +40,9 @@ def step(remat: str, kernel: str = "xla"):
         layers=4, heads=4, head_dim=32, rope_axes=(8, 12, 12), latent_channels=48, text_width=512, text_layers=1,
         dtype="bfloat16" if kernel == "cudnn" else "float32", remat=remat, attention=kernel,
     )  # fmt: skip
-    config = TrainConfig(model=model, codec=PixelCodecConfig(patch=4), text=SentenceEncoderConfig(max_tokens=32))
+    config = TrainConfig(
+        model=model, codec=LinearCodecConfig(patch=4, components=48), text=SentenceEncoderConfig(max_tokens=32)
+    )
     state = abstract_state(config, None, offload=False)
     return config, lowering.trace(config, None, state, 8, Tokens((16, 16), 256, 32))["train step"]
 

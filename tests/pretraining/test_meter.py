@@ -9,7 +9,7 @@ import pytest
 from lens_jax import flops
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.mixture import Shape
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.models.denoiser import LENS
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.meter import Meter
@@ -44,7 +44,7 @@ def numbers(loss: float, finite: bool = True) -> dict:
 def lens():
     """The released size, where 4 x 4 pixels are a token; a tenth of the captions is dropped."""
     model = dataclasses.replace(LENS, remat="full", attention="xla")
-    return dataclasses.replace(TrainConfig(), model=model, codec=PixelCodecConfig(patch=4))
+    return dataclasses.replace(TrainConfig(), model=model, codec=LinearCodecConfig(patch=4, components=48))
 
 
 def test_speed_is_that_of_the_exact_counts(lens, monkeypatch):

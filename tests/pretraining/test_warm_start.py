@@ -13,7 +13,7 @@ from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.convert import denoiser as release_denoiser
 from lens_jax.convert import native, source
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.errors import LensError
 from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.config import TrainConfig
@@ -32,7 +32,7 @@ def release(goldens) -> Path:
 def config(release) -> TrainConfig:
     """Of the size of the small release."""
     model = release_denoiser.read_config(release / "transformer" / "config.json", dtype="float32")
-    return TrainConfig(model=model, codec=PixelCodecConfig(patch=4))
+    return TrainConfig(model=model, codec=LinearCodecConfig(patch=4, components=48))
 
 
 def new_state(config: TrainConfig, params=None, seed: int = 0):

@@ -19,7 +19,7 @@ from etils import epath
 from lens_jax import config as config_files
 from lens_jax.data.mixture import START
 from lens_jax.diffusion import draw
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.text import TextFeatures
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.layers import joint_positions
@@ -33,7 +33,7 @@ MODEL = DenoiserConfig(
     layers=2, heads=1, head_dim=8, rope_axes=(2, 2, 4), latent_channels=12, text_width=512, text_layers=1, mlp_width=16,
     dtype="float32",
 )  # fmt: skip
-CONFIG = TrainConfig(model=MODEL, codec=PixelCodecConfig(patch=2), steps=4)
+CONFIG = TrainConfig(model=MODEL, codec=LinearCodecConfig(patch=2, components=12), steps=4)
 
 
 def batch(seed: int) -> dict:
@@ -48,7 +48,7 @@ def batch(seed: int) -> dict:
 
 def trained() -> State:
     """After two steps."""
-    fitted = {"mean": np.full(12, 0.1, np.float32), "std": np.full(12, 0.5, np.float32)}
+    fitted = {"basis": np.eye(12, dtype=np.float32), "mean": np.full(12, 0.1, np.float32), "scale": np.float32([0.5])}
     state = jax.jit(functools.partial(create_state, CONFIG))(fitted)
     # Away from zeros, which would leave most of what is drawn untouched by the weights.
     keys = iter(jax.random.split(jax.random.key(1), 100))

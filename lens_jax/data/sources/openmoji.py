@@ -44,7 +44,7 @@ def _name(data: dict, concept_id: str, code_point: int, language: str) -> str:
     entry = data.get(chr(code_point) + "\ufe0f") or data.get(chr(code_point)) or {}
     if language not in entry:
         raise LensError(f"the emoji package has no {language!r} name for U+{code_point:04X} ({concept_id})")
-    name = unicodedata.normalize("NFC", entry[language].strip(":").replace("_", " "))
+    name = unicodedata.normalize("NFC", entry[language].strip(":").replace("_", " ").strip())
     if language == "de":  # the table is in lower case; the noun comes last in these names
         *adjectives, noun = name.split(" ")
         name = " ".join([*adjectives, noun[:1].upper() + noun[1:]])
