@@ -42,7 +42,7 @@ def pictograms(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "pictograms"
     return prepare_openmoji(
         OpenMojiConfig(
-            out=str(out), concepts=8, size=16, scenes=60, validation=12, copies=2,
+            out=str(out), concepts=8, size=16, tile=4, scenes=60, validation=12, copies=2,
             languages=("en", "de", "it"), holdout_languages=("it",),
         ),
         progress=False,

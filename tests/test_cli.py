@@ -46,7 +46,7 @@ def trained(tiny_config, tmp_path_factory):
         (["train", "quickstart", "--steps", "many"], "Error parsing --steps"),
         (["train", "quickstart", "--model.dtype", "float8"], "invalid choice 'float8'"),
         (["train", "quickstart", "--model.heads", "0"], "model.heads is 0; it must be at least 1"),
-        (["train", "quickstart", "--codec.patch", "5"], "model.latent_channels is 48, but the codec gives 75"),
+        (["train", "quickstart", "--codec.components", "48"], "model.latent_channels is 64, but the codec gives 48"),
         (["train", "quickstart", "--data.path", "nowhere"], "no data set at nowhere"),
         (["sample"], "give at least one prompt"),
         (["sample", "cat", "--checkpoint", "nowhere"], "no such file or folder"),

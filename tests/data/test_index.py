@@ -105,7 +105,7 @@ def test_records_go_to_streams_and_shards_close_when_they_are_full(tmp_path):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     config = OpenMojiConfig(
-        out=str(tmp_path_factory.mktemp("data") / "set"), concepts=3, scenes=9, copies=1, validation=2
+        out=str(tmp_path_factory.mktemp("data") / "set"), concepts=3, size=24, tile=4, scenes=9, copies=1, validation=2
     )
     return prepare_openmoji(config, progress=False)
 

@@ -23,10 +23,19 @@ from lens_jax.errors import LensError
 EVEN, ODD = (lambda size: np.arange(0, size, 2)), (lambda size: np.arange(1, size, 2))
 
 
+SMALL = {"concepts": 8, "size": 24, "tile": 4}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     config = OpenMojiConfig(
-        out=str(tmp_path_factory.mktemp("data") / "openmoji"), concepts=8, scenes=60, copies=1, validation=11
+        out=str(tmp_path_factory.mktemp("data") / "openmoji"),
+        concepts=8,
+        size=24,
+        tile=4,
+        scenes=60,
+        copies=1,
+        validation=11,
     )
     return str(prepare_openmoji(config, progress=False))
 
@@ -207,7 +216,7 @@ def test_areas_of_the_report_from_its_largest():
 def test_sources_are_mixed_by_weight_within_a_batch(data, tmp_path):
     other = str(
         prepare_openmoji(
-            OpenMojiConfig(out=str(tmp_path / "other"), concepts=8, scenes=30, copies=0, seed=1, languages=("en", "ja"),
+            OpenMojiConfig(out=str(tmp_path / "other"), **SMALL, scenes=30, copies=0, seed=1, languages=("en", "ja"),
                            holdout_languages=("ja",), validation=4),
             progress=False,
         )
@@ -235,7 +244,8 @@ def test_sources_are_mixed_by_weight_within_a_batch(data, tmp_path):
 
 def test_what_is_wrong_is_said_before_the_first_step(data, photographs, tmp_path):
     none = prepare_openmoji(
-        OpenMojiConfig(out=str(tmp_path / "none"), concepts=8, scenes=30, copies=0, validation=0), progress=False
+        OpenMojiConfig(out=str(tmp_path / "none"), **SMALL, scenes=30, copies=0, validation=0),
+        progress=False,
     )
     cases = [
         ({"path": str(tmp_path / "absent")}, "absent.*lens-jax prepare"),

@@ -41,7 +41,7 @@ def parameters() -> dict:
 
 def pipeline(params: dict, mesh=None) -> LensPipeline:
     """The memory of the host is where an offloaded average is."""
-    stats = {"mean": np.full(48, 0.1, np.float32), "std": np.full(48, 0.5, np.float32)}
+    stats = {"basis": np.eye(48, dtype=np.float32), "mean": np.full(48, 0.1, np.float32), "scale": np.float32([0.5])}
     if mesh is not None:
         specs = parallel.tree_specs(parallel.DENOISER_RULES, params, mesh)
         away = jax.tree.map(lambda s: s.with_memory_kind(parallel.HOST), parallel.shardings(mesh, specs))

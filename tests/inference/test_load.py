@@ -53,7 +53,7 @@ def stored(tiny_config, monkeypatch):
 
     config = config_files.to_dict(tiny_config)
     params = denoiser.init(tiny_config.model, jax.random.key(0))
-    codec = {"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)}
+    codec = {"basis": np.eye(48, dtype=np.float32), "mean": np.zeros(48, np.float32), "scale": np.ones(1, np.float32)}
     monkeypatch.setattr(store, "find", lambda path: path)
     monkeypatch.setattr(store, "read_metadata", lambda folder: {"config": config, "sizes": [[16, 12], [16, 16]]})
     parts = {"ema": {"denoiser": params}, "frozen": {"codec": codec}}

@@ -20,7 +20,7 @@ def pipe(tiny_config):
     keys = jax.random.split(jax.random.key(1), len(leaves))
     # Every leaf non-zero, or the prompt would not matter.
     params = tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
-    stats = {"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)}
+    stats = {"basis": np.eye(48, dtype=np.float32), "mean": np.zeros(48, np.float32), "scale": np.ones(1, np.float32)}
     return LensPipeline(
         tiny_config.model, tiny_config.codec, SentenceEncoder(tiny_config.text), params, stats, (16, 16), batch_size=4
     )

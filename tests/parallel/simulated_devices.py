@@ -100,7 +100,7 @@ def new_state(mesh, trained: bool = False, optimizer=OPTIMIZER, offload: bool = 
         moved = [x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)]
         return state.replace(params=jax.tree.unflatten(tree, moved))
 
-    codec = {"mean": np.zeros(16, np.float32), "std": np.ones(16, np.float32)}
+    codec = {"mean": np.zeros(16, np.float32), "scale": np.ones(1, np.float32)}
     return parallel.create(create, RULES, mesh, codec, offload=offload)
 
 

@@ -116,7 +116,7 @@ def abstract_mesh(**sizes: int):
 def every_layout() -> dict[str, str]:
     """Path -> shape and layout of every array of three networks and of a training state, sharded along all axes."""
     mesh = abstract_mesh(data=2, fsdp=8, tensor=4, sequence=2)
-    codec = {"mean": np.zeros(128, np.float32), "std": np.ones(128, np.float32)}
+    codec = {"mean": np.zeros(128, np.float32), "scale": np.ones(1, np.float32)}
     trees = {
         "denoiser": (DENOISER_RULES, denoiser.abstract_params(LENS)),
         "autoencoder": (AUTOENCODER_RULES, autoencoder.abstract_params(AutoencoderConfig())),

@@ -72,7 +72,10 @@ def test_batch_without_a_batch(tiny_config, pad_areas):
     captions = ["red apple"] * use.images
     size = use.bucket.height, use.bucket.width
     batch = run.read({"pixels": pixels, "captions": captions, "bucket": size, "text_class": 0, "step": 3})
-    found = run.encode({"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)}, batch)
+    found = run.encode(
+        {"basis": np.eye(48, dtype=np.float32), "mean": np.zeros(48, np.float32), "scale": np.ones(1, np.float32)},
+        batch,
+    )
     kind = lambda x: (np.shape(x), np.asarray(x).dtype)
     expected = features.abstract_batch(config, use.images, use.tokens)
     assert jax.tree.map(kind, found) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)

@@ -39,7 +39,7 @@ def traced(mesh):
     """A training step on eight rows of 4 x 4 latent tokens and eight of text, its shapes alone."""
     config, number = TrainConfig(model=MODEL, steps=100), jax.ShapeDtypeStruct((16,), "float32")
     create = functools.partial(create_state, config)
-    state = parallel.abstract(create, RULES, mesh, {"mean": number, "std": number})
+    state = parallel.abstract(create, RULES, mesh, {"mean": number, "scale": number})
     array = functools.partial(parallel.abstract_array, mesh=mesh)
     batch = {
         "latents": array("latents", (8, 16, 16), "float32"),

@@ -99,7 +99,7 @@ def test_what_a_run_would_fail_at_is_found_before_its_first_step(tiny_config, tm
 def test_no_validation_split_is_found_before_the_first_step(tiny_config, tmp_path):
     from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
 
-    bare = OpenMojiConfig(out=str(tmp_path / "bare"), concepts=4, size=16, scenes=4, validation=0, copies=1)
+    bare = OpenMojiConfig(out=str(tmp_path / "bare"), concepts=4, size=16, tile=4, scenes=4, validation=0, copies=1)
     data = dataclasses.replace(tiny_config.data, path=str(prepare_openmoji(bare, progress=False)))
     with pytest.raises(LensError, match=r"no records in the validation split; .* set validation\.every 0"):
         train(with_out(tiny_config, tmp_path / "run", data=data))
@@ -301,7 +301,7 @@ def test_other_data_set_is_refused(uninterrupted, tiny_config, tmp_path):
     from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
 
     other = prepare_openmoji(
-        OpenMojiConfig(out=str(tmp_path / "other"), concepts=4, size=16, scenes=20, validation=4, copies=1),
+        OpenMojiConfig(out=str(tmp_path / "other"), concepts=4, size=16, tile=4, scenes=20, validation=4, copies=1),
         progress=False,
     )
     data = dataclasses.replace(tiny_config.data, path=str(other))

@@ -36,7 +36,11 @@ def config(release) -> TrainConfig:
 
 
 def new_state(config: TrainConfig, params=None, seed: int = 0):
-    codec = {"mean": np.full(48, 0.25, np.float32), "std": np.ones(48, np.float32)}
+    codec = {
+        "basis": np.eye(48, dtype=np.float32),
+        "mean": np.full(48, 0.25, np.float32),
+        "scale": np.ones(1, np.float32),
+    }
     create = functools.partial(create_state, dataclasses.replace(config, seed=seed))
     return parallel.create(create, RULES, None, codec, params or {})
 

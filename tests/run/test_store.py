@@ -37,7 +37,10 @@ CONFIG = TrainConfig(
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    return create_state(CONFIG, {"mean": np.zeros(48, np.float32), "std": np.ones(48, np.float32)})
+    return create_state(
+        CONFIG,
+        {"basis": np.eye(48, dtype=np.float32), "mean": np.zeros(48, np.float32), "scale": np.ones(1, np.float32)},
+    )
 
 
 def at_step(state: State, step: int) -> State:
