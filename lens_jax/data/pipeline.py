@@ -3,6 +3,7 @@
 Every host draws the same batches and reads its own rows of them.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,9 +35,8 @@ class Batches:
 
         config = source.data.config
         self._source, self._taken = source, 0
-        dataset = grain.MapDataset.source(source)[0:count]
-        if transform is not None:
-            dataset = dataset.map(transform)
+        self._reading = _Reading(source, transform)
+        dataset = grain.MapDataset.source(self._reading)[0:count]
         # With fewer slots than threads some threads would idle; without threads there is nothing to buffer.
         slots = max(config.prefetch, config.threads) if config.threads else 0
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=min(slots, count))
@@ -60,9 +60,48 @@ class Batches:
         return self._source.position_after(self._taken)
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading, and wait for the batches that threads are at."""
         self._iterator.close()
+        self._reading.end()
         self._source.close()
+
+
+class _Reading:
+    """What grain's threads do: read a batch and transform it.
+
+    Grain drops what it has not begun when it is closed, and leaves its threads to what they have: they would be at it
+    beside whatever comes next in the process, such as the next run.
+    """
+
+    def __init__(self, source: "BatchSource", transform: Callable[[dict], dict] | None):
+        self._source, self._transform = source, transform
+        self._threads, self._ended, self._changed = set(), False, threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __repr__(self) -> str:
+        return repr(self._source)
+
+    def __getitem__(self, number: int) -> dict:
+        thread = threading.get_ident()
+        try:
+            with self._changed:
+                if self._ended:
+                    raise RuntimeError(f"{self!r} is closed")  # nobody waits for this batch any more
+                self._threads.add(thread)
+            batch = self._source[number]
+            return batch if self._transform is None else self._transform(batch)
+        finally:
+            with self._changed:
+                self._threads.discard(thread)
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """Begin no further batch, and wait for those that other threads have begun."""
+        with self._changed:
+            self._ended = True
+            self._changed.wait_for(lambda: not self._threads - {threading.get_ident()})
 
 
 def batches(

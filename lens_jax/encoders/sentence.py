@@ -22,6 +22,10 @@ from lens_jax.encoders.cache import CACHE_BYTES, Cache
 from lens_jax.encoders.text import TextFeatures, TextInputs, check_prompts
 from lens_jax.errors import LensError
 
+# Of the process and not of an encoder: BLAS is limited to one thread while a clause is encoded, and that limit is the
+# process's too. Of two encoders at work at once, the one that ends first would lift it for the other, and the sums of
+# two threads differ from those of one in the last bit.
+_ONE_AT_A_TIME = threading.Lock()
 # Punctuation that ends a clause, in the scripts the encoder knows, and the joints of English sentences: "a fox and a
 # house", "a fox | to the left of a house | on a pink background".
 CLAUSE_END = re.compile(
@@ -86,7 +90,6 @@ class SentenceEncoder:
     def __init__(self, config: SentenceEncoderConfig, cache_bytes: int = CACHE_BYTES):
         self.config, self.width, self.num_layers = config, config.width, config.num_layers
         self._cache = Cache(cache_bytes)
-        self._lock = threading.Lock()
 
     def tokens(self, captions: Sequence[str]) -> TextInputs:
         rows = [split_prompt(caption, self.config.max_tokens) for caption in check_prompts(captions)]
@@ -103,7 +106,7 @@ class SentenceEncoder:
 
     def _vectors(self, clauses: set[str]) -> dict[str, np.ndarray]:
         found = {}
-        with self._lock:
+        with _ONE_AT_A_TIME:
             # One at a time in a fixed order: a clause's vector must not depend, even in the last bit, on what was asked
             # for beside it, or a resumed run would differ from one that never stopped.
             for clause in sorted(clauses):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -211,6 +213,30 @@ def test_areas_of_the_report_from_its_largest():
             assert scale <= 1
             kept = bucket.height * bucket.width / (stored.height * stored.width * scale**2)
             assert kept >= 0.975
+
+
+def test_closing_waits_for_what_is_being_read(data):
+    """Or the threads of a run that has ended would work beside the next one in the process."""
+    begun, go_on, ended = threading.Event(), threading.Event(), []
+
+    def transform(batch):
+        if batch["step"]:
+            begun.set()
+            assert go_on.wait(30)
+        ended.append(batch["step"])
+        return batch
+
+    reader = batches(open_data(DataConfig(path=data, batch_size=4, threads=2)), transform=transform)
+    assert next(reader)["step"] == 0
+    assert begun.wait(30)
+    threading.Timer(0.3, go_on.set).start()
+    reader.close()
+    assert go_on.is_set()
+    count = len(ended)
+    assert count > 1
+    time.sleep(0.1)
+    assert len(ended) == count  # what had not been begun never is
+    reader.close()
 
 
 def test_sources_are_mixed_by_weight_within_a_batch(data, tmp_path):

@@ -1,5 +1,7 @@
 """The sentence encoder: clauses, empty prompts, languages, and vectors that depend on nothing around them."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,30 @@ def test_a_vector_depends_on_its_clause_alone():
     alone = SentenceEncoder(SentenceEncoderConfig()).encode(["cat"])
     beside = SentenceEncoder(SentenceEncoderConfig()).encode(["a very long sentence about the weather", "dog, cat"])
     np.testing.assert_array_equal(alone.layers[0][0, 0], beside.layers[0][1, 1])
+
+
+def test_encoders_of_a_process_take_turns(monkeypatch):
+    """BLAS's limit of one thread is the process's: the encoder that leaves first would lift it for the other."""
+    inside, most, another = set(), [], threading.Event()
+
+    class Model:
+        def encode(self, texts):
+            inside.add(*texts)
+            most.append(len(inside))
+            if len(inside) > 1:
+                another.set()
+            another.wait(0.2)  # the time that another has to come in
+            inside.discard(*texts)
+            return np.ones((1, 512), np.float32)
+
+    monkeypatch.setattr(sentence, "_model", Model)
+    encoders = [SentenceEncoder(SentenceEncoderConfig()) for _ in range(2)]
+    threads = [threading.Thread(target=e.encode, args=([f"clause {i}"],)) for i, e in enumerate(encoders)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1]
 
 
 def test_the_cache_is_bounded_by_its_bytes(monkeypatch):
