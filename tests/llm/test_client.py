@@ -27,7 +27,7 @@ def questions(count: int) -> list[Request]:
 
 
 def endpoint(server, **changes) -> Endpoint:
-    fast = {"wait_seconds": (0.01, 0.05), "timeout_seconds": 0.5, "concurrency": 8}
+    fast = {"wait_seconds": (0.01, 0.05), "timeout_seconds": 30, "concurrency": 8}
     return Endpoint(url=server.url, model="m", **{**fast, **changes})
 
 
@@ -63,7 +63,7 @@ def test_every_failure_then_well(fake_server, client):
     """429 with Retry-After, 500, half a JSON, no choices, a reply too late, and "I cannot": each heals."""
     ok = fake_server.chat("1")
     failures = {
-        "a": [error(429, Retry_After="1"), ok],
+        "a": [error(429, Retry_After="2"), ok],
         "b": [error(500), error(503), ok],
         "c": [(200, {}, ok[2][: len(ok[2]) // 2]), ok],
         "d": [(200, {}, b'{"choices": null}'), (200, {}, b"[]"), (200, {}, b'"x"'), ok],
@@ -76,18 +76,18 @@ def test_every_failure_then_well(fake_server, client):
         with fake_server.lock:
             step = script.pop(0) if len(script) > 1 else script[0]
         if step == "late":
-            time.sleep(0.7)
+            time.sleep(3)
             return ok
         return step
 
     fake_server.reply = reply
-    asking = client()
+    asking = client(timeout_seconds=2)
     results = asking.ask([question(text) for text in failures], one_or_zero)
     assert [(result.value, result.error) for result in results] == [(1, None)] * 6
-    # The server asked for a second, and nobody came before that, but those that were on their way.
+    # The server asked for two seconds, and nobody came before that, but those that were on their way.
     times = sorted(when for when, *_ in fake_server.seen)
     first = next(when for when, _, body in fake_server.seen if text_of(body) == "a")
-    assert not [when for when in times if first + 0.3 < when < first + 0.99]
+    assert not [when for when in times if first + 1 < when < first + 1.99]
     # The model was shown its own answer and told what is wanted.
     asked_again = [body["messages"] for *_, body in fake_server.seen if len(body["messages"]) > 1]
     assert [[m["content"] for m in messages] for messages in asked_again] == [["f", "I cannot", "Answer 0 or 1."]]
@@ -168,16 +168,18 @@ def test_keys_go_to_their_own_server_only(fake_server, monkeypatch):
 
 
 def test_concurrency_is_kept_and_lowered(fake_server, client):
-    """64 at once; a server that takes 8 gets through with few refusals, and everything is answered."""
+    """64 at once and no more; to a server that takes 8 fewer go, and everything is answered."""
+    together = threading.Barrier(64)
 
-    def slow(number, path, body, headers):
-        time.sleep(0.02)
+    def all_at_once(number, path, body, headers):
+        if number < 64:
+            together.wait(timeout=60)
         return fake_server.chat(text_of(body))
 
-    fake_server.reply = slow
-    results = client(concurrency=64).ask(questions(300))
-    assert [result.value for result in results] == [f"number {i}" for i in range(300)]
-    assert 48 <= fake_server.most_inside <= 64
+    fake_server.reply = all_at_once
+    results = client(concurrency=64).ask(questions(200))
+    assert [result.value for result in results] == [f"number {i}" for i in range(200)]
+    assert fake_server.most_inside == 64
 
     def eight(number, path, body, headers):
         crowded = fake_server.inside > 8
@@ -188,7 +190,8 @@ def test_concurrency_is_kept_and_lowered(fake_server, client):
     begun = len(fake_server.seen)
     asking = client(concurrency=64)
     assert all(result.value == "1" for result in asking.ask(questions(200)))
-    assert asking.counts.retried < 150
+    # With 64 coming back each time, 56 of them would be refused for every 8 that are answered: 1,400.
+    assert asking.counts.retried < 500
     assert len(fake_server.seen) - begun == 200 + asking.counts.retried
 
 
