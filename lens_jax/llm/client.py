@@ -67,6 +67,7 @@ class Client:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     @property
     def counts(self) -> Counts:
@@ -136,9 +137,10 @@ class Client:
                 future.cancel()
 
     def close(self) -> None:
-        """End the thread. Calls in flight are broken off."""
+        """End the thread. Calls in flight are broken off, and whoever waits for them gets a CancelledError."""
         with self._lock:
             loop, thread, self._loop = self._loop, self._thread, None
+            self._closed = True
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
@@ -148,6 +150,9 @@ class Client:
 
     def _run(self, coroutine) -> concurrent.futures.Future:
         with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise concurrent.futures.CancelledError("the client was closed")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._serve, args=(self._loop,), daemon=True, name="llm")
