@@ -9,7 +9,7 @@ import lens_jax
 ORDER = (
     ("errors",),
     ("console", "atomic", "environment", "config", "contact_sheet"),
-    ("models",),
+    ("llm", "models"),
     ("flops",),
     ("parallel", "data"),
     ("convert",),
@@ -17,6 +17,7 @@ ORDER = (
     ("diffusion",),
     ("run",),
     ("pretraining",),
+    ("posttraining",),
     ("inference",),
     ("evaluation", "planning", "plot", "info"),
     ("bench",),
