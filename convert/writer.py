@@ -88,7 +88,7 @@ def write_file(
     progress: Callable[[str, int], None] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one file, replacing one that is there; it appears when it is complete."""
+    """Write one file, replacing one that is there; it appears when it is complete. `metadata` goes into its header."""
     path = Path(path)
     with as_lens_error(path), _aside(path) as place:
         _write(place, specs_of(tensors), tensors, progress, metadata)
