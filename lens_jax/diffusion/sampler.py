@@ -103,7 +103,7 @@ def euler(velocity: Velocity, latents: jax.Array, sigmas: jax.Array) -> tuple[ja
 
     def step(x, sigma_pair):
         sigma, following = sigma_pair
-        x = x + (following - sigma) * velocity(x, _level(x, sigma)).astype(x.dtype)
+        x = x + (following - sigma) * velocity(x, level_of_rows(x, sigma)).astype(x.dtype)
         return x, x
 
     return jax.lax.scan(step, latents, (sigmas[:-1], sigmas[1:]))
@@ -120,7 +120,7 @@ def dpm2(velocity: Velocity, latents: jax.Array, sigmas: jax.Array) -> tuple[jax
     def step(carry, inputs):
         x, before = carry
         sigma, following, correction = inputs
-        v = velocity(x, _level(x, sigma)).astype(x.dtype)
+        v = velocity(x, level_of_rows(x, sigma)).astype(x.dtype)
         clean = x - sigma * v
         x = x + (following - sigma) * v + (1 - following / sigma) * correction * (clean - before)
         return (x, clean), x
@@ -147,7 +147,7 @@ def _corrections(sigmas: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.zeros(1), jnp.where(usable, ratio, 0)]).astype(jnp.float32)
 
 
-def _level(x: jax.Array, sigma: jax.Array) -> jax.Array:
+def level_of_rows(x: jax.Array, sigma: jax.Array) -> jax.Array:
     """t for each row [B], laid out like the rows: else every device would compute the modulation of all of them.
 
     t is sigma on its way through the timesteps of the release, 1000 sigma, which its pipeline divides by 1000 again: of
