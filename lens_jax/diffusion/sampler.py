@@ -78,10 +78,22 @@ def sample(
       sigmas: noise levels [steps + 1] from `sigma_schedule`.
       guidance_scale: None runs no second branch.
     """
-    n_image = latents.shape[1]
+    velocity = guided(denoise, latents.shape[1], text, negative, positions, guidance_scale)
+    return SOLVERS[solver](velocity, latents, sigmas)[0]
+
+
+def guided(
+    denoise: Denoise,
+    image_tokens: int,
+    text: Text,
+    negative: Text | None,
+    positions: jax.Array,
+    guidance_scale: jax.Array | None = None,
+) -> Velocity:
+    """The velocity that is integrated, of latents with so many tokens; the rest as in `sample`."""
 
     def branch(x, t, text):
-        return denoise(x, t, text, positions[: n_image + text[0][0].shape[1]])
+        return denoise(x, t, text, positions[: image_tokens + text[0][0].shape[1]])
 
     def velocity(x, t):
         conditional = branch(x, t, text)
@@ -91,7 +103,7 @@ def sample(
         other = (tuple(layer[:, :0] for layer in text[0]), jnp.zeros_like(text[1])) if negative is None else negative
         return guide(conditional, branch(x, t, other), guidance_scale)
 
-    return SOLVERS[solver](velocity, latents, sigmas)[0]
+    return velocity
 
 
 def euler(velocity: Velocity, latents: jax.Array, sigmas: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""Rewards to advantages: each image against the others of its prompt, in units of the whole epoch (report section 4)."""
+"""Rewards to advantages: each image against the others of its prompt, in units of the epoch (report section 4)."""
 
 from typing import NamedTuple
 
@@ -47,5 +47,5 @@ def _ends(rewards: np.ndarray, valid: np.ndarray, which) -> np.ndarray:
 
 
 def goodness(advantages: np.ndarray, z_c: float) -> np.ndarray:
-    """DiffusionNFT's r in [0, 1] of advantages: 1/2 + 1/2 clip(A / z_c, -1, 1), of which the report's Z_c is z_c stds."""
+    """DiffusionNFT's r in [0, 1]: 1/2 + 1/2 clip(A / z_c, -1, 1); the report's Z_c is so many standard deviations."""
     return (0.5 + 0.5 * np.clip(np.asarray(advantages, np.float64) / z_c, -1, 1)).astype(np.float32)

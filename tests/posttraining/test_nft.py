@@ -110,7 +110,7 @@ def test_old_policy_schedule():
 
 
 def test_z_c_does_not_change_small_advantages():
-    """What is below the clip has the same gradient whatever z_c is: r is by 1/z_c nearer to 1/2, the loss z_c as much."""
+    """What is below the clip has the same gradient whatever z_c is: r is nearer to 1/2, and the loss is larger."""
     _, old, clean, noise, t, _ = (jnp.asarray(x, jnp.float32) for x in samples())
     a = jnp.array([-0.8, 0.2, 0.9])
     slope = lambda z: jax.grad(
