@@ -16,6 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name as keep
 
 from lens_jax.errors import LensError
+from lens_jax.models import lora as low_rank
 from lens_jax.models.attention import SAVED, Kernel, attend
 from lens_jax.models.layers import (
     RMSNorm,
@@ -113,18 +114,18 @@ class Stream(nnx.Module):
         self.gate_up = dense_general(c.width, (2, c.hidden), use_bias=False)
         self.down = dense(c.hidden, c.width, use_bias=False)
 
-    def project(self, x: jax.Array, shift, scale, table) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(self, x: jax.Array, shift, scale, table, adapters) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q, k, v [B, S, heads, head_dim] of x [B, S, W]; q and k are normed by head and rotated."""
-        q, k, v = _unstack(keep(self.qkv(modulate(self.norm1(x), shift, scale)), "qkv"))
+        q, k, v = _unstack(keep(adapters(self, "qkv", modulate(self.norm1(x), shift, scale)), "qkv"))
         return rotate(self.norm_q(q), table), rotate(self.norm_k(k), table), v
 
-    def mix_heads(self, attended: jax.Array, sharding) -> jax.Array:
+    def mix_heads(self, attended: jax.Array, sharding, adapters) -> jax.Array:
         """[B, S, heads, head_dim] -> [B, S, W], laid out as `sharding` says."""
-        return keep(self.out(attended, out_sharding=sharding), "out")
+        return keep(adapters(self, "out", attended, out_sharding=sharding), "out")
 
-    def feed_forward(self, x: jax.Array, shift, scale) -> jax.Array:
-        gate, up = _unstack(keep(self.gate_up(modulate(self.norm2(x), shift, scale)), "gate_up"))
-        return keep(self.down(jax.nn.silu(gate) * up, out_sharding=layout(x)), "down")
+    def feed_forward(self, x: jax.Array, shift, scale, adapters) -> jax.Array:
+        gate, up = _unstack(keep(adapters(self, "gate_up", modulate(self.norm2(x), shift, scale)), "gate_up"))
+        return keep(adapters(self, "down", jax.nn.silu(gate) * up, out_sharding=layout(x)), "down")
 
 
 def _unstack(x: jax.Array) -> list[jax.Array]:
@@ -140,20 +141,22 @@ class Block(nnx.Module):
         self.image = Stream(c, rngs)
         self.text = Stream(c, rngs)
 
-    def __call__(self, image, text, conditioning, tables, lengths, n_image):
+    def __call__(self, image, text, conditioning, tables, lengths, n_image, adapters: low_rank.Adapters):
         """image [B, N, W], text [B, T, W], conditioning [B, W] = silu(time embedding), lengths [B] -> image, text."""
         streams = ((self.image, image), (self.text, text))
+        loras = adapters.of("image"), adapters.of("text")
         # Chunk order of the release: (attention, MLP) x (shift, scale, gate).
-        mods = [keep(stream.modulation(conditioning), "modulation") for stream, _ in streams]
+        mods = [keep(lora(s, "modulation", conditioning), "modulation") for (s, _), lora in zip(streams, loras)]
         mods = [jnp.split(mod[:, None], 6, axis=-1) for mod in mods]
         with jax.named_scope("attention"):
-            parts = [stream.project(x, *mod[:2], table) for (stream, x), mod, table in zip(streams, mods, tables)]
+            inputs = zip(streams, mods, tables, loras)
+            parts = [stream.project(x, *mod[:2], table, lora) for (stream, x), mod, table, lora in inputs]
             attended = attend(*parts, lengths, n_image, self.kernel)
         with jax.named_scope("mlp"):
             outputs = []
-            for (stream, x), mod, y in zip(streams, mods, attended):
-                x = x + mod[2] * stream.mix_heads(y, layout(x))
-                outputs.append(x + mod[5] * stream.feed_forward(x, mod[3], mod[4]))
+            for (stream, x), mod, y, lora in zip(streams, mods, attended, loras):
+                x = x + mod[2] * stream.mix_heads(y, layout(x), lora)
+                outputs.append(x + mod[5] * stream.feed_forward(x, mod[3], mod[4], lora))
         return tuple(outputs)
 
 
@@ -172,16 +175,18 @@ class Stem(nnx.Module):
         self.modulation_out = dense(c.width, 2 * c.width, kernel_init=zeros)
         self.image_out = dense(c.width, c.latent_channels, kernel_init=zeros)
 
-    def read_text(self, layers: tuple[jax.Array, ...]) -> jax.Array:
-        return self.text_in(rearrange(self.text_norm(jnp.stack(layers, axis=-2)), "b t layer w -> b t (layer w)"))
+    def read_text(self, layers: tuple[jax.Array, ...], adapters) -> jax.Array:
+        joined = rearrange(self.text_norm(jnp.stack(layers, axis=-2)), "b t layer w -> b t (layer w)")
+        return adapters(self, "text_in", joined)
 
-    def read_time(self, t: jax.Array, dtype) -> jax.Array:
-        return self.time_out(jax.nn.silu(self.time_in(timestep_features(t).astype(dtype))))
+    def read_time(self, t: jax.Array, dtype, adapters) -> jax.Array:
+        hidden = adapters(self, "time_in", timestep_features(t).astype(dtype))
+        return adapters(self, "time_out", jax.nn.silu(hidden))
 
-    def write(self, image: jax.Array, conditioning: jax.Array) -> jax.Array:
+    def write(self, image: jax.Array, conditioning: jax.Array, adapters) -> jax.Array:
         # Here the order is scale, shift: the opposite of the blocks.
-        scale, shift = jnp.split(self.modulation_out(conditioning)[:, None], 2, axis=-1)
-        return self.image_out(modulate(layer_norm(image, 1e-6), shift, scale))
+        scale, shift = jnp.split(adapters(self, "modulation_out", conditioning)[:, None], 2, axis=-1)
+        return adapters(self, "image_out", modulate(layer_norm(image, 1e-6), shift, scale))
 
 
 @functools.cache
@@ -214,11 +219,11 @@ def parameter_count(config: DenoiserConfig) -> int:
 
 # What the forward pass keeps of a block for the backward one, besides its input: results of products by name, what an
 # attention kernel keeps, nothing that is computed number by number. With the input, a token has 12.3, 7, 3 and 1 times
-# the width.
+# the width. The inside of an adapter ("lora") is as long as its rank.
 KEPT: dict[Remat, tuple[str, ...]] = {
-    "none": ("modulation", "qkv", *SAVED, "out", "gate_up", "down"),
-    "mlp": ("modulation", "qkv", *SAVED, "out", "down"),
-    "linear": ("modulation", *SAVED, "down"),
+    "none": ("modulation", "qkv", *SAVED, "out", "gate_up", "down", "lora"),
+    "mlp": ("modulation", "qkv", *SAVED, "out", "down", "lora"),
+    "linear": ("modulation", *SAVED, "down", "lora"),
     "full": (),
 }
 
@@ -244,6 +249,8 @@ def apply(
     positions: jax.Array,
     n_image: jax.Array | None = None,
     gather: Callable[[dict], dict] = lambda params: params,
+    lora: dict | None = None,
+    lora_dropout: low_rank.Dropout | None = None,
 ) -> jax.Array:
     """The velocity (noise - clean) at noise level t.
 
@@ -257,33 +264,41 @@ def apply(
       n_image: int32 scalar, tokens of `latents` that are no padding, for programs that serve several shapes; None is N.
       gather: done to the weights of a block just before they are used, and to those outside the blocks: where they are
         sharded, they are gathered here.
+      lora: an adapter, y = W x + B A x (see `models.lora`; `scaled` has put alpha / rank into its B). One of zeros
+        changes no bit.
+      lora_dropout: of the inputs of the adapter, in training.
 
     Returns velocity [B, N, latent_channels] in the dtype of `latents`.
     """
     stem_graph, block_graph = _graphs(config)
     stem = nnx.merge(stem_graph, gather({name: value for name, value in params.items() if name != "blocks"}))
+    outside, block_lora, block_keys = low_rank.split(lora, lora_dropout, config.layers)
+    outside = outside._replace(tree=gather(outside.tree))
     dtype = jnp.dtype(config.dtype)
 
     with jax.named_scope("in"):
-        image = stem.image_in(latents.astype(dtype))
-        hidden_text = stem.read_text(tuple(layer.astype(dtype) for layer in text))
-        conditioning = jax.nn.silu(stem.read_time(t, dtype))
+        image = outside(stem, "image_in", latents.astype(dtype))
+        hidden_text = stem.read_text(tuple(layer.astype(dtype) for layer in text), outside)
+        conditioning = jax.nn.silu(stem.read_time(t, dtype, outside))
         table = rotary_table(positions, config.rope_axes, config.rope_theta)
         tables = [tuple(jnp.split(part, [latents.shape[1]])[i] for part in table) for i in range(2)]
         lengths = (latents.shape[1] if n_image is None else n_image) + text_lengths
         if n_image is None and hidden_text.shape[1] == 0:
             lengths = None
 
-    def body(carry, block_params):
+    def body(carry, inputs):
+        block_params, tree, key = inputs
         block = nnx.merge(block_graph, gather(block_params))
-        return block(*carry, conditioning, tables, lengths, n_image), None
+        drop = None if key is None else lora_dropout._replace(key=key)
+        return block(*carry, conditioning, tables, lengths, n_image, low_rank.Adapters(gather(tree), drop)), None
 
     # Inside a scan XLA cannot undo the recomputation, so the barriers of prevent_cse would only cost.
     again = config.remat not in ("auto", "none")
     body = jax.checkpoint(body, policy=_policy(config.remat), prevent_cse=config.unroll and again)
     with jax.named_scope("blocks"):
         unroll = config.layers if config.unroll else 1
-        (image, _), _ = jax.lax.scan(body, (image, hidden_text), params["blocks"], unroll=unroll)
+        inputs = params["blocks"], block_lora, block_keys
+        (image, _), _ = jax.lax.scan(body, (image, hidden_text), inputs, unroll=unroll)
 
     with jax.named_scope("out"):
-        return stem.write(image, conditioning).astype(latents.dtype)
+        return stem.write(image, conditioning, outside).astype(latents.dtype)

@@ -34,6 +34,7 @@ from lens_jax.parallel.rows import rows_of_host as rows_of_host
 from lens_jax.parallel.rules import AUTOENCODER_RULES as AUTOENCODER_RULES
 from lens_jax.parallel.rules import DENOISER_RULES as DENOISER_RULES
 from lens_jax.parallel.rules import GPT_OSS_RULES as GPT_OSS_RULES
+from lens_jax.parallel.rules import LORA_RULES as LORA_RULES
 from lens_jax.parallel.rules import Rules as Rules
 from lens_jax.parallel.rules import Table as Table
 from lens_jax.parallel.rules import spec_of as spec_of

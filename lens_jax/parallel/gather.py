@@ -14,8 +14,8 @@ def gather(params: dict, dtype, reduce_dtype: ReduceDtype = "compute") -> dict:
     """Weights gathered over `fsdp` in `dtype`, which halves what is sent when that is bfloat16.
 
     Called on one layer inside the scan. Sharded over `tensor` they stay sharded. Gradients are summed over the rows'
-    axes in `dtype` too, or those of kernels in float32: biases and scales are 0.04 % of the parameters, and their sums
-    are part of an addition, which has no other dtype.
+    axes in `dtype` too, or those of kernels and adapters in float32: biases and scales are 0.04 % of the parameters,
+    and their sums are part of an addition, which has no other dtype.
     """
     exact = reduce_dtype == "float32"
     mesh = jax.sharding.get_abstract_mesh()
@@ -28,7 +28,7 @@ def gather(params: dict, dtype, reduce_dtype: ReduceDtype = "compute") -> dict:
         if mesh.shape["sequence"] > 1:
             return _whole(weight, spec, dtype)
         # Where nothing is gathered, XLA sums what it made: in the dtype of the weight as it was used.
-        if "fsdp" in spec or (exact and _rows() and path[-1].key == "kernel"):
+        if "fsdp" in spec or (exact and _rows() and path[-1].key in ("kernel", "a", "b")):
             return _gather(weight, spec, dtype, exact)
         return weight.astype(dtype)
 

@@ -34,6 +34,23 @@ DENOISER_RULES: Table = {
 }
 
 
+# Adapters of the denoiser (`models.lora`): A and B have the axes of the kernel beside them, and
+# the rank, which is small and of any size, on every device.
+LORA_RULES: Table = {
+    r"blocks/(image|text)/(qkv|modulation)/a": (None, "fsdp", None),
+    r"blocks/(image|text)/qkv/b": (None, None, None, "tensor", None),
+    r"blocks/(image|text)/modulation/b": (None, None, None),
+    r"blocks/(image|text)/out/a": (None, "tensor", None, None),
+    r"blocks/(image|text)/gate_up/a": (None, "fsdp", None, None),
+    r"blocks/(image|text)/gate_up/b": (None, None, None, "tensor"),
+    r"blocks/(image|text)/down/a": (None, "tensor", None),
+    r"blocks/(image|text)/(out|down)/b": (None, None, "fsdp"),
+    r"(image_in|time_in)/b": (None, "fsdp"),
+    r"(text_in|time_out|modulation_out|image_out)/a": ("fsdp", None),
+    r"(image_in|time_in)/a|(text_in|time_out|modulation_out|image_out)/b": (None, None),
+}
+
+
 # 84M parameters, and convolutions with 3 and 128 channels: whole on every device.
 AUTOENCODER_RULES: Table = {
     r"(encoder|decoder)/.*": (),

@@ -57,9 +57,10 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 def decay_mask(params: dict) -> dict:
     """True for the leaves that weight decay applies to.
 
-    By path, not by rank: stacking the blocks turns a bias into a matrix, which a rank rule would decay.
+    By path, not by rank: stacking the blocks turns a bias into a matrix, which a rank rule would decay. The two factors
+    of an adapter, `a` and `b`, are matrices.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "a", "b"), params)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
