@@ -15,8 +15,8 @@ from lens_jax.run.state import State, Tree
 
 # A dict of arrays with the rows of one bucket.
 Batch = dict[str, Any]
-# (params, frozen, batch, key) -> the loss, float32 scalar, and sums over the batch's rows to log, arrays by name. `frozen`
-# is all that it reads of a state besides what is trained: the trees `frozen` and `extra`.
+# (params, frozen, batch, key) -> the loss, float32 scalar, and sums over the batch's rows to log, arrays by name.
+# `frozen` is what it reads of a state and is not trained: the trees `frozen` and `extra` of it.
 Loss = Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
