@@ -108,8 +108,13 @@ def expand_home(value: Any, name: str = "") -> Any:
 def to_dict(config) -> dict[str, Any]:
     """A config as plain JSON values. Every object says which dataclass it is of, in `kind`."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    plain = lambda value: to_dict(value) if dataclasses.is_dataclass(value) else value
-    return {KIND: type(config).__name__, **{name: plain(value) for name, value in values.items()}}
+    return {KIND: type(config).__name__, **{name: _plain(value) for name, value in values.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return tuple(_plain(part) for part in value) if isinstance(value, tuple) else value
 
 
 def from_dict(

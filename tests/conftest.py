@@ -1,10 +1,13 @@
 """Shared by all tests: eight simulated CPU devices would slow single-device tests, so one device is the default."""
 
+import http.server
 import json
 import os
 import shutil
 import struct
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -162,3 +165,79 @@ def byte_tokenizer(byte_tokenizer_json):
 
     plain = tokenizers.Tokenizer.from_str(json.dumps({**byte_tokenizer_json, "added_tokens": []}))
     return HarmonyTokenizer(plain, {f"<|{name}|>": 300 + i for i, name in enumerate(CONTROL)})
+
+
+class FakeServer(http.server.ThreadingHTTPServer):
+    """A real HTTP server on this machine whose replies a test decides.
+
+    `reply(number, path, body, headers)` gives (status, headers, bytes) for the request of that number, from 0; whatever
+    it does before it returns is the server's slowness. `chat` makes the reply of a model that said something.
+    """
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.lock = threading.Lock()
+        self.reply = lambda number, path, body, headers: self.chat("1")
+        # (time of `time.monotonic`, path, body) of every request but those for the list of models.
+        self.seen: list[tuple[float, str, dict]] = []
+        self.inside = self.most_inside = 0
+        threading.Thread(target=self.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}).start()
+
+    @staticmethod
+    def chat(text: str, tokens=(100, 1), **choice):
+        message = {"role": "assistant", "content": text}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop", **choice}]
+        usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
+        return 200, {}, json.dumps(body).encode()
+
+    def handle_error(self, request, client_address):
+        """A client that has gone away is no news."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    # Without it the kernel holds back the second of two small packets for 40 ms.
+    disable_nagle_algorithm = True
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            number = len(server.seen)
+            server.seen.append((time.monotonic(), self.path, body))
+            server.inside += 1
+            server.most_inside = max(server.most_inside, server.inside)
+        try:
+            status, headers, data = server.reply(number, self.path, body, self.headers)
+        finally:
+            with server.lock:
+                server.inside -= 1
+        self.answer(status, headers, data)
+
+    def do_GET(self):
+        models = {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]}
+        found = {"/v1/models": models, "/health": {}, "/rewards": {"rewards": ["taste"]}}.get(self.path)
+        self.answer(404 if found is None else 200, {}, json.dumps(found).encode())
+
+    def answer(self, status, headers, data):
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        """Nothing on the console."""
+
+
+@pytest.fixture
+def fake_server():
+    server = FakeServer()
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -1,0 +1,382 @@
+"""The one client of the project for OpenAI-compatible endpoints: judges, captions, prompts and the reasoner ask by it.
+
+The `openai` SDK makes the calls; when a call is made again is decided here, because the SDK knows neither the other
+calls in flight nor a budget. Nothing is asked twice: answers are kept by the hash of the question (`cache.py`), so a
+run that was killed goes on with what was answered.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from lens_jax.errors import LensError, LensWarning
+from lens_jax.llm.cache import DiskCache
+from lens_jax.llm.endpoint import Endpoint
+from lens_jax.llm.gate import Gate
+from lens_jax.llm.request import Answer, Request, Result, Unusable, answer_from_json, answer_to_json
+from lens_jax.llm.retry import Failure, backoff, of_status, one_line
+from lens_jax.llm.spending import Counts, Spending
+
+# Requests handed over ahead of those that may be in flight: enough that none waits for the other thread.
+_AHEAD = 2
+
+Read = Callable[[Answer], Any]
+
+
+@dataclasses.dataclass
+class _Asked:
+    """A question in flight, and how many wait for its answer."""
+
+    task: asyncio.Task
+    waiting: int = 0
+
+
+class Client:
+    """Asks one endpoint, from any thread. Calls run in a thread of their own, which starts with the first.
+
+    `what` says in messages who asks: "the rubric judge".
+    """
+
+    def __init__(self, endpoint: Endpoint, what: str):
+        endpoint.require(what)
+        self.endpoint = endpoint
+        self._what = what
+        self._key = endpoint.key()
+        self._extra = endpoint.extra()
+        self._length_field = endpoint.length_field
+        self._cache = DiskCache(endpoint.cache) if endpoint.cache else None
+        self._spending = Spending(endpoint)
+        self._gate = Gate(endpoint.concurrency, endpoint.requests_per_minute, self._spending.room)
+        self._asked: dict[str, _Asked] = {}
+        self._trouble_since: float | None = None
+        # Why nothing is asked any more.
+        self._stopped: LensError | None = None
+        self._stop = asyncio.Event()
+        self._sdk = None
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """What happened so far: answers, tokens, money, latency."""
+        return dataclasses.replace(self._spending.counts)
+
+    def check(self) -> None:
+        """LensError where nothing listens at the address, the key is refused, or the cache cannot be written."""
+        if self._cache:
+            self._cache.check()
+        failure, models = self._run(self._look()).result()
+        if failure is not None:
+            raise LensError(f"{self.endpoint.url}: {self._what} cannot be asked: {failure}")
+        if models and self.endpoint.model not in models:
+            listed = ", ".join(sorted(models)[:5])
+            warnings.warn(
+                f"{self.endpoint.url} does not list the model {self.endpoint.model!r}; it lists {listed}",
+                LensWarning,
+                stacklevel=2,
+            )
+
+    def ask(self, requests: Iterable[Request], read: Read | None = None, asks: int = 3) -> list[Result]:
+        """The results of all requests, in their order; see `ask_each`."""
+        found = sorted(self.ask_each(requests, read, asks), key=lambda pair: pair[0])
+        return [result for _, result in found]
+
+    def ask_each(
+        self, requests: Iterable[Request], read: Read | None = None, asks: int = 3
+    ) -> Iterator[tuple[int, Result]]:
+        """(index, result) of every request, as they come. No more are held than twice the calls in flight.
+
+        `read` makes a value of an answer, or raises `Unusable`: then the model is told so, and asked up to `asks` times
+        in all. Without it the value is the answer's text. A request that fails has a result with an error. LensError
+        when no request can succeed: a key refused, a budget spent, a server that is gone; what is in flight is waited
+        for, and kept.
+        """
+        done: queue.SimpleQueue[tuple[int, concurrent.futures.Future]] = queue.SimpleQueue()
+        pending: set[concurrent.futures.Future] = set()
+        source = enumerate(requests)
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(pending) < _AHEAD * self.endpoint.concurrency:
+                    try:
+                        index, request = next(source)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    future = self._run(self._answer(request, read, asks))
+                    pending.add(future)
+                    future.add_done_callback(lambda future, index=index: done.put((index, future)))
+                if not pending:
+                    return
+                index, future = done.get()
+                pending.discard(future)
+                yield index, future.result()
+        except LensError:
+            concurrent.futures.wait(pending)
+            raise
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def close(self) -> None:
+        """End the thread. Calls in flight are broken off."""
+        with self._lock:
+            loop, thread, self._loop = self._loop, self._thread, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+        self._spending.write()
+
+    # What follows runs in the client's own thread.
+
+    def _run(self, coroutine) -> concurrent.futures.Future:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._serve, args=(self._loop,), daemon=True, name="llm")
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            if self._sdk is not None:
+                loop.run_until_complete(self._sdk.close())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+    def _openai(self):
+        if self._sdk is None:
+            openai = import_openai()
+            self._sdk = openai.AsyncOpenAI(
+                base_url=self.endpoint.url,
+                # The SDK wants a key even for servers that want none.
+                api_key=self._key or "none",
+                max_retries=0,
+                timeout=self.endpoint.timeout_seconds,
+                # Without `trust_env` a proxy of the environment would see every image.
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=self.endpoint.proxy),
+            )
+        return self._sdk
+
+    async def _look(self) -> tuple[str | None, set[str]]:
+        """Whether the server is there: (what is wrong, models that it lists)."""
+        try:
+            async with asyncio.timeout(min(30.0, self.endpoint.timeout_seconds)):
+                page = await self._openai().models.list()
+                return None, {str(model.id) for model in page.data or ()}
+        except LensError:
+            raise
+        except Exception as error:
+            failure = self._failure(error)
+            # A server need not list its models, and one that is busy is there: only the key must be right.
+            there = failure.status not in (0, 401)
+            return (None if there else failure.reason), set()
+
+    async def _answer(self, request: Request, read: Read | None, asks: int) -> Result:
+        """Ask until an answer can be read; what fails is in the result. LensError stops everything."""
+        counts = self._spending.counts
+        answer, reason = None, ""
+        for _ in range(max(1, asks)):
+            answer, error = await self._shared(request)
+            if answer is None:
+                return Result(error=error)
+            if read is None:
+                return Result(answer.text, answer)
+            try:
+                return Result(read(answer), answer)
+            except Unusable as unusable:
+                counts.unusable += 1
+                reason = f"{unusable}; the answer was {one_line(answer.text, self._key, 80)!r}"
+                request = request.again(answer.text, unusable.repair)
+        counts.failed += 1
+        return Result(answer=answer, error=f"{reason} (asked {max(1, asks)} times)")
+
+    async def _shared(self, request: Request) -> tuple[Answer | None, str | None]:
+        """An answer, from the cache, from the same question in flight, or from the server."""
+        key = await asyncio.to_thread(request.key, self.endpoint.model, self._extra)
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = _Asked(asyncio.get_running_loop().create_task(self._fetch(key, request)))
+            asked.task.add_done_callback(lambda _: self._asked.pop(key, None))
+        asked.waiting += 1
+        try:
+            return await asyncio.shield(asked.task)
+        finally:
+            asked.waiting -= 1
+            if not asked.waiting:  # nobody wants it any more
+                asked.task.cancel()
+
+    async def _fetch(self, key: str, request: Request) -> tuple[Answer | None, str | None]:
+        if self._cache:
+            kept = answer_from_json(await asyncio.to_thread(self._cache.get, key))
+            if kept is not None:
+                self._spending.counts.cached += 1
+                return kept, None
+        try:
+            answer, error = await self._call(request)
+            if answer is not None and self._cache:
+                await asyncio.to_thread(self._cache.put, key, answer_to_json(answer))
+        except LensError as stop:
+            self._stopped = self._stopped or stop
+            self._stop.set()
+            self._gate.open()
+            raise
+        return answer, error
+
+    async def _call(self, request: Request) -> tuple[Answer | None, str | None]:
+        """Make the call until it succeeds or is given up."""
+        first, tries, failures = None, 0, 0
+        while True:
+            async with self._gate.passing():
+                self._refuse_more()
+                started = time.monotonic()
+                first = first or started
+                outcome = await self._try(request, started)
+            if isinstance(outcome, Answer):
+                return outcome, None
+            if self._other_length_field(outcome):
+                continue
+            failures += 1
+            tries += outcome.counts
+            self._heed(outcome, started)
+            too_long = time.monotonic() - first > self.endpoint.give_up_seconds
+            if outcome.act == "skip" or tries >= self.endpoint.tries or too_long:
+                self._spending.counts.failed += 1
+                return None, f"{outcome.reason}{f' (tried {failures} times)' if failures > 1 else ''}"
+            self._spending.counts.retried += 1
+            await self._sleep(max(outcome.retry_after or 0.0, backoff(self.endpoint.wait_seconds, failures)))
+
+    async def _try(self, request: Request, started: float) -> Answer | Failure:
+        body = request.body(self.endpoint.model, self._extra, self._length_field)
+        try:
+            # The SDK's own time-out is of each read: a server that sends a byte now and then would never reach it.
+            async with asyncio.timeout(self.endpoint.timeout_seconds):
+                completion = await self._openai().chat.completions.create(**body)
+            answer = self._parsed(completion, time.monotonic() - started)
+        except LensError:
+            raise
+        except Exception as error:
+            return self._failure(error)
+        self._trouble_since = None
+        self._gate.answered()
+        self._spending.add(answer.tokens_in, answer.tokens_out, answer.seconds)
+        return answer
+
+    def _heed(self, failure: Failure, started: float) -> None:
+        """What a failed call means for all others. LensError where none can succeed."""
+        url, give_up = self.endpoint.url, self.endpoint.give_up_seconds
+        if failure.act == "stop":
+            raise LensError(f"{url}: {failure.reason}")
+        if failure.act == "skip":
+            return
+        if (failure.retry_after or 0) > give_up:
+            raise LensError(
+                f"{url}: asks to wait {failure.retry_after:,.0f} s, longer than endpoint.give_up_seconds={give_up:g} "
+                f"({failure.reason})"
+            )
+        self._trouble_since = self._trouble_since or started
+        if time.monotonic() - self._trouble_since > give_up:
+            raise LensError(f"{url}: no answer for {give_up:g} s: {failure.reason}")
+        if failure.crowded:
+            self._gate.crowded(started)
+        if failure.retry_after is not None:
+            self._gate.pause(failure.retry_after)
+
+    def _refuse_more(self) -> None:
+        if self._stopped:
+            raise self._stopped
+        if self._gate.inside == 1 and (reason := self._spending.exhausted(0)):
+            raise LensError(f"{self.endpoint.url}: {reason}; raise it to go on: what was answered is kept")
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, or until everything stops."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+
+    def _parsed(self, completion: Any, seconds: float) -> Answer:
+        """The answer in a reply. The SDK checks no types, so anything may be in it: ValueError where there is none."""
+        choices = getattr(completion, "choices", None)
+        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        if message is None:
+            raise ValueError("a reply without choices")
+        text = getattr(message, "content", None)
+        usage = getattr(completion, "usage", None)
+        tokens = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        known = all(type(count) is int and count >= 0 for count in tokens)
+        if not known and (self.endpoint.max_usd or self.endpoint.max_tokens):
+            raise LensError(
+                f"{self.endpoint.url}: its replies do not say how many tokens they took; no budget can be kept"
+            )
+        return Answer(
+            text=text if isinstance(text, str) else "",
+            finish_reason=str(getattr(choices[0], "finish_reason", None) or ""),
+            refusal=str(getattr(message, "refusal", None) or ""),
+            top_logprobs=_top_logprobs(choices[0]),
+            tokens_in=tokens[0] if known else 0,
+            tokens_out=tokens[1] if known else 0,
+            seconds=seconds,
+        )
+
+    def _failure(self, error: Exception) -> Failure:
+        import openai
+
+        line = lambda text: one_line(text, self._key)
+        if isinstance(error, openai.APIStatusError):
+            body = error.body if isinstance(error.body, dict) else {}
+            body = body.get("error", body) if isinstance(body.get("error", body), dict) else body
+            code = line(body.get("code") or body.get("type") or "")
+            message = line(body.get("message") or error.message)
+            answered = self._spending.counts.answered > 0
+            return of_status(error.status_code, code, message, error.response.headers, answered)
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            return Failure(f"no answer within {self.endpoint.timeout_seconds:g} s", "again")
+        if isinstance(error, openai.APIConnectionError):
+            cause = error.__cause__ or error.__context__ or error
+            return Failure(f"cannot be reached ({line(cause) or type(cause).__name__})", "again", counts=False)
+        if isinstance(error, json.JSONDecodeError | openai.APIResponseValidationError):
+            return Failure(f"the reply is not JSON ({line(error)})", "again")
+        if isinstance(error, openai.OpenAIError | ValueError | TypeError | AttributeError | KeyError):
+            return Failure(f"the reply cannot be read ({type(error).__name__}: {line(error)})", "again")
+        raise error
+
+    def _other_length_field(self, failure: Failure) -> bool:
+        """Whether the server wants the older name of the limit, which is used from now on."""
+        refused = failure.act == "skip" and "max_completion_tokens" in failure.reason
+        if refused and self._length_field == "max_completion_tokens":
+            self._length_field = "max_tokens"
+            return True
+        return False
+
+
+def import_openai():
+    """The SDK, or how to get it. It takes a second to import."""
+    try:
+        import openai
+    except ImportError:
+        raise LensError('asking a language model needs the extra: pip install "lens-jax[llm]"') from None
+    return openai
+
+
+def _top_logprobs(choice: Any) -> tuple[tuple[tuple[str, float], ...], ...]:
+    places = getattr(getattr(choice, "logprobs", None), "content", None) or ()
+    try:
+        return tuple(tuple((str(top.token), float(top.logprob)) for top in place.top_logprobs) for place in places)
+    except (AttributeError, TypeError, ValueError):
+        return ()

@@ -1,0 +1,83 @@
+"""What a failed call means: wait and make it again, give this one up, or stop altogether."""
+
+import dataclasses
+import email.utils
+import math
+import random
+import time
+from collections.abc import Mapping
+
+# Statuses that say "later": request time-out, conflict, too early, too many requests. Every 5xx does too.
+_LATER = (408, 409, 425, 429)
+# Of these the server, not the question, is the cause: they say nothing about the call, and do not use up its tries.
+_NOT_THIS_CALL = (429, 502, 503, 504)
+# Codes of a 429 that waiting does not heal.
+_NEVER = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a call failed, and what to do."""
+
+    reason: str
+    # "again", "skip" (this request's own fault), "stop" (every request's).
+    act: str
+    # Whether it uses up one of the call's tries.
+    counts: bool = True
+    # Seconds that the server asks to wait, for all calls.
+    retry_after: float | None = None
+    # Of the HTTP reply; 0 where there was none.
+    status: int = 0
+
+    @property
+    def crowded(self) -> bool:
+        """Too many requests: fewer at once from now on."""
+        return self.status == 429
+
+
+def of_status(status: int, code: str, message: str, headers: Mapping[str, str], answered: bool) -> Failure:
+    """What an HTTP error means. `answered` says whether this server has answered any call yet.
+
+    A key that is refused stops everything; so does what speaks of a wrong address or model as long as nothing was
+    answered. Later the same may be about one question alone.
+    """
+    reason = f"HTTP {status}{f' ({code})' if code else ''}: {message}"
+    if status == 401 or code in _NEVER or (status in (402, 403, 404, 405) and not answered):
+        return Failure(reason, "stop", status=status)
+    if status in _LATER or status >= 500:
+        return Failure(reason, "again", status not in _NOT_THIS_CALL, retry_after(headers), status)
+    return Failure(reason, "skip", status=status)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by `retry-after-ms` or `Retry-After`, which is a number or a date; None where neither is said."""
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * scale
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            except (ValueError, TypeError, OverflowError):
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+def backoff(wait_seconds: tuple[float, float], failures: int) -> float:
+    """Seconds before the next try, after so many failures: doubled each time, times 0.5 to 1 by chance, so that calls
+    that failed together do not come back together."""
+    first, longest = wait_seconds
+    return min(longest, first * 2.0 ** min(failures - 1, 60)) * random.uniform(0.5, 1.0)
+
+
+def one_line(text: object, secret: str = "", longest: int = 300) -> str:
+    """A server's words for a message of ours: in one line, printable, not endless, and without the key."""
+    line = " ".join(str(text).split())
+    if secret:
+        line = line.replace(secret, "[key]")
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
