@@ -1,9 +1,12 @@
 """Exact operation counts. XLA's own count sees a scanned block once, and 6 x parameters is 2x too high for Lens."""
 
-from lens_jax.models import denoiser
+from flax.traverse_util import flatten_dict
+
+from lens_jax.models import denoiser, lora
 from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.gpt_oss import GptOssConfig
+from lens_jax.models.lora import LoraConfig
 
 
 def denoiser_forward(config: DenoiserConfig, image_tokens: int, text_tokens: int) -> int:
@@ -34,9 +37,32 @@ def _block(config: DenoiserConfig, tokens: int) -> dict[str, int]:
     }
 
 
-def train_step(config: DenoiserConfig, image_tokens: int, text_tokens: int, batch: int) -> int:
-    """Model operations of one optimiser step: the backward pass costs twice the forward one; no recomputation."""
-    return 3 * batch * denoiser_forward(config, image_tokens, text_tokens)
+def train_step(
+    config: DenoiserConfig, image_tokens: int, text_tokens: int, batch: int, adapter: LoraConfig = lora.OFF
+) -> int:
+    """Model operations of one optimiser step: the backward pass costs twice the forward one; no recomputation.
+
+    Of an adapter's step it costs the products of the blocks once, for their inputs, attention's twice, and the
+    adapter's twice. What conditions on the noise level has no gradient then, and neither have the ways in.
+    """
+    forward = denoiser_forward(config, image_tokens, text_tokens)
+    if not adapter.rank:
+        return 3 * batch * forward
+    block = _block(config, image_tokens + text_tokens)
+    backward = config.layers * (sum(block.values()) - block["modulation"] + block["attention"])
+    backward += 2 * config.latent_channels * config.width * image_tokens
+    return batch * (forward + backward + 3 * lora_forward(config, adapter, image_tokens, text_tokens))
+
+
+def lora_forward(config: DenoiserConfig, adapter: LoraConfig, image_tokens: int, text_tokens: int) -> int:
+    """Operations of what an adapter adds to one forward pass of one sample: 2 a number of A and B and use of it."""
+    total = 0
+    for path, leaf in flatten_dict(lora.abstract(adapter, denoiser.abstract_params(config)), sep="/").items():
+        layer = path.rpartition("/")[0]
+        of_text = "/text/" in path or layer == "text_in"
+        once = layer.endswith("/modulation") or layer in ("time_in", "time_out", "modulation_out")
+        total += 2 * leaf.size * (1 if once else text_tokens if of_text else image_tokens)
+    return total
 
 
 def recomputation(config: DenoiserConfig, image_tokens: int, text_tokens: int, batch: int) -> int:

@@ -63,6 +63,7 @@ def draw(
     guidance_scale: float = 1.0,
     solver: Solver = "euler",
     mesh: Mesh | None = None,
+    lora: dict | None = None,
 ) -> jax.Array:
     """Noise [B, N, C] of a grid of (rows, columns) to final latents, in one compiled program.
 
@@ -70,6 +71,8 @@ def draw(
       params: of `models.denoiser`; on a mesh laid out as `parallel.DENOISER_RULES` say, in the memory of the devices.
       noise, text, negative: arrays of the host, the same in every process; B as `chunks` gives it.
       negative: None is no text at all. At a guidance of 1 it is not used.
+      lora: an adapter (`models.lora`), on a mesh laid out as `parallel.LORA_RULES` say. One of the same layers and rank
+        runs the same program.
     """
     if solver not in sampler.SOLVERS:
         raise LensError(f"solver is {solver!r}; accepted: {', '.join(sampler.SOLVERS)}")
@@ -84,12 +87,13 @@ def draw(
         joint_positions(*grid, tokens),
         sampler.sigma_schedule(grid[0] * grid[1], num_inference_steps),
         np.float32(guidance_scale) if guidance_scale != 1 else None,
+        lora,
     )
 
 
-def denoise_with(model: DenoiserConfig, params: dict) -> sampler.Denoise:
+def denoise_with(model: DenoiserConfig, params: dict, lora: dict | None = None) -> sampler.Denoise:
     """The denoiser for `sampler.sample`, its weights gathered over the mesh that is set, a block at a time."""
-    options = {}
+    options = {"lora": lora}
     if not jax.sharding.get_abstract_mesh().empty:
         options["gather"] = functools.partial(parallel.gather, dtype=model.dtype)
 
@@ -101,10 +105,10 @@ def denoise_with(model: DenoiserConfig, params: dict) -> sampler.Denoise:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def draw_program(
-    model: DenoiserConfig, solver: Solver, params, noise, text, negative, positions, sigmas, guidance_scale
+    model: DenoiserConfig, solver: Solver, params, noise, text, negative, positions, sigmas, guidance_scale, lora=None
 ):
     """`sampler.sample` with the denoiser. Positions are an input, so sizes with as many tokens share it."""
-    denoise = denoise_with(model, params)
+    denoise = denoise_with(model, params, lora)
     return sampler.sample(denoise, noise, text, negative, positions, sigmas, guidance_scale, solver)
 
 

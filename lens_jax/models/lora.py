@@ -108,6 +108,10 @@ def paths_of(targets: tuple[str, ...]) -> list[str]:
     return [path for path, names in MODULES.items() if names[0] in found]
 
 
+# No adapter: the parameters are trained.
+OFF = LoraConfig()
+
+
 def shapes(path: str, kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of A and B beside the kernel of a layer; in a block both begin with the layer axis."""
     stacked = path.startswith("blocks/")

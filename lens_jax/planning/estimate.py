@@ -97,6 +97,7 @@ def resident(config: TrainConfig, mesh, uses: Iterable[BucketUse], cached: bool)
     state = _abstract_state(config, mesh)
     kinds = {
         "parameters": bytes_of(state.params),
+        "frozen parameters": bytes_of(state.frozen.get("denoiser", {})),
         "average": 0 if config.offload else bytes_of(state.ema),
         "optimiser": 0 if config.offload else bytes_of(state.opt_state),
         "accumulated gradients": bytes_of(state.params, itemsize=4) if config.accumulation > 1 else 0,
@@ -150,8 +151,8 @@ def work(config: TrainConfig, use: BucketUse, cached: bool) -> Work:
     """Of one batch of a shape. Captions are dropped with the configured probability, as the run's own MFU counts."""
     model, images, tokens = config.model, use.images, use.tokens
     dropped, caption_tokens = config.flow.caption_dropout, round(use.text)
-    count = lambda text: flops.train_step(model, tokens.image, text, images)
-    executed = flops.train_step(model, tokens.padded, tokens.text, images)
+    count = lambda text: flops.train_step(model, tokens.image, text, images, config.lora)
+    executed = flops.train_step(model, tokens.padded, tokens.text, images, config.lora)
     executed += flops.recomputation(model, tokens.padded, tokens.text, images)
     encoders = 0
     if not cached:

@@ -11,6 +11,7 @@ from lens_jax.encoders.pixels import PixelCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.errors import LensError
 from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.models.lora import LoraConfig
 from lens_jax.parallel import MeshConfig
 from lens_jax.run.config import CheckpointConfig, LoggingConfig, ProfileConfig, at_least
 from lens_jax.run.optimizer import OptimizerConfig
@@ -84,6 +85,7 @@ class TrainConfig:
     # A loss that is not finite ends the run before it is saved, or its step is skipped.
     nonfinite: Literal["stop", "skip"] = "stop"
     model: DenoiserConfig = DenoiserConfig()
+    lora: LoraConfig = LoraConfig()
     codec: kinds.Images = PixelCodecConfig()
     text: kinds.Text = SentenceEncoderConfig()
     flow: FlowConfig = FlowConfig()

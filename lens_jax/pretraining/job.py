@@ -1,4 +1,4 @@
-"""Pre-training and fine-tuning of all parameters, as a job of the loop in `run`."""
+"""Pre-training, and fine-tuning of all parameters or by an adapter, as a job of the loop in `run`."""
 
 import functools
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from lens_jax.models.latent_grid import latent_grid
 from lens_jax.pretraining import determinism, warm_start
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features, fit_codec
+from lens_jax.pretraining.loss import networks
 from lens_jax.pretraining.meter import Meter
 from lens_jax.pretraining.precompute import check_features
 from lens_jax.pretraining.recipe import (
@@ -35,7 +37,7 @@ from lens_jax.run import loop, store
 from lens_jax.run.job import Event
 from lens_jax.run.log import Log
 from lens_jax.run.signals import StopSignals
-from lens_jax.run.state import State, from_parts, to_parts
+from lens_jax.run.state import State, Tree, from_parts, to_parts
 from lens_jax.run.step import Batch, Programs
 
 
@@ -56,7 +58,11 @@ def train(config: TrainConfig, console: Console | None = None) -> loop.Outcome:
 
 
 class Pretraining:
-    """A `run.job.Job`: params {"denoiser"}, frozen {"codec"} where that is fitted to the data and not released."""
+    """A `run.job.Job`: params {"denoiser"}, frozen {"codec"} where that is fitted to the data and not released.
+
+    With `config.lora` params {"lora"} and frozen {"denoiser"} too, which checkpoints leave out: it is read again from
+    `init_from`, and must be what the run began with.
+    """
 
     kind = "pretraining"
     rules = RULES
@@ -78,6 +84,7 @@ class Pretraining:
         """Loads the frozen networks as well, which is where theirs are checked."""
         config, data = self.config, self._data
         check_widths(config)
+        warm_start.check(config)
         if line := repetition(data):
             self._log.say(line)
         for size in data.sizes(data.feeds("train")[0]).values():
@@ -104,14 +111,29 @@ class Pretraining:
         create = functools.partial(create_state, config)
         if config.init_from:
             self._log.say(f"starting from {config.init_from}")
-        return parallel.create(create, RULES, self._mesh, fitted, params, offload=config.offload)
+        state = parallel.create(create, RULES, self._mesh, fitted, params, offload=config.offload)
+        return state.replace(extra=self._extra(state.frozen["denoiser"])) if config.lora.rank else state
 
     def parts(self, state: State) -> dict[str, Any]:
-        return to_parts(state)
+        rest = {name: tree for name, tree in state.frozen.items() if name != "denoiser"}
+        return to_parts(state.replace(frozen=rest))
 
     def resume(self, parts: dict[str, Any]) -> State:
         # What is no array is the same in the description.
-        return from_parts(parts, self.abstract())
+        state = from_parts(parts, self.abstract())
+        if not self.config.lora.rank:
+            return state
+        params, _ = warm_start.load(self.config, self._mesh, self._log.say)
+        base = unflatten_dict(params, sep="/")
+        if int(self._extra(base)["base"]["checksum"]) != int(state.extra["base"]["checksum"]):
+            raise LensError(
+                f"init_from {self.config.init_from}: not the parameters that the adapter in {self.config.out} was "
+                "trained beside in this model.dtype; give those, or choose another folder for a new run"
+            )
+        return state.replace(frozen={**parts.get("frozen", {}), "denoiser": base})
+
+    def _extra(self, base: Tree) -> Tree:
+        return {"base": {"checksum": warm_start.checksum(base, self._mesh)}}
 
     def meta(self) -> dict[str, Any]:
         """The config, and the sizes it was trained on, which is what is drawn by default."""
@@ -150,7 +172,8 @@ class Pretraining:
             for i, batch in enumerate(held_out):
                 size = "{}x{}".format(*batch["bucket"])
                 batch = self._features.encode(state.frozen.get("codec", {}), batch)
-                found = jax.device_get(self._validation_loss(average, batch, jax.random.fold_in(key, i)))
+                key_i = jax.random.fold_in(key, i)
+                found = jax.device_get(self._validation_loss(average, state.frozen, batch, key_i))
                 total, count = sums.get(size, (0.0, 0.0))
                 sums[size] = total + float(found[0]), count + float(found[1])
         finally:
@@ -162,9 +185,10 @@ class Pretraining:
         log.say(f"step {step}: validation loss {loss:.4f}")
 
     def _draw_sheet(self, state: State, step: int, log: Log) -> None:
-        average = parallel.on_device(state.ema["denoiser"], self._mesh)
+        params, adapter = networks(self.config.lora, parallel.on_device(state.ema, self._mesh), state.frozen)
         codec_params = self._features.codec_params(state.frozen.get("codec", {}))
-        sheet = draw_sheet(self.config, average, codec_params, self._prompts, self._sheet_sizes, self._mesh)
+        trees = params, adapter, codec_params
+        sheet = draw_sheet(self.config, *trees, self._prompts, self._sheet_sizes, self._mesh)
         if jax.process_index() == 0:
             log.say(f"step {step}: samples in {save_sheet(sheet, Path(self.config.out) / 'samples', step)}")
 

@@ -39,7 +39,7 @@ def work(config: TrainConfig, counts: dict[Shape, Tokens], batch: dict, images: 
     shape = Shape.of(batch)
     tokens, lengths = counts[shape], np.asarray(batch["text_lengths"])
     count, image = len(lengths), tokens.image
-    operations = lambda text, images: flops.train_step(config.model, image, text, images)
+    operations = lambda text, images: flops.train_step(config.model, image, text, images, config.lora)
     captioned = sum(operations(int(n), int(images)) for n, images in zip(*np.unique(lengths, return_counts=True)))
     dropped = config.flow.caption_dropout
     kernel = attention.resolve(config.model.attention, config.model.dtype, jax.default_backend())
@@ -51,7 +51,7 @@ def work(config: TrainConfig, counts: dict[Shape, Tokens], batch: dict, images: 
         tokens=images / count * (image * count + (1 - dropped) * int(lengths.sum())),
         computed_tokens=images * (tokens.padded + tokens.text),
         operations=images / count * ((1 - dropped) * captioned + dropped * operations(0, count)),
-        computed_operations=flops.train_step(*computed) + flops.recomputation(*computed),
+        computed_operations=flops.train_step(*computed, config.lora) + flops.recomputation(*computed),
     )
 
 

@@ -8,32 +8,43 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lens_jax import parallel
 from lens_jax.errors import LensError
-from lens_jax.models import denoiser
+from lens_jax.models import denoiser, lora
 from lens_jax.pretraining import loss as losses
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.run import step
 from lens_jax.run.optimizer import learning_rate_schedule, make_optimizer
 from lens_jax.run.state import State, Tree
 
-RULES: parallel.Rules = {"denoiser": parallel.DENOISER_RULES, "codec": parallel.AUTOENCODER_RULES}
+RULES: parallel.Rules = {
+    "denoiser": parallel.DENOISER_RULES,
+    "lora": parallel.LORA_RULES,
+    "codec": parallel.AUTOENCODER_RULES,
+    "base": {"checksum": ()},
+}
 
 
 def create_state(config: TrainConfig, fitted: Tree, params: dict[str, jax.Array] | None = None) -> State:
     """A state at step 0. Pure, so `jax.eval_shape` of it describes a checkpoint.
 
     fitted: what the codec fitted to the data. params: the denoiser's by path, those that are not drawn at random.
+    With `config.lora` the denoiser is frozen, in what it is computed in, and `extra` tells it from others.
     """
     key = jax.random.key(config.seed)
     drawn = flatten_dict(denoiser.init(config.model, jax.random.fold_in(key, 0)), sep="/")
     tree = {"denoiser": unflatten_dict(drawn | (params or {}), sep="/")}
+    frozen, extra = {"codec": jax.tree.map(jnp.asarray, fitted)} if fitted else {}, {}
+    if config.lora.rank:
+        frozen |= {"denoiser": jax.tree.map(lambda x: x.astype(config.model.dtype), tree["denoiser"])}
+        tree = {"lora": lora.init(config.lora, frozen["denoiser"], jax.random.fold_in(key, 2))}
+        extra = {"base": {"checksum": jnp.zeros((), jnp.uint32)}}
     return State(
         step=jnp.zeros((), jnp.int32),
         params=tree,
-        frozen={"codec": jax.tree.map(jnp.asarray, fitted)} if fitted else {},
+        frozen=frozen,
         # A copy: a donated state must not have an array twice.
         ema=jax.tree.map(jnp.copy, tree),
         opt_state=make_optimizer(config.optimizer, config.steps).init(tree),
-        extra={},
+        extra=extra,
         key=jax.random.fold_in(key, 1),
     )
 
@@ -53,7 +64,8 @@ def make_programs(config: TrainConfig) -> step.Programs:
         weigh=_images if config.weighting == "image" else None,
         offload=config.offload,
     )
-    loss = functools.partial(losses.training_loss, config.model, config.flow, reduce_dtype=config.mesh.reduce_dtype)
+    options = {"lora": config.lora, "reduce_dtype": config.mesh.reduce_dtype}
+    loss = functools.partial(losses.training_loss, config.model, config.flow, **options)
     optimizer = make_optimizer(config.optimizer, config.steps)
     return step.make_programs(static, loss, optimizer, learning_rate_schedule(config.optimizer, config.steps))
 
@@ -63,8 +75,8 @@ def _images(batch: step.Batch) -> float:
 
 
 def make_validation_program(config: TrainConfig):
-    """(params, batch, key) -> (weighted sum of losses, sum of weights)."""
-    return jax.jit(functools.partial(losses.validation_loss, config.model, config.flow))
+    """(params, frozen, batch, key) -> (weighted sum of losses, sum of weights)."""
+    return jax.jit(functools.partial(losses.validation_loss, config.model, config.flow, config.lora))
 
 
 def check_widths(config: TrainConfig) -> None:

@@ -24,6 +24,7 @@ _BATCH = 16
 def draw_sheet(
     config: TrainConfig,
     params: dict,
+    lora: dict | None,
     codec_params: dict,
     prompts: TextFeatures,
     sizes: Sequence[Bucket],
@@ -32,13 +33,13 @@ def draw_sheet(
     """A row for each of `config.samples.prompts` and a column a size; all processes of a mesh must call it.
 
     params: the moving average as it is laid out on the mesh, in the memory of the devices: each block is gathered when
-    it is used, and no device ever holds all of it.
+    it is used, and no device ever holds all of it. lora: an adapter for them, laid out alike.
     """
-    columns = [_column(config, params, codec_params, prompts, size, mesh) for size in sizes]
+    columns = [_column(config, params, lora, codec_params, prompts, size, mesh) for size in sizes]
     return contact_sheet(list(zip(*columns)), config.samples.prompts)
 
 
-def _column(config: TrainConfig, params, codec_params, prompts: TextFeatures, size: Bucket, mesh) -> np.ndarray:
+def _column(config: TrainConfig, params, lora, codec_params, prompts: TextFeatures, size: Bucket, mesh) -> np.ndarray:
     """uint8 [prompts, H, W, 3]."""
     samples, count = config.samples, len(prompts.lengths)
     grid = latent_grid(config.codec, size.height, size.width)
@@ -55,6 +56,7 @@ def _column(config: TrainConfig, params, codec_params, prompts: TextFeatures, si
             num_inference_steps=samples.num_inference_steps,
             guidance_scale=samples.guidance_scale,
             mesh=mesh,
+            lora=lora,
         )
         decoded = parallel.on(mesh, decode_program)(config.codec, "pil", grid, codec_params, latents)
         for kept, part in zip((images, finite), decoded):

@@ -1,30 +1,37 @@
-"""What a new run starts from: the parameters of another run, of a release, or of a file of weights.
+"""What a new run starts from, or trains an adapter beside: the parameters of a run, a release, or a file of weights.
 
 Read straight into the layout of the mesh: of a run each process reads its parts alone, of a release one array at a time
 is in the memory of a host.
 """
 
+import dataclasses
+import functools
+import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lens_jax import parallel
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.run import store
+from lens_jax.run.integrity import checksums
 
 
 def load(
     config: TrainConfig, mesh: Mesh | None = None, say: Callable[[str], None] = print
 ) -> tuple[dict[str, jax.Array], dict | None]:
-    """(parameters by path, float32, the codec's parameters where `init_from` has fitting ones).
+    """(parameters by path, the codec's parameters where `init_from` has fitting ones).
 
-    LensError lists every array that is missing, over, or of another shape, unless `init_partial`; then `say` does.
+    float32; those that an adapter is trained beside are in the dtype that they are computed in. LensError lists every
+    array that is missing, over, or of another shape, unless `init_partial`; then `say` does.
     """
     path = store.as_path(config.init_from)
     if not path.exists():
@@ -33,15 +40,49 @@ def load(
         if "://" not in config.init_from:
             source.check_exists(Path(config.init_from))  # knows the name of a repository
         raise LensError(f"init_from {path}: no such file or folder")
-    wanted = parallel.abstract_params(denoiser.abstract_params(config.model), parallel.DENOISER_RULES, mesh)
+    dtype = config.model.dtype if config.lora.rank else "float32"
+    model, run = dataclasses.replace(config.model, param_dtype=dtype), store.is_run(path)
+    kept = dataclasses.replace(model, param_dtype="float32") if run else model
+    wanted = parallel.abstract_params(denoiser.abstract_params(kept), parallel.DENOISER_RULES, mesh)
     wanted = flatten_dict(wanted, sep="/")
-    if store.is_run(path):
-        return _from_run(store.find(path), config, wanted, mesh, say)
-    return _from_weights(Path(path), config, wanted, mesh, say), None
+    if not run:
+        return _from_weights(Path(path), config, wanted, mesh, say), None
+    params, codec = _from_run(store.find(path), config, wanted, mesh, say)
+    return params if dtype == "float32" else parallel.on(mesh, _cast)(params, dtype), codec
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(tree, dtype: str):
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
+def check(config: TrainConfig) -> None:
+    """LensError for an adapter without what it is trained beside."""
+    if config.lora.rank and not config.init_from:
+        raise LensError(
+            f"lora.rank is {config.lora.rank}, but init_from names nothing to train an adapter beside; accepted: a run "
+            "or one of its checkpoints, a release folder or its conversion, or a file of weights"
+        )
+    if config.lora.rank and config.init_partial:
+        raise LensError("init_partial is not for an adapter (lora.rank): what it is beside must be whole")
+
+
+def checksum(params: dict, mesh: Mesh | None) -> jax.Array:
+    """uint32 scalar, laid out as in a state: tells parameters from others, whatever mesh they are on."""
+    found = json.dumps(checksums(params, mesh), sort_keys=True)
+    value = np.uint32(zlib.crc32(found.encode()))
+    if mesh is None:
+        return jax.numpy.asarray(value)
+    return jax.make_array_from_callback((), NamedSharding(mesh, PartitionSpec()), lambda _: np.asarray(value))
 
 
 def _from_run(folder: epath.Path, config: TrainConfig, wanted: dict, mesh: Mesh | None, say):
     shapes = store.saved_shapes(folder)
+    if any(path.startswith(f"{config.init_part}/lora/") for path in shapes):
+        raise LensError(
+            f"init_from {folder}: a run that trained an adapter, and holds no denoiser; give a folder where `lens-jax "
+            "convert to-torch` has written the two merged"
+        )
     prefix = f"{config.init_part}/denoiser/"
     found = {path.removeprefix(prefix): shape for path, (shape, _) in shapes.items() if path.startswith(prefix)}
     chosen = _choose(f"init_from {folder} ({config.init_part})", config, wanted, found, say)

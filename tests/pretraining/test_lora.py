@@ -1,0 +1,140 @@
+"""Fine-tuning by an adapter: the same loop, and of its base neither a gradient nor a copy in a checkpoint."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from lens_jax.errors import LensError
+from lens_jax.models import lora
+from lens_jax.models.lora import LoraConfig
+from lens_jax.pretraining import warm_start
+from lens_jax.pretraining.job import train
+from lens_jax.pretraining.loss import networks, validation_loss
+from lens_jax.run import store
+from lens_jax.run.log import read_metrics
+
+ADAPTER = LoraConfig(rank=4, alpha=8, targets=("attention", "mlp"), dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_config, tmp_path_factory):
+    """A run to start from, in which the ways out are no longer zero."""
+    out = tmp_path_factory.mktemp("base") / "run"
+    return train(dataclasses.replace(tiny_config, out=str(out))).state, out
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config, base):
+    model = dataclasses.replace(tiny_config.model, dtype="bfloat16")
+    optimizer = dataclasses.replace(tiny_config.optimizer, learning_rate=1e-2)
+    return dataclasses.replace(
+        tiny_config, model=model, optimizer=optimizer, init_from=str(base[1]), lora=ADAPTER, seed=1
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lora") / "run"
+    return train(dataclasses.replace(config, out=str(out))).state, out
+
+
+def bits(state) -> dict[str, np.ndarray]:
+    raw = lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return {
+        jax.tree_util.keystr(path): np.asarray(raw(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def test_only_the_adapter_is_trained(base, trained, config):
+    state, out = trained
+    assert set(state.params) == set(state.ema) == {"lora"}
+    frozen, average = flatten_dict(state.frozen["denoiser"], sep="/"), flatten_dict(base[0].ema["denoiser"], sep="/")
+    for path, leaf in frozen.items():
+        assert leaf.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(leaf, average[path].astype(jnp.bfloat16), err_msg=path)
+    for leaf in jax.tree.leaves((state.params, state.ema)):
+        assert leaf.dtype == jnp.float32
+        assert np.abs(leaf).max() > 0
+    # Two moments of the adapter and the counter.
+    adapter = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 2 * adapter + 1
+    # The statistics of the codec are those of the base.
+    np.testing.assert_array_equal(state.frozen["codec"]["mean"], base[0].frozen["codec"]["mean"])
+
+
+def test_the_loss_falls_below_the_base(base, trained, config):
+    state, _ = trained
+    model = dataclasses.replace(config.model, dtype="float32")
+    rng = np.random.default_rng(0)
+    records = read_metrics(trained[1] / "metrics.jsonl", "validation")
+    assert [record["step"] for record in records] == [4, 8]
+    # The same held-out data at the same noise: the base's own loss is what a run without a step has.
+    before = read_metrics(base[1] / "metrics.jsonl", "validation")[-1]["loss"]
+    assert records[-1]["loss"] < before
+    # What validation measured is what the merged model has.
+    batch = {
+        "latents": rng.standard_normal((4, 16, 48), np.float32),
+        "text": (rng.standard_normal((4, 3, 512), np.float32),),
+        "text_lengths": np.full(4, 3, np.int32),
+        "positions": np.zeros((19, 3), np.int32),
+        "weight": np.ones(4, np.float32),
+    }
+    params, adapter = networks(config.lora, state.params, state.frozen)
+    merged = {"denoiser": lora.merged(jax.tree.map(lambda x: x.astype(jnp.float32), params), adapter)}
+    key = jax.random.key(0)
+    plain, _ = jax.jit(lambda p: validation_loss(model, config.flow, lora.OFF, p, {}, batch, key))(merged)
+    applied, _ = jax.jit(
+        lambda p, f: validation_loss(model, config.flow, config.lora, p, f, batch, key)
+    )(state.params, state.frozen)  # fmt: skip
+    np.testing.assert_allclose(applied, plain, rtol=1e-5)
+
+
+def test_a_checkpoint_leaves_the_base_out(trained):
+    shapes = store.saved_shapes(store.find(trained[1]))
+    assert {path.partition("/")[0] for path in shapes} >= {"params", "ema", "frozen", "opt_state", "extra"}
+    assert not [path for path in shapes if "denoiser" in path]
+
+
+def test_stopped_and_gone_on_is_bit_identical(trained, config, tmp_path):
+    """With dropout on: what is left out follows from the step alone."""
+    half = dataclasses.replace(config, out=str(tmp_path / "run"))
+    train(dataclasses.replace(half, steps=4))
+    state = train(half).state
+    expected = bits(trained[0])
+    found = bits(state)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_another_base_is_refused(base, trained, config, tmp_path):
+    out = dataclasses.replace(config, out=str(trained[1]), steps=12)
+    with pytest.raises(LensError, match="not the parameters that the adapter in .* was trained beside"):
+        train(dataclasses.replace(out, init_part="params"))
+    with pytest.raises(LensError, match=r"init_from .*: a run that trained an adapter, and holds no denoiser"):
+        train(dataclasses.replace(config, out=str(tmp_path / "run"), init_from=str(trained[1])))
+    with pytest.raises(LensError, match=r"lora\.rank is 4, but init_from names nothing"):
+        train(dataclasses.replace(config, out=str(tmp_path / "run"), init_from=""))
+    with pytest.raises(LensError, match="init_partial is not for an adapter"):
+        train(dataclasses.replace(config, out=str(tmp_path / "run"), init_partial=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_is_told_by_its_numbers_whatever_their_order(base):
+    tree = base[0].ema["denoiser"]
+    back = {name: tree[name] for name in reversed(tree)}
+    assert int(warm_start.checksum(tree, None)) == int(warm_start.checksum(back, None))
+    other = {**tree, "image_out": jax.tree.map(lambda x: x + 1, tree["image_out"])}
+    assert int(warm_start.checksum(tree, None)) != int(warm_start.checksum(other, None))
+
+
+def test_the_config_of_a_run_says_its_adapter(trained):
+    values = json.loads((trained[1] / "config.json").read_text())
+    assert values["lora"] == {
+        "kind": "LoraConfig", "rank": 4, "alpha": 8.0, "targets": ["attention", "mlp"], "dropout": 0.1,
+    }  # fmt: skip
