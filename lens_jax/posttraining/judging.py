@@ -1,9 +1,9 @@
-"""Asking for rewards beside the drawing, and a journal of every answer, so that none is asked for twice.
+"""Rewards of an epoch's groups as they are drawn, and a journal of every answer, so that none is asked for twice.
 
-    OUT/rewards/<sitting>.jsonl    a line for each reward of each group, as it arrives
+    OUT/rewards/<name>.jsonl    a line a group, written when its rewards are there
 
-A sitting is an epoch or an evaluation. An image is known by its digest: a resumed run draws the same images again and
-finds their rewards here. Only the first of several processes judges.
+An image is known by its digest: a resumed run draws the same images again and finds their rewards in the journal. Only
+the first of several processes judges.
 """
 
 import hashlib
@@ -18,121 +18,103 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lens_jax.errors import LensError
+from lens_jax.posttraining import guards
 from lens_jax.posttraining.prompts.prompt import Prompt
-from lens_jax.posttraining.rewards.reward import Reward, Score
+from lens_jax.posttraining.rewards.combine import Judging, Pending
+from lens_jax.posttraining.rewards.reward import Score
 
 FOLDER = "rewards"
 # What an image that is no image is said to be wrong with.
-NOT_FINITE = "the image is not finite"
+_NOT_FINITE = "the image is not finite"
 
 
 class Judged(NamedTuple):
-    """What a sitting came to."""
+    """What the groups of an epoch were worth."""
 
     # By name, of rewards and of what they log besides: float64 [groups, members], NaN where it is missing.
     values: dict[str, np.ndarray]
     # Errors by their text, how often each.
     errors: dict[str, int]
-    # Of each reward: images that it was asked about, and seconds of its calls an image.
-    asked: dict[str, int]
-    latency: dict[str, float]
-
-
-class Judge:
-    """Threads that ask rewards about groups of images."""
-
-    def __init__(self, rewards: Sequence[Reward], out: str | Path, workers: int, waiting: int, described: Any = None):
-        """Args:
-        waiting: groups that may wait for an answer before `Sitting.add` waits too.
-        described: what the rewards are, as plain JSON: answers of others do not count.
-        """
-        self.rewards, self._folder = tuple(rewards), Path(out) / FOLDER
-        self.mark = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-        self._pool = ThreadPoolExecutor(workers * max(1, len(self.rewards)), thread_name_prefix="judge")
-        self._waiting = waiting
-
-    def sit(self, name: str, groups: int, members: int) -> "Sitting":
-        """Begin, or go on with, the judging of so many groups of so many images."""
-        return Sitting(self, name, groups, members, self._folder / f"{name}.jsonl", self._waiting)
-
-    def submit(self, function, *args) -> Future:
-        return self._pool.submit(function, *args)
-
-    def close(self) -> None:
-        """Nothing more is asked; answers that are under way are not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for reward in self.rewards:
-            reward.close()
+    # Measures of the images alone (`posttraining.guards`), means over groups.
+    guards: dict[str, float]
+    # From the moment a group was drawn until its rewards were there, mean.
+    seconds: float
 
 
 class Sitting:
-    """The rewards of one epoch, as they come."""
+    """The judging of the groups of one epoch, or of one evaluation."""
 
-    def __init__(self, judge: Judge, name: str, groups: int, members: int, path: Path, waiting: int):
-        self._judge, self.name, self._shape, self._path = judge, name, (groups, members), path
-        self._known = _read(path, judge.mark)
-        self._lock, self._room = threading.Lock(), threading.Semaphore(waiting)
-        self._file = None
+    def __init__(
+        self,
+        judging: Judging,
+        path: Path,
+        shape: tuple[int, int],
+        waiting: int,
+        mark: str,
+        held_out: bool = False,
+    ):
+        """
+        Args:
+          path: of the journal.
+          shape: groups, and members of each.
+          waiting: groups that may wait for their rewards before `add` waits too.
+          mark: tells these rewards from others: answers of others do not count.
+          held_out: ask the rewards that are only measured too.
+        """
+        self._judging, self._path, self._shape, self._mark, self._held_out = judging, path, shape, mark, held_out
+        self._known = read_journal(path, mark)
+        self._lines: dict[int, dict[str, Any]] = {}
+        self._lock, self._room, self._failed = threading.Lock(), threading.Semaphore(waiting), threading.Event()
+        # Threads that only wait: for the rewards of a group, to write them down.
+        self._pool = ThreadPoolExecutor(waiting, "journal")
         self._futures: list[Future] = []
-        self._lines: dict[tuple[str, int], dict[str, Any]] = {}
-        self._failed = threading.Event()
+        self._file = None
 
     def add(self, group: int, prompt: Prompt, images: Sequence[np.ndarray | None]) -> None:
         """Ask about a group that is complete; None is an image that is not finite. Waits while too many are waiting."""
-        self._room.acquire()
         digests = [None if image is None else _digest(image) for image in images]
-        todo = [reward for reward in self._judge.rewards if not self._answered(reward.name, group, digests)]
-        if not todo:
+        known = self._known.get(group)
+        if known is not None and known["digests"] == digests:
+            self._lines[group] = known
+            return
+        self._room.acquire()
+        if self._failed.is_set():  # `end` says so
             self._room.release()
             return
-        left = [len(todo)]
-
-        def ask(reward: Reward) -> None:
-            try:
-                if not self._failed.is_set():
-                    self._ask(reward, group, prompt, images, digests)
-            except BaseException:
-                self._failed.set()
-                raise
-            finally:
-                with self._lock:
-                    left[0] -= 1
-                    done = not left[0]
-                if done:
-                    self._room.release()
-
-        self._futures += [self._judge.submit(ask, reward) for reward in todo]
-
-    def _answered(self, reward: str, group: int, digests: list[str | None]) -> bool:
-        line = self._known.get((reward, group))
-        if line is None or line["digests"] != digests:
-            return False
-        self._lines[reward, group] = line
-        return True
-
-    def _ask(self, reward: Reward, group: int, prompt: Prompt, images, digests) -> None:
         shown = [image for image in images if image is not None]
-        started = time.perf_counter()
+        pending = self._judging.submit(shown, [prompt] * len(shown), self._held_out) if shown else None
+        self._futures.append(self._pool.submit(self._wait, group, prompt, digests, shown, pending, time.perf_counter()))
+
+    def _wait(
+        self,
+        group: int,
+        prompt: Prompt,
+        digests: list[str | None],
+        shown: list,
+        pending: Pending | None,
+        started: float,
+    ) -> None:
         try:
-            scores = iter(reward.score(shown, [prompt] * len(shown)) if shown else ())
-            scores = [Score({}, NOT_FINITE) if image is None else next(scores) for image in images]
-        except LensError:
+            found = iter(pending.result() if pending else ())
+            scores = [Score({}, _NOT_FINITE) if digest is None else next(found) for digest in digests]
+            line = {
+                "mark": self._mark,
+                "group": group,
+                "prompt": prompt.id,
+                "digests": digests,
+                "scores": [dict(score.values) for score in scores],
+                "errors": [score.error for score in scores],
+                "guards": guards.measure(shown) if shown else {},
+                "seconds": round(time.perf_counter() - started, 4),
+            }
+            with self._lock:
+                self._write(line)
+                self._lines[group] = line
+        except BaseException:
+            self._failed.set()
             raise
-        except Exception as error:  # a reward of the user's own: whatever it raises is theirs to see
-            raise LensError(f"reward {reward.name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-        line = {
-            "reward": reward.name,
-            "mark": self._judge.mark,
-            "group": group,
-            "prompt": prompt.id,
-            "digests": digests,
-            "scores": [dict(score.values) for score in scores],
-            "errors": [score.error for score in scores],
-            "seconds": round(time.perf_counter() - started, 4),
-        }
-        with self._lock:
-            self._write(line)
-            self._lines[reward.name, group] = line
+        finally:
+            self._room.release()
 
     def _write(self, line: dict[str, Any]) -> None:
         try:
@@ -148,40 +130,46 @@ class Sitting:
 
     def end(self) -> Judged:
         """Wait for all answers. LensError where one failed for good, which ends the run."""
-        failure = None
-        for future in self._futures:
-            try:
+        try:
+            for future in self._futures:
                 future.result()
-            except LensError as error:
-                failure = failure or error
-        if self._file is not None:
-            self._file.close()
-        if failure is not None:
-            raise failure
-        return self._collect()
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            with self._lock:
+                if self._file is not None:
+                    self._file.close()
+        return collect([self._lines[group] for group in sorted(self._lines)], self._shape)
 
-    def _collect(self) -> Judged:
-        values: dict[str, np.ndarray] = {}
-        errors: dict[str, int] = {}
-        seconds: dict[str, float] = {}
-        asked: dict[str, int] = {}
-        for (reward, group), line in sorted(self._lines.items()):
-            for member, (score, error) in enumerate(zip(line["scores"], line["errors"])):
-                for name, value in score.items():
-                    values.setdefault(name, np.full(self._shape, np.nan))[group, member] = value
-                if error is not None:
-                    errors[error] = errors.get(error, 0) + 1
-            seconds[reward] = seconds.get(reward, 0.0) + line["seconds"]
-            asked[reward] = asked.get(reward, 0) + len(line["scores"])
-        return Judged(values, errors, asked, {name: seconds[name] / asked[name] for name in asked})
+
+def collect(lines: Sequence[dict[str, Any]], shape: tuple[int, int]) -> Judged:
+    """The lines of a journal as arrays."""
+    values: dict[str, np.ndarray] = {}
+    errors: dict[str, int] = {}
+    for line in lines:
+        for member, (score, error) in enumerate(zip(line["scores"], line["errors"])):
+            for name, value in score.items():
+                values.setdefault(name, np.full(shape, np.nan))[line["group"], member] = value
+            if error is not None:
+                errors[error] = errors.get(error, 0) + 1
+    measures = {name: [] for line in lines for name in line["guards"]}
+    for line in lines:
+        for name, value in line["guards"].items():
+            measures[name].append(value)
+    mean = {name: float(np.mean(found)) for name, found in measures.items()}
+    return Judged(values, errors, mean, float(np.mean([line["seconds"] for line in lines])) if lines else 0.0)
+
+
+def mark_of(described: Any) -> str:
+    """A short digest of what rewards are, as plain JSON."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _digest(image: np.ndarray) -> str:
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:32]
 
 
-def _read(path: Path, mark: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """The answers of a journal by reward and group, the last of each; a line that a kill cut is none."""
+def read_journal(path: Path, mark: str) -> dict[int, dict[str, Any]]:
+    """The lines of a journal with this mark by group, the last of each; one that a kill cut is none."""
     found = {}
     try:
         lines = path.read_bytes().splitlines()
@@ -194,21 +182,13 @@ def _read(path: Path, mark: str) -> dict[tuple[str, int], dict[str, Any]]:
             line = json.loads(text)
             if line["mark"] != mark:
                 continue
-            count = len(line["digests"])
             parts = [line[name] for name in ("digests", "scores", "errors")]
-            if any(type(part) is not list or len(part) != count for part in parts):
+            if any(type(part) is not list or len(part) != len(parts[0]) for part in parts):
                 continue
-            line["scores"] = [{str(k): float(v) for k, v in score.items()} for score in line["scores"]]
+            line["scores"] = [{str(name): float(value) for name, value in score.items()} for score in line["scores"]]
+            line["guards"] = {str(name): float(value) for name, value in line["guards"].items()}
             line["seconds"] = float(line["seconds"])
-            found[str(line["reward"]), int(line["group"])] = line
+            found[int(line["group"])] = line
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
-    return found
-
-
-def total(judged: Judged, weights: dict[str, float], shape: tuple[int, int]) -> np.ndarray:
-    """The weighted sum of rewards, float64 [groups, members]; NaN where one of them is missing."""
-    found = np.zeros(shape)
-    for name, weight in weights.items():
-        found = found + weight * judged.values.get(name, np.full(shape, np.nan))
     return found

@@ -14,6 +14,7 @@ from lens_jax.models.lora import LoraConfig
 from lens_jax.parallel import MeshConfig
 from lens_jax.posttraining.grpo import GrpoConfig
 from lens_jax.posttraining.nft import NftConfig
+from lens_jax.posttraining.rewards.combine import RewardsConfig
 from lens_jax.pretraining.config import SheetConfig
 from lens_jax.run.config import CheckpointConfig, LoggingConfig, ProfileConfig, at_least
 from lens_jax.run.optimizer import OptimizerConfig
@@ -30,7 +31,7 @@ class RolloutConfig:
     # Sizes HEIGHTxWIDTH or tables of them; an image has any, all equally often. Report: the nine of 1024 x 1024.
     sizes: tuple[str, ...] = ("lens-1024",)
     # Images that are drawn, and trained on, at a time over all devices. This bounds their memory, whatever an epoch
-    # has: what was drawn waits in the host's memory, 2.2 MB an image of 1024 x 1024, and five times that in judging.
+    # has: the latents that were drawn wait in the host's memory, 2.2 MB an image of 1024 x 1024.
     batch_size: int = 64
     # dpm2, of second order, as the report and the reference code; Flow-GRPO has a sampler of its own.
     solver: Solver = "dpm2"
@@ -41,32 +42,19 @@ class RolloutConfig:
     guidance_scale: float = 1.0
     # Optimiser steps an epoch. Report: 1; the reference code takes 2 for a reward of text.
     updates: int = 1
+    # Groups that may wait for their rewards before drawing waits too: 75 MB each of 24 images of 1024 x 1024.
+    waiting: int = 48
     # Image and text tokens together are padded to a multiple of this; 128 suits accelerators.
     joint_multiple: int = 1
 
     def __post_init__(self):
-        at_least("rollout.", self, groups=1, batch_size=1, num_inference_steps=2, updates=1, joint_multiple=1)
+        at_least(
+            "rollout.", self, groups=1, batch_size=1, num_inference_steps=2, updates=1, waiting=1, joint_multiple=1
+        )
         if self.images < 2:
             raise LensError(
                 f"rollout.images is {self.images}; a group has at least 2 images, or there is nothing to compare"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgingConfig:
-    """How rewards are asked for while the next images are drawn."""
-
-    # Groups that are judged at the same time. A judge behind an endpoint has a limit of its own on what it is asked.
-    workers: int = 8
-    # Groups that may wait for their rewards before drawing waits too.
-    waiting: int = 48
-    # Share of an epoch's images, of 1, that may be without a reward; more of them end the run.
-    most_missing: float = 0.2
-
-    def __post_init__(self):
-        at_least("judging.", self, workers=1, waiting=1)
-        if not 0 <= self.most_missing < 1:
-            raise LensError(f"judging.most_missing is {self.most_missing}; it must be at least 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +109,7 @@ class RlConfig:
     # 128 and does not say where; the reference code adapts attention and MLPs.
     lora: LoraConfig = LoraConfig(rank=64, alpha=128, targets=("attention", "mlp"))
     rollout: RolloutConfig = RolloutConfig()
-    judging: JudgingConfig = JudgingConfig()
+    rewards: RewardsConfig = RewardsConfig()
     nft: NftConfig = NftConfig()
     grpo: GrpoConfig = GrpoConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
+from rich.console import Console
 
 from lens_jax import config as config_files
 from lens_jax import parallel
@@ -32,18 +33,21 @@ from lens_jax.posttraining import painter as painters
 from lens_jax.posttraining import rl_recipe as recipe
 from lens_jax.posttraining.advantages import group_advantages
 from lens_jax.posttraining.epoch import Images
-from lens_jax.posttraining.judging import Judge, Judged, Sitting, total
+from lens_jax.posttraining.judging import FOLDER, Judged, Sitting, mark_of
 from lens_jax.posttraining.painter import Painter, Settings
-from lens_jax.posttraining.prompts.prompt import Prompt
+from lens_jax.posttraining.prompts.prompt import Prompt, read_prompts
+from lens_jax.posttraining.rewards.combine import TOTAL, Judging
 from lens_jax.posttraining.rl_batches import Drawn, Schedule, Turn, micro_batches
 from lens_jax.posttraining.rl_config import RlConfig
 from lens_jax.posttraining.rl_meter import RlMeter, describe, evaluated
 from lens_jax.posttraining.rollout import make_sizes
-from lens_jax.pretraining import warm_start
+from lens_jax.pretraining import determinism, warm_start
 from lens_jax.pretraining.recipe import check_widths
 from lens_jax.pretraining.sheet import draw_sheet, save_sheet
+from lens_jax.run import loop, store
 from lens_jax.run.job import Event
 from lens_jax.run.log import Log
+from lens_jax.run.signals import StopSignals
 from lens_jax.run.state import State, Tree, from_parts, to_parts
 from lens_jax.run.step import Programs
 
@@ -51,6 +55,31 @@ from lens_jax.run.step import Programs
 _EVALUATION = 1 << 31
 # Prompts on a sheet where the config names none.
 _SHEET_PROMPTS = 6
+
+
+def train(config: RlConfig, console: Console | None = None) -> loop.Outcome:
+    """Train until `config.steps`, from where the run folder `config.out` stands."""
+    config = determinism.settle(config)
+    config.mesh.sizes(jax.device_count())
+    mesh = parallel.make_mesh(config.mesh) if jax.device_count() > 1 else None
+    if not config.prompts:
+        raise LensError("prompts names no file; give a JSON lines file of prompts, such as lens-jax prompts makes")
+    prompts = read_prompts(config.prompts)
+    held_out = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else []
+    held_out = held_out[: config.evaluation.limit or None]
+    if not config.rewards.train:
+        raise LensError("rewards.train is empty; a run needs at least one reward to learn from")
+    # Every process loads them, so that what is wrong is said by all; the first one alone asks them.
+    judging = Judging.load(config.rewards)
+    log = Log(config.out, config.steps, config.logging, config.profile, console)
+    log.say(f"training on {parallel.described(jax.devices())}")
+    checkpoints = store.Store(store.folder_of(config.out, config.checkpoint), config.checkpoint, mesh)
+    job = Rl(config, mesh, log, prompts, held_out, judging if jax.process_index() == 0 else None)
+    try:
+        with StopSignals(mesh) as signals:
+            return loop.run(job, checkpoints, log, signals)
+    finally:
+        judging.close()
 
 
 class Rl:
@@ -65,19 +94,16 @@ class Rl:
         log: Log,
         prompts: Sequence[Prompt],
         held_out: Sequence[Prompt],
-        judge: Judge,
-        evaluation_judge: Judge,
-        weights: dict[str, float],
+        judging: Judging | None,
     ):
         """
         Args:
           prompts, held_out: those that are trained on, and those that are evaluated on; none evaluates nothing.
-          judge: of what is trained on. evaluation_judge: of these and of what is only evaluated.
-          weights: of each reward that is trained on, by name.
+          judging: in the first process, its rewards.
         """
         self.config, self._mesh, self._log = config, mesh, log
         self._prompts, self._held_out = tuple(prompts), tuple(held_out)
-        self._judge, self._evaluation_judge, self._weights = judge, evaluation_judge, weights
+        self._judging, self._mark = judging, mark_of(config_files.to_dict(config.rewards))
         self.rules = recipe.rules(config)
         self.meter = RlMeter()
         self._turns = recipe.turns(config)
@@ -109,14 +135,8 @@ class Rl:
         self._sizes = make_sizes(config.codec, parse_buckets(rollout.sizes), room, rollout.joint_multiple)
         if not config.codec.abstract_fitted():
             self._codec_weights  # noqa: B018  better now than when the first image is decoded
-        if jax.process_index() == 0:
-            for reward in self._evaluation_judge.rewards:
-                reward.check()
-
-    def close(self) -> None:
-        """Ask for nothing more."""
-        for judge in (self._judge, self._evaluation_judge):
-            judge.close()
+        if self._judging is not None:
+            self._judging.check()
 
     # The state.
 
@@ -132,13 +152,13 @@ class Rl:
         fitted = {} if fitted is None else fitted
         state = parallel.create(create, self.rules, self._mesh, fitted, params)
         name = recipe.base(self.config)
-        return state if name is None else state.replace(extra={**state.extra, **self._mark(state.frozen[name])})
+        return state if name is None else state.replace(extra={**state.extra, **self._base_mark(state.frozen[name])})
 
     def _load_base(self) -> tuple[Tree, Tree | None]:
         params, fitted = warm_start.load(self.config, self._mesh, self._log.say)
         return unflatten_dict(params, sep="/"), fitted
 
-    def _mark(self, tree: Tree) -> Tree:
+    def _base_mark(self, tree: Tree) -> Tree:
         return {"base": {"checksum": warm_start.checksum(tree, self._mesh)}}
 
     def parts(self, state: State) -> dict[str, Any]:
@@ -153,7 +173,7 @@ class Rl:
         params, _ = self._load_base()
         cast = jax.jit(functools.partial(recipe.frozen_params, self.config))
         tree = parallel.on(self._mesh, cast)(params)
-        if int(self._mark(tree)["base"]["checksum"]) != int(state.extra["base"]["checksum"]):
+        if int(self._base_mark(tree)["base"]["checksum"]) != int(state.extra["base"]["checksum"]):
             raise LensError(
                 f"init_from {self.config.init_from}: not the parameters that the run in {self.config.out} began with "
                 "in this model.dtype; give those, or choose another folder for a new run"
@@ -208,20 +228,21 @@ class Rl:
         prompts = [self._prompts[number] for number in numbers]
         settings = lambda tokens: Settings(*recipe.rollout_inputs(config, tokens))
         features, chunks, judging = self._paint(
-            state, state.extra["old"], images, prompts, epoch, settings, self._judge, f"epoch_{epoch:06d}", keep=True
+            state, state.extra["old"], images, prompts, epoch, settings, f"epoch_{epoch:06d}", keep=True
         )
         drawing = time.perf_counter() - started
         judged = judging()
         shape = rollout.groups, rollout.images
-        rewards = np.full(shape, np.nan) if judged is None else total(judged, self._weights, shape)
+        missing = np.full(shape, np.nan)
+        rewards = missing if judged is None else judged.values.get(TOTAL, missing)
         # float32, since that is what crosses processes.
         rewards = parallel.of_first_process(rewards.astype(np.float32))
         advantages = group_advantages(rewards)
-        if advantages.missing > config.judging.most_missing:
+        if advantages.missing > config.rewards.max_failed:
             why = "" if not (judged and judged.errors) else f"; most often: {max(judged.errors, key=judged.errors.get)}"
             raise LensError(
                 f"epoch {epoch}: {advantages.missing:.1%} of the images have no reward, more than "
-                f"judging.most_missing {config.judging.most_missing:.1%}{why}"
+                f"rewards.max_failed {config.rewards.max_failed:.1%}{why}"
             )
         values = None
         if judged is not None:
@@ -230,7 +251,7 @@ class Rl:
             categories = [prompt.category for prompt in prompts]
             said = describe(judged, rewards, advantages, clip, categories, sizes, names)
             seconds = {"drawing_seconds": drawing, "judge_wait_seconds": time.perf_counter() - started - drawing}
-            values = {**said, **seconds}
+            values = {**said, **seconds, "judge": self._judging.counts()}
         return Drawn(epoch, images, chunks, features, advantages), values
 
     def _paint(
@@ -241,13 +262,17 @@ class Rl:
         prompts: Sequence[Prompt],
         number: int,
         settings: Callable[[int], Settings],
-        judge: Judge,
         name: str,
         keep: bool,
     ) -> tuple[TextFeatures, list, Callable[[], Judged | None]]:
         """(features of the prompts, what `Painter.draw` keeps, a function that waits for the rewards)."""
         config, members = self.config, len(images.group) // len(prompts)
-        sitting = judge.sit(name, len(prompts), members) if jax.process_index() == 0 else None
+        sitting = None
+        if self._judging is not None:
+            path, shape = Path(config.out) / FOLDER / f"{name}.jsonl", (len(prompts), members)
+            # Only an evaluation asks the rewards that are never learnt from.
+            held_out = number == _EVALUATION
+            sitting = Sitting(self._judging, path, shape, config.rollout.waiting, self._mark, held_out)
 
         def on_group(group: int, pictures: list[np.ndarray | None]) -> None:
             if sitting is not None:
@@ -282,9 +307,7 @@ class Rl:
         settings = lambda tokens: Settings(config.rollout.solver, sigmas(tokens), None, scale)
         tree = state.ema[recipe.policy(config).trained]
         name = f"evaluation_{step:06d}"
-        *_, judging = self._paint(
-            state, tree, images, prompts, _EVALUATION, settings, self._evaluation_judge, name, keep=False
-        )
+        *_, judging = self._paint(state, tree, images, prompts, _EVALUATION, settings, name, keep=False)
         if (judged := judging()) is not None:
             values = evaluated(judged, [prompt.category for prompt in prompts])
             log.write(step, "evaluation", values)

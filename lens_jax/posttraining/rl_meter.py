@@ -40,7 +40,8 @@ def describe(
         "zero_variance_groups": advantages.zero_variance,
         "missing": advantages.missing,
         "advantages_clipped": float((np.abs(advantages.values[valid]) >= clip).mean()) if valid.any() else 0.0,
-        "judge_seconds_per_image": judged.latency,
+        "guards": judged.guards,
+        "judge_seconds": judged.seconds,
     }
 
 
@@ -118,4 +119,5 @@ def evaluated(judged: Judged, categories: Sequence[str]) -> dict[str, Any]:
             if np.isfinite(own).any():
                 by_category.setdefault(name, {})[category] = float(np.nanmean(own))
     missing = float(np.mean([np.isnan(values).mean() for values in judged.values.values()])) if judged.values else 1.0
-    return {"by_name": by_name, "interval_by_name": half, "by_category": by_category, "missing": missing}
+    values = {"by_name": by_name, "interval_by_name": half, "by_category": by_category}
+    return {**values, "guards": judged.guards, "missing": missing}
