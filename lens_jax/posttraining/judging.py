@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,15 +130,17 @@ class Sitting:
 
     def end(self) -> Judged:
         """Wait for all answers. LensError where one failed for good, which ends the run."""
-        try:
-            for future in self._futures:
-                future.result()
-        finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            with self._lock:
-                if self._file is not None:
-                    self._file.close()
+        self.settle()
+        for future in self._futures:
+            future.result()
         return collect([self._lines[group] for group in sorted(self._lines)], self._shape)
+
+    def settle(self) -> None:
+        """Wait until what was asked is written down or has failed; nothing more can be added."""
+        wait(self._futures)
+        self._pool.shutdown()
+        if self._file is not None:
+            self._file.close()
 
 
 def collect(lines: Sequence[dict[str, Any]], shape: tuple[int, int]) -> Judged:

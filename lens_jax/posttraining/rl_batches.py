@@ -90,7 +90,7 @@ def _nft_batch(config: RlConfig, sizes: Sizes, drawn: Drawn, chunk: Chunk, kept,
 
 def _grpo_batch(config: RlConfig, sizes: Sizes, drawn: Drawn, chunk: Chunk, kept, number: int, levels: int):
     """Latents before and after a step of the path, the step, and the advantage of each image."""
-    _, sigmas, noise, _ = recipe.rollout_inputs(config, sizes.tokens(chunk.size))
-    step = recipe.noisy_step(sigmas, noise, number)
+    steps = recipe.noisy_steps(config, sizes.tokens(chunk.size))
+    step = tuple(np.float32(part[number]) for part in steps)
     advantage = drawn.advantages.values.ravel()[chunk.images]
     return {"advantage": advantage, "step": step}, {"latents": kept[number], "after": kept[number + 1]}

@@ -170,9 +170,9 @@ class Rl:
         state, name = from_parts(parts, self.abstract()), recipe.base(self.config)
         if name is None:
             return state
-        params, _ = self._load_base()
-        cast = jax.jit(functools.partial(recipe.frozen_params, self.config))
-        tree = parallel.on(self._mesh, cast)(params)
+        tree, _ = self._load_base()
+        if not self.config.lora.rank:  # else it was read in the right dtype
+            tree = parallel.on(self._mesh, jax.jit(functools.partial(recipe.frozen_params, self.config)))(tree)
         if int(self._base_mark(tree)["base"]["checksum"]) != int(state.extra["base"]["checksum"]):
             raise LensError(
                 f"init_from {self.config.init_from}: not the parameters that the run in {self.config.out} began with "
@@ -287,7 +287,12 @@ class Rl:
         painter = Painter(recipe.policy(config), config.codec, codec_params, sizes, batch_size, self._mesh)
         keys = painters.keys_of(draws.seed_key(config.seed), number, images)
         fixed = {**state.frozen, **state.extra}
-        chunks = painter.draw(fixed, tree, images, features, keys, settings, on_group, keep, progress)
+        try:
+            chunks = painter.draw(fixed, tree, images, features, keys, settings, on_group, keep, progress)
+        except Exception:
+            if sitting is not None:
+                sitting.settle()  # what has been asked for is worth writing down
+            raise
         return features, chunks, lambda: _agreed(sitting)
 
     def _before(self, state: State) -> None:

@@ -55,7 +55,7 @@ def create_state(config: RlConfig, fitted: Tree, params: Tree) -> State:
         tree = lora.init(config.lora, denoiser.abstract_params(config.model), jax.random.fold_in(key, 0))
     trained, extra, frozen = {policy(config).trained: tree}, {"old": copy(tree)}, {}
     if name := base(config):
-        frozen[name] = frozen_params(config, params)
+        frozen[name] = frozen_params(config, params if config.lora.rank else copy(params))
         # Tells it from others.
         extra["base"] = {"checksum": jnp.zeros((), jnp.uint32)}
     if fitted:
@@ -155,7 +155,8 @@ def rollout_inputs(config: RlConfig, tokens: int) -> tuple[str, np.ndarray, np.n
     return rollout.SDE, sigmas, np.where(noisy, config.grpo.noise, 0).astype(np.float32), scale
 
 
-def noisy_step(sigmas: np.ndarray, levels: np.ndarray, number: int) -> tuple[np.float32, ...]:
-    """sigma, the next one and the noise of a step of the SDE, as `grpo_loss` reads it."""
-    steps = jax.device_get(sde.steps_of(jnp.asarray(sigmas), jnp.asarray(levels)))
-    return tuple(np.float32(part[number]) for part in steps)
+@functools.lru_cache(maxsize=64)
+def noisy_steps(config: RlConfig, tokens: int) -> sde.Step:
+    """All steps of the SDE of images with so many tokens, on the host: sigma, the next one and the noise, [steps]."""
+    _, sigmas, levels, _ = rollout_inputs(config, tokens)
+    return jax.device_get(sde.steps_of(jnp.asarray(sigmas), jnp.asarray(levels)))
