@@ -29,6 +29,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   prepare openmoji|folder   build a data set from pictograms or from a folder of captioned images
   precompute CONFIG         store the latents and text features of a data set, to train without the encoders
   train CONFIG              train a run described by a config, or go on with it where it stopped
+  rl CONFIG                 learn from rewards of a model's own images, as Lens-Base became Lens
   plan CONFIG               what a run needs and costs on devices not paid for yet: memory, time, traffic
   sample PROMPT ...         draw images from a run's checkpoint
   prompts make|check|subset write a set of prompts with rubrics to train and judge on, and look into one
@@ -146,7 +147,7 @@ def train(argv: list[str]) -> int:
         print(
             "usage: lens-jax train CONFIG [OPTIONS]\n\n"
             "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(config_files.available())}\n\n"
+            f"  {', '.join(name for name in config_files.available() if not name.startswith('rl_'))}\n\n"
             "Every field is an option: lens-jax train quickstart --help lists them.\n"
             "A run whose folder exists goes on from its newest checkpoint."
         )
@@ -168,6 +169,40 @@ def train(argv: list[str]) -> int:
     with distributed.ending_alone():
         stopped_by = run(choose_remat_here(config)).stopped_by
     # As a shell reports it: an orchestrator must not take a run that was stopped for one that is complete.
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+def rl(argv: list[str]) -> int:
+    from lens_jax import config as config_files
+    from lens_jax.posttraining.rl_config import RlConfig
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: lens-jax rl CONFIG [--algorithm nft|grpo] [OPTIONS]\n\n"
+            "Learn from rewards of a model's own images: draw groups of images of a prompt, judge them, update.\n"
+            "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
+            f"  {', '.join(name for name in config_files.available() if name.startswith('rl_'))}\n\n"
+            "Every field is an option: lens-jax rl rl_lens --help lists them. docs/rl.md has more.\n"
+            "A run whose folder exists goes on from its newest checkpoint, and asks for no reward twice."
+        )
+        return 0
+    if argv[0].startswith("-"):
+        raise LensError(f"the config comes first: lens-jax rl CONFIG {argv[0]} ...")
+    base = config_files.load(argv[0], RlConfig)
+    config = parse(RlConfig, argv[1:], f"lens-jax rl {argv[0]}", default=base)
+    from lens_jax.parallel import processes as distributed
+
+    if config.deterministic:
+        from lens_jax.pretraining import determinism
+
+        determinism.set_flag()
+    distributed.initialize(heartbeat=config.heartbeat_seconds)
+    from lens_jax.planning import fit
+    from lens_jax.planning.rl import choose_remat
+    from lens_jax.posttraining.rl_job import train as run
+
+    with distributed.ending_alone():
+        stopped_by = run(fit.choose_remat_here(config, choose_remat)).stopped_by
     return 0 if stopped_by is None else 128 + stopped_by
 
 
@@ -199,7 +234,8 @@ def plan(argv: list[str]) -> None:
         print(
             "usage: lens-jax plan CONFIG [--hardware h100] [--devices 8] [OPTIONS]\n"
             "       lens-jax plan --report [--json FILE]\n\n"
-            "CONFIG is as for lens-jax train, and every field of it is an option here too; nothing is allocated.\n"
+            "CONFIG is as for lens-jax train or lens-jax rl, and every field of it is an option here too; nothing is\n"
+            "allocated.\n"
             "--report derives the compute figures of the report.\n\n"
             "lens-jax plan CONFIG --help lists the options."
         )
@@ -213,11 +249,15 @@ def plan(argv: list[str]) -> None:
     if argv[0].startswith("-"):
         raise LensError(f"the config comes first: lens-jax plan CONFIG {argv[0]} ...")
     from lens_jax import config as config_files
-    from lens_jax.planning import command
+    from lens_jax.planning import command, rl_command
+    from lens_jax.posttraining.rl_config import RlConfig
     from lens_jax.pretraining.config import TrainConfig
 
-    options = command.PlanConfig(config_files.load(argv[0], TrainConfig))
-    command.plan(parse(command.PlanConfig, argv[1:], f"lens-jax plan {argv[0]}", default=options))
+    config = config_files.load(argv[0], TrainConfig, RlConfig)
+    learning = isinstance(config, RlConfig)
+    kind = rl_command.RlPlanConfig if learning else command.PlanConfig
+    run = rl_command.plan if learning else command.plan
+    run(parse(kind, argv[1:], f"lens-jax plan {argv[0]}", default=kind(config)))
 
 
 def sample(argv: list[str]) -> None:
@@ -319,6 +359,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "prepare": prepare,
     "precompute": precompute,
     "train": train,
+    "rl": rl,
     "plan": plan,
     "sample": sample,
     "prompts": prompts,

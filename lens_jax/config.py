@@ -30,8 +30,8 @@ def available() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(lens_jax.configs.__path__))
 
 
-def load(name: str, kind: type) -> Any:
-    """The `config`, a `kind`, of a python file given as a path or as the name of one that comes with the package."""
+def load(name: str, *kinds: type) -> Any:
+    """The `config`, one of `kinds`, of a python file given as a path, or by the name of a packaged one."""
     path = Path(name).expanduser()
     # A folder, or a file of another kind, of the name of a packaged config does not hide it.
     if path.suffix == ".py" or (path.is_file() and name not in available()):
@@ -52,8 +52,9 @@ def load(name: str, kind: type) -> Any:
         raise LensError(
             f"no config {name!r}{nearest(name, available())}; accepted: {', '.join(available())}, or a .py file"
         )
-    if not isinstance(config, kind):
-        raise LensError(f"{name}: it must define `config`, a {kind.__module__}.{kind.__name__}")
+    if not isinstance(config, kinds):
+        wanted = " or a ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
+        raise LensError(f"{name}: it must define `config`, a {wanted}")
     return config
 
 

@@ -7,8 +7,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lens_jax.errors import LensError
+from lens_jax.models.layers import layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,3 +58,31 @@ def interpolate(clean: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
     """Latents [B, N, C] at noise levels t [B]."""
     level = t[:, None, None]
     return (1 - level) * clean + level * noise
+
+
+def noise_like(key: jax.Array, latents: jax.Array) -> jax.Array:
+    """Noise laid out like latents [B, N, C], so that no device draws that of the others' rows.
+
+    Drawn with the tokens first, so that padding comes last and a batch has the same noise with and without it.
+    """
+    rows, tokens, channels = latents.shape
+    place = layout(latents)
+    if place is not None:
+        by_row, by_token, by_channel = (*place.spec, None, None, None)[:3]
+        place = PartitionSpec(by_token, by_row, by_channel)
+    return jax.random.normal(key, (tokens, rows, channels), out_sharding=place).swapaxes(0, 1)
+
+
+def by_rows(x: jax.Array, latents: jax.Array) -> jax.Array:
+    """A number a sample laid out like the samples: else every device would compute the modulation of all of them."""
+    place = layout(latents)
+    return x if place is None else jax.reshard(x, PartitionSpec(place.spec[0]))
+
+
+def mean_of_tokens(x: jax.Array, n_image: jax.Array | None = None) -> jax.Array:
+    """Mean a sample, float32 [B], of x [B, N, C] over its first `n_image` tokens; over all where that is None."""
+    x = x.astype(jnp.float32)
+    if n_image is None:
+        return jnp.mean(x, axis=(1, 2))
+    valid = jnp.arange(x.shape[1]) < n_image
+    return jnp.sum(jnp.where(valid[:, None], x, 0), axis=(1, 2)) / (n_image * x.shape[2])

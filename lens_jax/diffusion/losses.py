@@ -18,7 +18,4 @@ def velocity_loss(
     """
     velocity = denoise(flow.interpolate(latents, noise, t), t)
     error = jnp.square(velocity.astype(jnp.float32) - (noise - latents))
-    if n_image is None:
-        return jnp.mean(error, axis=(1, 2))
-    valid = jnp.arange(latents.shape[1]) < n_image
-    return jnp.sum(jnp.where(valid[:, None], error, 0), axis=(1, 2)) / (n_image * latents.shape[2])
+    return flow.mean_of_tokens(error, n_image)

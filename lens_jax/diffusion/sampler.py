@@ -78,10 +78,22 @@ def sample(
       sigmas: noise levels [steps + 1] from `sigma_schedule`.
       guidance_scale: None runs no second branch.
     """
-    n_image = latents.shape[1]
+    velocity = guided(denoise, latents.shape[1], text, negative, positions, guidance_scale)
+    return SOLVERS[solver](velocity, latents, sigmas)[0]
+
+
+def guided(
+    denoise: Denoise,
+    image_tokens: int,
+    text: Text,
+    negative: Text | None,
+    positions: jax.Array,
+    guidance_scale: jax.Array | None = None,
+) -> Velocity:
+    """The velocity that is integrated, of latents with so many tokens; the rest as in `sample`."""
 
     def branch(x, t, text):
-        return denoise(x, t, text, positions[: n_image + text[0][0].shape[1]])
+        return denoise(x, t, text, positions[: image_tokens + text[0][0].shape[1]])
 
     def velocity(x, t):
         conditional = branch(x, t, text)
@@ -91,7 +103,7 @@ def sample(
         other = (tuple(layer[:, :0] for layer in text[0]), jnp.zeros_like(text[1])) if negative is None else negative
         return guide(conditional, branch(x, t, other), guidance_scale)
 
-    return SOLVERS[solver](velocity, latents, sigmas)[0]
+    return velocity
 
 
 def euler(velocity: Velocity, latents: jax.Array, sigmas: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -103,7 +115,7 @@ def euler(velocity: Velocity, latents: jax.Array, sigmas: jax.Array) -> tuple[ja
 
     def step(x, sigma_pair):
         sigma, following = sigma_pair
-        x = x + (following - sigma) * velocity(x, _level(x, sigma)).astype(x.dtype)
+        x = x + (following - sigma) * velocity(x, level_of_rows(x, sigma)).astype(x.dtype)
         return x, x
 
     return jax.lax.scan(step, latents, (sigmas[:-1], sigmas[1:]))
@@ -120,7 +132,7 @@ def dpm2(velocity: Velocity, latents: jax.Array, sigmas: jax.Array) -> tuple[jax
     def step(carry, inputs):
         x, before = carry
         sigma, following, correction = inputs
-        v = velocity(x, _level(x, sigma)).astype(x.dtype)
+        v = velocity(x, level_of_rows(x, sigma)).astype(x.dtype)
         clean = x - sigma * v
         x = x + (following - sigma) * v + (1 - following / sigma) * correction * (clean - before)
         return (x, clean), x
@@ -147,7 +159,7 @@ def _corrections(sigmas: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.zeros(1), jnp.where(usable, ratio, 0)]).astype(jnp.float32)
 
 
-def _level(x: jax.Array, sigma: jax.Array) -> jax.Array:
+def level_of_rows(x: jax.Array, sigma: jax.Array) -> jax.Array:
     """t for each row [B], laid out like the rows: else every device would compute the modulation of all of them.
 
     t is sigma on its way through the timesteps of the release, 1000 sigma, which its pipeline divides by 1000 again: of

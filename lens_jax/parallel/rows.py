@@ -18,8 +18,8 @@ from lens_jax.parallel.layout import ROWS
 
 
 def batch_spec(name: str, ndim: int, mesh) -> PartitionSpec:
-    """The layout of one array of a batch: rows over ROWS, latent and text tokens over `sequence`."""
-    if name in ("positions", "n_image"):
+    """The layout of one array of a batch: rows over ROWS, latent and text tokens over `sequence`; scalars have none."""
+    if name == "positions" or ndim == 0:
         return PartitionSpec()
     rows = tuple(axis for axis in ROWS if mesh.shape[axis] > 1) or None
     tokens = "sequence" if name in ("latents", "text") and mesh.shape["sequence"] > 1 else None
@@ -71,7 +71,7 @@ def global_rows(mesh: Mesh | None, count: int, process: int | None = None) -> in
 def place_batch(batch: dict, mesh: Mesh | None) -> dict:
     """This process's rows of a batch, in the order of `rows_of_host`, as global arrays; without a mesh as it is.
 
-    What has no rows, `positions` and `n_image`, is the same on every process, and whole on every device.
+    What has no rows, `positions` and scalars, is the same on every process, and whole on every device.
     """
     if mesh is None:
         return batch

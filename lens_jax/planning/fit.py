@@ -18,7 +18,7 @@ from lens_jax.planning.data import DataUse, data_use
 from lens_jax.pretraining.config import TrainConfig
 
 # Share of a device's memory up to which an estimate is trusted to fit.
-_FULL = 0.9
+FULL = 0.9
 
 
 def choose_remat(
@@ -32,7 +32,7 @@ def choose_remat(
         return config
     for remat in KEPT:
         chosen = with_remat(config, remat)
-        if remat == "full" or estimate.peak_bytes(chosen, mesh, data, platform, usable) <= _FULL * usable:
+        if remat == "full" or estimate.peak_bytes(chosen, mesh, data, platform, usable) <= FULL * usable:
             break
     return chosen
 
@@ -41,19 +41,28 @@ def with_remat(config: TrainConfig, remat: str) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
 
 
-def choose_remat_here(config: TrainConfig) -> TrainConfig:
+def choose_remat_on(
+    config: TrainConfig, mesh: AbstractMesh | None, platform: lowering.Platform, usable: float
+) -> TrainConfig:
+    """As `choose_remat`, for the batches of the run's data."""
+    data = data_use(config, 1 if mesh is None else mesh.shape["sequence"])
+    return choose_remat(config, mesh, data, platform, usable)
+
+
+def choose_remat_here(config: TrainConfig, choose: Callable = choose_remat_on) -> TrainConfig:
     """The same for the devices of this run. The first process chooses for all; a run that goes on keeps what it had.
 
-    Devices that do not say how much memory they have, CPUs among them, compute nothing again.
+    Devices that do not say how much memory they have, CPUs among them, compute nothing again. `choose` is for runs of
+    other kinds (`planning.rl`).
     """
     if config.model.remat != "auto":
         return config
     order = list(KEPT)
-    chosen = order.index(_fits_here(config)) if jax.process_index() == 0 else 0
+    chosen = order.index(_fits_here(config, choose)) if jax.process_index() == 0 else 0
     return with_remat(config, order[int(parallel.of_first_process(np.int32(chosen)))])
 
 
-def _fits_here(config: TrainConfig) -> str:
+def _fits_here(config: TrainConfig, choose: Callable) -> str:
     if (earlier := Path(config.out) / "config.json").is_file():
         try:
             if (remat := json.loads(earlier.read_text())["model"]["remat"]) in KEPT:
@@ -65,9 +74,8 @@ def _fits_here(config: TrainConfig) -> str:
     if not usable:
         return "none"
     mesh = lowering.abstract_mesh(config.mesh, jax.device_count())
-    data = data_use(config, 1 if mesh is None else mesh.shape["sequence"])
     platform = "tpu" if jax.default_backend() == "tpu" else "cuda"
-    return choose_remat(config, mesh, data, platform, usable).model.remat
+    return choose(config, mesh, platform, usable).model.remat
 
 
 def first_that_fits(

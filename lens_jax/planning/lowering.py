@@ -28,7 +28,7 @@ from lens_jax.run.state import State
 
 Platform = Literal["cuda", "tpu"]
 # The programs with the denoiser in them.
-STEPS = ("train step", "micro-step")
+STEPS = ("train step", "micro-step", "rollout")
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh | None:
@@ -53,7 +53,7 @@ def trace(
     programs = make_programs(config)
     batch = features.abstract_batch(config, images, tokens, mesh)
     # Keys are made before: inside they would have to be placed on devices.
-    with _set(mesh), _cudnn_anywhere(mesh):
+    with using(mesh), cudnn_anywhere(mesh):
         if config.accumulation == 1:
             return {"train step": programs.train_step.trace(state, batch)}
         totals = jax.eval_shape(programs.empty_totals, state, batch)
@@ -83,7 +83,7 @@ def lower(
 ) -> Lowered:
     """Lower a traced program for a platform, of which this machine need not have one, and compile it for `mesh`."""
     started = time.perf_counter()
-    with _set(mesh), _cudnn_anywhere(mesh):
+    with using(mesh), cudnn_anywhere(mesh):
         lowered = traced.lower(lowering_platforms=(platform,))
         text = lowered.as_text()
     calls = {"cudnn": "__cudnn$fmha", "splash": "tpu_custom_call"}
@@ -94,7 +94,7 @@ def lower(
     if not compile:
         return found
     started = time.perf_counter()
-    with _set(mesh):
+    with using(mesh):
         needed = _compiled_bytes(name, lowered)
     return dataclasses.replace(found, compiled_bytes=needed, compile_seconds=time.perf_counter() - started)
 
@@ -114,14 +114,15 @@ def _compiled_bytes(name: str, lowered: jax.stages.Lowered) -> int:
     return memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
 
 
-def _set(mesh: AbstractMesh | Mesh | None):
+def using(mesh: AbstractMesh | Mesh | None):
+    """A context in which a mesh is set, or none."""
     if mesh is None:
         return contextlib.nullcontext()
     return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh)
 
 
 @contextlib.contextmanager
-def _cudnn_anywhere(mesh: AbstractMesh | Mesh | None) -> Iterator[None]:
+def cudnn_anywhere(mesh: AbstractMesh | Mesh | None) -> Iterator[None]:
     """Let cuDNN's attention be lowered on a machine without a GPU.
 
     JAX 0.10.2 asks the installed cuDNN for its version and refuses an abstract mesh for it. Neither matters to us: the
@@ -174,7 +175,7 @@ def trace_encoders(
     values = parallel.abstract_array("text_inputs", shape, inputs.dtype, mesh)
     lengths = parallel.abstract_array("text_lengths", (images,), jnp.int32, mesh)
     codec_params, text_params = codec.abstract_params(mesh), text.abstract_params(mesh)
-    with _set(mesh):
+    with using(mesh):
         return {
             "codec": features.image_program.trace(*static, codec_params, pixels, step),
             "text encoder": features.text_program.trace(text, tokens.text, text_params, values, lengths),

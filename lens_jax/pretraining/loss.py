@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from lens_jax import parallel
 from lens_jax.diffusion import flow, losses
@@ -12,7 +11,6 @@ from lens_jax.diffusion.flow import FlowConfig
 from lens_jax.models import denoiser
 from lens_jax.models import lora as low_rank
 from lens_jax.models.denoiser import DenoiserConfig
-from lens_jax.models.layers import layout
 from lens_jax.models.lora import Dropout, LoraConfig
 from lens_jax.parallel.mesh import ReduceDtype
 from lens_jax.run.state import Tree
@@ -42,8 +40,8 @@ def training_loss(
     """
     key_t, key_noise, key_drop = jax.random.split(key, 3)
     latents = batch["latents"]
-    t = _by_rows(flow.sample_noise_levels(config, key_t, len(latents), _image_tokens(batch)), latents)
-    noise = _noise(key_noise, latents)
+    t = flow.by_rows(flow.sample_noise_levels(config, key_t, len(latents), _image_tokens(batch)), latents)
+    noise = flow.noise_like(key_noise, latents)
     lengths = flow.drop_captions(config, key_drop, batch["text_lengths"])
     dropout = Dropout(lora.dropout, jax.random.fold_in(key_drop, 1)) if lora.rank and lora.dropout else None
     trees = networks(lora, params, frozen)
@@ -84,7 +82,7 @@ def validation_loss(
     key_order, key_noise = jax.random.split(key)
     # Shuffled, so that a noise level does not always meet the same row of the batch.
     t = jax.random.permutation(key_order, flow.noise_level_quantiles(config, len(latents), _image_tokens(batch)))
-    t, noise = _by_rows(t, latents), _noise(key_noise, latents)
+    t, noise = flow.by_rows(t, latents), flow.noise_like(key_noise, latents)
     by_sample = _sample_losses(model, networks(lora, params, frozen), batch, batch["text_lengths"], t, noise)
     return jnp.sum(by_sample * batch["weight"]), jnp.sum(batch["weight"])
 
@@ -112,22 +110,3 @@ def _sample_losses(
 
 def _image_tokens(batch: Batch) -> int | jax.Array:
     return batch.get("n_image", batch["latents"].shape[1])
-
-
-def _noise(key: jax.Array, latents: jax.Array) -> jax.Array:
-    """Laid out like the latents, so that no device draws the noise of the others' rows.
-
-    Drawn with the tokens first, so that padding comes last and a batch has the same noise with and without it.
-    """
-    rows, tokens, channels = latents.shape
-    place = layout(latents)
-    if place is not None:
-        by_row, by_token, by_channel = (*place.spec, None, None, None)[:3]
-        place = PartitionSpec(by_token, by_row, by_channel)
-    return jax.random.normal(key, (tokens, rows, channels), out_sharding=place).swapaxes(0, 1)
-
-
-def _by_rows(x: jax.Array, latents: jax.Array) -> jax.Array:
-    """A number a sample laid out like the samples: else every device would compute the modulation of all of them."""
-    place = layout(latents)
-    return x if place is None else jax.reshard(x, PartitionSpec(place.spec[0]))

@@ -16,6 +16,7 @@ from lens_jax.run.state import State, Tree
 # A dict of arrays with the rows of one bucket.
 Batch = dict[str, Any]
 # (params, frozen, batch, key) -> the loss, float32 scalar, and sums over the batch's rows to log, arrays by name.
+# `frozen` is what it reads of a state and is not trained: the trees `frozen` and `extra` of it.
 Loss = Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -72,7 +73,8 @@ def micro_step(
     compiled program.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), micro)
-    (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, state.frozen, batch, key)
+    frozen = {**state.frozen, **state.extra}
+    (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, batch, key)
     weight = jnp.float32(config.weigh(batch) if config.weigh else 1)
     gradients = jax.tree.map(lambda g: weight * g.astype(jnp.float32), gradients)
     count = 1 if totals is None else config.accumulation

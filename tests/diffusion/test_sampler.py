@@ -31,7 +31,9 @@ def test_schedule(case):
 def test_the_network_is_asked_about_the_timestep_divided_by_1000():
     """In float32, as the pipeline of the release has it; compiled, where XLA must not cancel the two."""
     sigmas = np.random.default_rng(0).random(1000, np.float32)
-    levels = jax.jit(lambda s: jax.lax.scan(lambda _, s: (None, sampler._level(jnp.zeros((1, 1, 1)), s)[0]), None, s))
+    levels = jax.jit(
+        lambda s: jax.lax.scan(lambda _, s: (None, sampler.level_of_rows(jnp.zeros((1, 1, 1)), s)[0]), None, s)
+    )
     expected = sigmas * np.float32(1000) / np.float32(1000)
     assert (expected != sigmas).any()
     np.testing.assert_array_equal(levels(sigmas)[1], expected)

@@ -1,0 +1,203 @@
+"""`lens-jax plan` of a run of reinforcement learning: what it needs, draws, asks and costs."""
+
+import dataclasses
+from typing import Annotated, Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lens_jax import parallel
+from lens_jax.atomic import write_json
+from lens_jax.console import make_console
+from lens_jax.errors import LensError
+from lens_jax.planning import lowering, rl
+from lens_jax.planning.hardware import HARDWARE, Name
+from lens_jax.planning.rl import Volume
+from lens_jax.posttraining import rl_recipe as recipe
+from lens_jax.posttraining.rl_config import RlConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RlPlanConfig:
+    """Memory, operations, questions to judges, time and cost of reinforcement learning on so many devices."""
+
+    # The run itself; its fields are options as in `lens-jax rl`.
+    config: Annotated[RlConfig, tyro.conf.arg(name="")]
+    # What the devices are.
+    hardware: Name = "h100"
+    # How many of them.
+    devices: int = 8
+    # Share of the peak rate that is reached, of 1, by all networks alike.
+    mfu: float = 0.35
+    # Price of one device for an hour, in any currency; 0 leaves the cost out.
+    price: float = 0.0
+    # Price of a question to a judge, in the same currency.
+    price_per_call: float = 0.0
+    # Text tokens a prompt has on average, and the longest one, with what stands behind every prompt.
+    prompt_tokens: int = rl.PROMPT_TOKENS
+    longest_prompt: int = rl.LONGEST_PROMPT
+    # Rubrics of a prompt.
+    rubrics: int = rl.RUBRICS
+    # Lower every program too, and not only trace it.
+    lower: bool = True
+    # Also write the plan as JSON here.
+    json: str = ""
+
+    def __post_init__(self):
+        least = {"devices": 1, "prompt_tokens": 0, "longest_prompt": 1, "rubrics": 1}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise LensError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {number}")
+        if not 0 < self.mfu <= 1:
+            raise LensError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
+        if self.price < 0 or self.price_per_call < 0:
+            raise LensError("--price and --price-per-call must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class RlPlan:
+    """Everything that was found out."""
+
+    hardware: str
+    devices: int
+    mesh: dict[str, int]
+    # Bytes on one device throughout, those of each program besides, and those of latents in the host's memory for it.
+    resident: dict[str, int]
+    programs: dict[str, int]
+    host: int
+    usable: float
+    remat: str
+    # Attention kernel of each program that was lowered and has one.
+    kernels: dict[str, str]
+    # Batches that are drawn in an epoch, noise levels that an image is trained at, updates.
+    chunks: int
+    levels: int
+    updates: int
+    volume: Volume
+    # Of one optimiser step.
+    seconds: float
+    # Questions a second while images are drawn, for the judge not to be waited for.
+    judge_rate: float
+    hours: float
+    device_hours: float
+    judge_calls: float
+    cost: float | None
+
+    @property
+    def peak(self) -> int:
+        return sum(self.resident.values()) + max(self.programs.values())
+
+
+def plan(options: RlPlanConfig, console: Console | None = None) -> RlPlan:
+    """Print the plan, write it where `--json` says; LensError where it does not fit."""
+    console = console or make_console()
+    with console.status("tracing"):
+        found = make_plan(options)
+    show(found, options, console)
+    if options.json:
+        write_json(options.json, as_json(found, options))
+    if found.peak > found.usable:
+        kinds = {**found.resident, max(found.programs, key=found.programs.get): max(found.programs.values())}
+        most = max(kinds, key=kinds.get)
+        raise LensError(
+            f"{found.peak / 1e9:.1f} GB a device do not fit into the {found.usable / 1e9:.1f} GB of {options.hardware} "
+            f"(most is {most}, {kinds[most] / 1e9:.1f} GB); a smaller rollout.batch_size, a larger mesh.fsdp or "
+            f"--devices {2 * options.devices} would need less"
+        )
+    return found
+
+
+def make_plan(options: RlPlanConfig) -> RlPlan:
+    """Trace everything and add it up."""
+    config, hardware = options.config, HARDWARE[options.hardware]
+    mesh = lowering.abstract_mesh(config.mesh, options.devices)
+    if mesh is not None:
+        parallel.check_batch_size(config.rollout.batch_size, mesh)
+    config = rl.choose_remat(config, mesh, hardware.platform, hardware.usable)
+    config = lowering.on_platform(config, hardware.platform)
+    sizes = rl.sizes_of(config, options.longest_prompt)
+    traced = rl.trace(config, mesh, sizes)
+    kernels = {}
+    for name, one in traced.items() if options.lower else ():
+        lowered = lowering.lower(name, one, mesh, hardware.platform)
+        if lowered.kernel:
+            kernels[name] = lowered.kernel
+    volume = rl.volume(config, sizes, options.prompt_tokens, options.rubrics)
+    rate = options.mfu * options.devices * hardware.peak
+    seconds = volume.operations / rate
+    hours, calls = config.steps * seconds / 3600, config.steps * volume.judge_calls
+    cost = hours * options.devices * options.price + calls * options.price_per_call
+    turns = recipe.turns(config)
+    return RlPlan(
+        hardware=options.hardware,
+        devices=options.devices,
+        mesh={} if mesh is None else dict(mesh.shape),
+        resident=rl.resident(config, mesh),
+        programs={name: peak.bytes for name, peak in rl.peaks(traced, hardware.platform).items()},
+        host=rl.host_bytes(config, sizes, options.devices),
+        usable=hardware.usable,
+        remat=config.model.remat,
+        kernels=kernels,
+        chunks=turns.chunks,
+        levels=turns.levels,
+        updates=turns.updates,
+        volume=volume,
+        seconds=seconds,
+        judge_rate=volume.judge_calls / (volume.drawing / rate),
+        hours=hours,
+        device_hours=hours * options.devices,
+        judge_calls=calls,
+        cost=cost or None,
+    )
+
+
+def show(found: RlPlan, options: RlPlanConfig, console: Console) -> None:
+    """The plan as tables."""
+    config, volume = options.config, found.volume
+    mesh = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items() if size > 1) or "one device"
+    groups = f"{config.rollout.groups} groups of {config.rollout.images} images"
+    console.print(f"{config.out} on {found.devices} {found.hardware}: {mesh}; {config.algorithm}, {groups}")
+    table = _table(f"Memory of a device, {found.usable / 1e9:.1f} GB usable", "throughout", "GB")
+    for kind, size in found.resident.items():
+        if size:
+            table.add_row(kind, f"{size / 1e9:.3f}")
+    table.add_section()
+    for name, size in found.programs.items():
+        table.add_row(f"{name}, {found.kernels.get(name, '')}".rstrip(", "), f"{size / 1e9:.3f}")
+    table.add_section()
+    table.add_row("in all", f"{found.peak / 1e9:.2f}")
+    table.add_row("in the host's memory: latents", f"{found.host / 1e9:.2f}")
+    console.print(table)
+    table = _table("Work and time", "one optimiser step", "")
+    table.add_row("images", f"{volume.images:,.0f}")
+    table.add_row("questions to judges", f"{volume.judge_calls:,.0f}")
+    table.add_row(f"operations of drawing ({config.rollout.num_inference_steps} steps)", f"{volume.drawing:.4g}")
+    table.add_row(f"of training ({found.levels} noise levels, 3 policies)", f"{volume.training:.4g}")
+    table.add_row(f"of recomputation (remat {found.remat})", f"{volume.recomputation:.4g}")
+    table.add_row("of decoding and encoding", f"{volume.encoders:.4g}")
+    table.add_row(f"seconds at {options.mfu:.0%} of the peak", f"{found.seconds:,.1f}")
+    if found.judge_rate:
+        table.add_row("questions a second, for judges not to be waited for", f"{found.judge_rate:,.1f}")
+    table.add_section()
+    table.add_row(f"{config.steps:,} steps: hours", f"{found.hours:,.1f}")
+    table.add_row("device-hours", f"{found.device_hours:,.0f}")
+    table.add_row("questions to judges", f"{found.judge_calls:,.0f}")
+    if found.cost is not None:
+        table.add_row("cost", f"{found.cost:,.0f}")
+    console.print(table)
+
+
+def _table(title: str, first: str, second: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    table.add_column(second, justify="right", no_wrap=True)
+    return table
+
+
+def as_json(found: RlPlan, options: RlPlanConfig) -> dict[str, Any]:
+    """The plan as plain values, with the options it was made with (the run's config apart)."""
+    chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in ("config", "json")}
+    values = dataclasses.asdict(found)
+    return {"options": chosen, "peak_bytes": found.peak, "fits": found.peak <= found.usable, **values}

@@ -1,0 +1,100 @@
+"""A denoiser that was never trained, as a run to start from, and a run of reinforcement learning on it."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lens_jax import config as config_files
+from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.sentence import SentenceEncoderConfig
+from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.models.lora import LoraConfig
+from lens_jax.posttraining.prompts.prompt import Prompt, read_prompts, write_prompts
+from lens_jax.posttraining.rewards.combine import Judging, RewardsConfig, Weighted
+from lens_jax.posttraining.rewards.function import Function
+from lens_jax.posttraining.rl_config import EvaluationConfig, RlConfig, RolloutConfig
+from lens_jax.posttraining.rl_job import Rl
+from lens_jax.pretraining.config import SheetConfig, TrainConfig
+from lens_jax.pretraining.recipe import create_state
+from lens_jax.run import loop, store
+from lens_jax.run.config import CheckpointConfig
+from lens_jax.run.log import Log
+from lens_jax.run.optimizer import OptimizerConfig
+from lens_jax.run.signals import StopSignals
+from lens_jax.run.state import to_parts
+
+MODEL = DenoiserConfig(
+    layers=2, heads=2, head_dim=16, rope_axes=(4, 6, 6), latent_channels=12, text_width=512, text_layers=1,
+    dtype="float32",
+)  # fmt: skip
+PROMPTS = [Prompt(f"p/{i}", text, category="odd" if i % 2 else "even") for i, text in enumerate(
+    ("red apple", "a cat", "two rockets", "an octopus", "a banana, a house")
+)]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A run whose parameters are random, away from the zeros that a new model has."""
+    out = tmp_path_factory.mktemp("base") / "run"
+    config = TrainConfig(
+        out=str(out), model=MODEL, codec=PixelCodecConfig(patch=2), text=SentenceEncoderConfig(max_tokens=2)
+    )
+
+    @jax.jit
+    def make():
+        state = create_state(config, {"mean": np.zeros(12, np.float32), "std": np.full(12, 0.5, np.float32)})
+        leaves, tree = jax.tree.flatten(state.params)
+        keys = jax.random.split(jax.random.key(7), len(leaves))
+        moved = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)]
+        params = jax.tree.unflatten(tree, moved)
+        return state.replace(params=params, ema=params)
+
+    checkpoints = store.Store(store.folder_of(config.out, config.checkpoint), config.checkpoint)
+    meta = {"kind": "pretraining", "config": config_files.to_dict(config), "sizes": [[8, 8]], "position": {}}
+    checkpoints.save(1, to_parts(make()), meta)
+    checkpoints.close()
+    return out
+
+
+@pytest.fixture(scope="session")
+def rl_config(base, tmp_path_factory) -> RlConfig:
+    """Three epochs of two groups of four images of two sizes; replace `out` in it."""
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    write_prompts(prompts, PROMPTS)
+    return RlConfig(
+        init_from=str(base),
+        prompts=str(prompts),
+        steps=3,
+        lora=LoraConfig(rank=2, alpha=4, targets=("attention", "mlp")),
+        rollout=RolloutConfig(groups=2, images=4, sizes=("8x8", "8x12"), batch_size=4, num_inference_steps=3),
+        rewards=RewardsConfig(train=(Weighted(Function("nowhere:red", "red")),)),
+        evaluation=EvaluationConfig(every=3, images=2, num_inference_steps=2),
+        samples=SheetConfig(every=3, num_inference_steps=2),
+        model=MODEL,
+        codec=PixelCodecConfig(patch=2),
+        text=SentenceEncoderConfig(max_tokens=2),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=1e-4),
+        checkpoint=CheckpointConfig(every=1, keep=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def run_rl():
+    """(config, reward) -> what `run.loop` ends with; with the set that it trains on held out too."""
+
+    def run(config: RlConfig, reward, evaluation=()):
+        prompts = read_prompts(config.prompts)
+        judging = Judging([(reward, 1.0)], list(evaluation), config.rewards.max_failed, 2)
+        log = Log(config.out, config.steps, config.logging, config.profile, Console(quiet=True))
+        job = Rl(config, None, log, prompts, prompts[:2], judging)
+        checkpoints = store.Store(store.folder_of(config.out, config.checkpoint), config.checkpoint)
+        try:
+            with StopSignals() as signals:
+                return loop.run(job, checkpoints, log, signals)
+        finally:
+            judging.close()
+
+    return run
