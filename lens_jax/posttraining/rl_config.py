@@ -6,7 +6,7 @@ from typing import Literal
 from lens_jax.config import check_numbers, values
 from lens_jax.diffusion.sampler import Solver
 from lens_jax.encoders import kinds
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.errors import LensError
 from lens_jax.models.denoiser import DenoiserConfig
@@ -115,7 +115,7 @@ class RlConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     samples: SheetConfig = SheetConfig(every=30)
     model: DenoiserConfig = DenoiserConfig()
-    codec: kinds.Images = PixelCodecConfig()
+    codec: kinds.Images = LinearCodecConfig()
     text: kinds.Text = SentenceEncoderConfig()
     # AdamW (0.9, 0.999), 3e-4, decay 1e-4, clip 1: the report, and the reference code for the clip.
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, warmup_steps=0, weight_decay=1e-4)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from lens_jax import config as config_files
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.lora import LoraConfig
@@ -40,7 +40,10 @@ def base(tmp_path_factory) -> Path:
     """A run whose parameters are random, away from the zeros that a new model has."""
     out = tmp_path_factory.mktemp("base") / "run"
     config = TrainConfig(
-        out=str(out), model=MODEL, codec=PixelCodecConfig(patch=2), text=SentenceEncoderConfig(max_tokens=2)
+        out=str(out),
+        model=MODEL,
+        codec=LinearCodecConfig(patch=2, components=12),
+        text=SentenceEncoderConfig(max_tokens=2),
     )
 
     @jax.jit
@@ -74,7 +77,7 @@ def rl_config(base, tmp_path_factory) -> RlConfig:
         evaluation=EvaluationConfig(every=3, images=2, num_inference_steps=2),
         samples=SheetConfig(every=3, num_inference_steps=2),
         model=MODEL,
-        codec=PixelCodecConfig(patch=2),
+        codec=LinearCodecConfig(patch=2, components=12),
         text=SentenceEncoderConfig(max_tokens=2),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=1e-4),
         checkpoint=CheckpointConfig(every=1, keep=2),

@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from lens_jax import parallel  # noqa: E402
-from lens_jax.encoders.pixels import PixelCodecConfig  # noqa: E402
+from lens_jax.encoders.linear import LinearCodecConfig  # noqa: E402
 from lens_jax.encoders.sentence import SentenceEncoderConfig  # noqa: E402
 from lens_jax.models import denoiser  # noqa: E402
 from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
@@ -70,7 +70,11 @@ class FromNothing(Rl):
             like = parallel.abstract_params(params, parallel.DENOISER_RULES, self._mesh)
             params = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, like)
         width = self.config.codec.latent_channels
-        return params, {"mean": np.zeros(width, np.float32), "std": np.full(width, 0.5, np.float32)}
+        return params, {
+            "mean": np.zeros(width, np.float32),
+            "basis": np.eye(width, dtype=np.float32),
+            "scale": np.float32([0.5]),
+        }
 
     def _base_mark(self, tree):
         return {"base": {"checksum": parallel.everywhere(np.zeros((), np.uint32), self._mesh)}}
@@ -87,7 +91,7 @@ def one_update(algorithm: str, mesh) -> dict:
             rollout=RolloutConfig(groups=2, images=8, sizes=("8x8", "8x16"), batch_size=8, num_inference_steps=3),
             samples=SheetConfig(every=0),
             model=MODEL,
-            codec=PixelCodecConfig(patch=4),
+            codec=LinearCodecConfig(patch=4, components=48),
             text=SentenceEncoderConfig(max_tokens=2),
             optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0),
         )
