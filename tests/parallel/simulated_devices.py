@@ -216,7 +216,7 @@ def lora(mesh, reference: bool = False) -> dict:
         frozen = {**state.frozen, "denoiser": moved(state.frozen["denoiser"], 7)}
         return state.replace(frozen=frozen, params=moved(state.params, 8))
 
-    codec = {"mean": np.zeros(16, np.float32), "std": np.ones(16, np.float32)}
+    codec = {"mean": np.zeros(16, np.float32), "scale": np.ones(1, np.float32)}
     state = parallel.create(create, RULES, mesh, codec, offload=not reference)
     inputs = parallel.place_batch(batch(), mesh)
     gradients = micro_step_on(mesh, loss)[0](state, batch())[1]

@@ -48,7 +48,8 @@ def base(tmp_path_factory) -> Path:
 
     @jax.jit
     def make():
-        state = create_state(config, {"mean": np.zeros(12, np.float32), "std": np.full(12, 0.5, np.float32)})
+        codec = {"basis": np.eye(12, dtype=np.float32), "mean": np.zeros(12, np.float32), "scale": np.float32([0.5])}
+        state = create_state(config, codec)
         leaves, tree = jax.tree.flatten(state.params)
         keys = jax.random.split(jax.random.key(7), len(leaves))
         moved = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)]

@@ -31,7 +31,7 @@ ADAPTER = LoraConfig(rank=4, alpha=8, targets=("attention", "mlp"), dropout=0.1)
 def base(tiny_config, tmp_path_factory):
     """A run to start from, of random numbers: a fresh one's ways out are zero."""
     out = tmp_path_factory.mktemp("base") / "run"
-    codec = {"mean": np.full(48, 0.1, np.float32), "std": np.full(48, 0.9, np.float32)}
+    codec = {"basis": np.eye(48, dtype=np.float32), "mean": np.full(48, 0.1, np.float32), "scale": np.float32([0.9])}
     state = jax.jit(functools.partial(create_state, tiny_config))(codec)
     leaves, tree = jax.tree.flatten(state.ema)
     keys = jax.random.split(jax.random.key(7), len(leaves))
