@@ -39,11 +39,13 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   bench train|sample|...    measure the speed of a training step, an image, or one of its parts
   info PATH                 say what a checkpoint, a release or a data set holds
 
-Every command answers --help. A first run, about ten minutes on two cores:
+Every command answers --help. The small model that comes with the package draws at once; a first run of one's own takes
+about ten minutes on two cores:
 
+  lens-jax sample "red apple" "a fox to the left of a house on a pink background"
   lens-jax prepare openmoji
   lens-jax train quickstart
-  lens-jax sample "red apple" "a cat on the left, a car on the right" --checkpoint runs/quickstart
+  lens-jax sample "red apple" "cat on the left, automobile on the right" --checkpoint runs/quickstart
 """
 
 BENCH_USAGE = """\

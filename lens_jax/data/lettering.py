@@ -69,8 +69,8 @@ def letters(text: str, font: str, width: int, height: int):
         pen.text((x, _LARGE / 2), letter, fill=255, font=face)
         x += length + track
     ink = canvas.crop(canvas.getbbox())
-    # By the height of a capital and not of this word's ink, or a Q would shrink the whole word.
-    scale = min(width / ink.width, height / (1.15 * _capital(font)))
+    # By the height of a capital and not of this word's ink: words of one box are of one size, whatever hangs from a Q.
+    scale = min(width / ink.width, height / (1.15 * _capital(font)), height / ink.height)
     size = (max(1, round(ink.width * scale)), max(1, round(ink.height * scale)))
     return ink.resize(size, Image.Resampling.LANCZOS)
 

@@ -29,8 +29,14 @@ _ONE_AT_A_TIME = threading.Lock()
 # Punctuation that ends a clause, in the scripts the encoder knows, and the joints of English sentences: "a fox and a
 # house", "a fox | to the left of a house | on a pink background".
 CLAUSE_END = re.compile(
-    r"[,;:.!?،؛؟、。，；：！？\n]+|\s+and\s+"
-    r"|\s+(?=(?:to the (?:left|right) of|above|below|(?:on|with) (?:an? )?[\w ]*background)\b)",
+    r"[,;:.!?()،؛؟、。，；：！？（）\n]+|\s+and\s+"
+    r"|\s+(?=(?:(?:on|to|at|in) the (?:left|right|top|bottom|cent(?:er|re)|middle)|above|below"
+    r"|(?:on|with) (?:an? )?[\w ]*background)\b)",
+    re.IGNORECASE,
+)
+# What English puts before a noun is a part of its own, as other languages may say it behind; articles say nothing.
+BEFORE_NOUN = re.compile(
+    r"(?:an?|the)\s+|(small|large|(?:two|three|four)(?:\s+times)?|to the (?:left|right) of|above|below)\s+(?!times\b)",
     re.IGNORECASE,
 )
 QUOTED = re.compile('"([^"\n]{1,40})"|“([^”\n]{1,40})”|„([^“\n]{1,40})“|«([^»\n]{1,40})»|「([^」\n]{1,40})」')
@@ -128,7 +134,7 @@ class Letter(NamedTuple):
 
 
 def split_prompt(prompt: str, limit: int) -> list[str | Letter]:
-    """The clauses of a prompt without blanks, each followed by the letters that it quotes; at most `limit` in all.
+    """The clauses of a prompt and their parts, each followed by the letters that it quotes; at most `limit` in all.
 
     A clause stands without its quotation. Where there is no room for all, clauses are joined and letters left out.
     """
@@ -137,8 +143,7 @@ def split_prompt(prompt: str, limit: int) -> list[str | Letter]:
     marked = QUOTED.sub(_MARK, prompt.replace(_MARK, ""))
     tokens: list[str | Letter] = []
     for clause in CLAUSE_END.split(marked):
-        if text := " ".join(clause.replace(_MARK, " ").split()):
-            tokens.append(text)
+        tokens += _parts(" ".join(clause.replace(_MARK, " ").split()))
         for _ in range(clause.count(_MARK)):
             tokens += [Letter(character, i) for i, character in enumerate(quotations.pop(0)) if character != " "]
     if len(tokens) <= limit:
@@ -146,6 +151,15 @@ def split_prompt(prompt: str, limit: int) -> list[str | Letter]:
     if not any(isinstance(token, Letter) for token in tokens):
         return [*tokens[: limit - 1], " ".join(tokens[limit - 1 :])]
     return tokens[:limit]
+
+
+def _parts(clause: str) -> list[str]:
+    """ "small", "fox" of "a small fox"."""
+    parts = []
+    while match := BEFORE_NOUN.match(clause):
+        parts += [match[1]] if match[1] else []
+        clause = clause[match.end() :]
+    return [*parts, clause] if clause else parts
 
 
 _MARK = "\ue000"

@@ -28,8 +28,9 @@ class SampleCommand:
 
     # What to draw; several prompts are drawn in batches.
     prompts: tyro.conf.Positional[tuple[str, ...]]
-    # A run folder, one of its checkpoints, or a release folder (model_index.json, transformer/, vae/, text_encoder/).
-    checkpoint: str = "runs/quickstart"
+    # A run folder, one of its checkpoints, a packed run, or a release folder (model_index.json, transformer/, vae/,
+    # text_encoder/). The default is the small model that comes with the package (docs/small_world.md).
+    checkpoint: str = "small"
     # Folder for the images; those that are there already are kept, and numbers go on behind theirs.
     out: str = "samples"
     # What guidance moves away from; empty is no text at all.
@@ -84,7 +85,7 @@ class SampleCommand:
 
     def __post_init__(self):
         if not self.prompts:
-            raise LensError('give at least one prompt: lens-jax sample "red apple" --checkpoint RUN')
+            raise LensError('give at least one prompt: lens-jax sample "red apple"')
         if self.num_images_per_prompt < 1:
             raise LensError(f"--num-images-per-prompt is {self.num_images_per_prompt}; it must be at least 1")
         if self.batch_size < 0:

@@ -85,9 +85,10 @@ def test_captions_are_true(pictograms):
             covered[top:bottom, left:right] = True
             if position:
                 assert is_at(position, x, y), position
-                assert getattr(english, position).replace("{x}", f"{size} {names[concept]}".strip()) in text
+            if position or size:
+                said = [getattr(english, what) for what in (size, position) if what]
+                assert f"{names[concept]} ({', '.join(said)})" in text
             if size:
-                assert f"{size} {names[concept]}" in text
                 assert ((right - left) / min(height, width) < 0.5) == (size == "small")
         if relation := meta["relation"]:
             (x, y), (other_x, other_y) = centres
@@ -96,7 +97,8 @@ def test_captions_are_true(pictograms):
             ]
             assert getattr(english, relation).replace("{x}", names[concepts[1]]) in text
         elif len(concepts) > 1 and len(set(concepts)) == 1:
-            assert text.startswith({2: "two times ", 3: "three times ", 4: "four times "}[len(concepts)])
+            times = {2: "two times", 3: "three times", 4: "four times"}[len(concepts)]
+            assert text.startswith(f"{names[concepts[0]]} ({times})")
         if "word" in meta:
             left, top, right, bottom = meta["word_box"]
             assert f'the word "{meta["word"]}"' in text
@@ -136,16 +138,16 @@ def test_three_densities_of_the_same_truth_and_sentences_of_people():
     for scene, brief, mixed, dense, natural in (
         (related, "fox", "fox, house", "fox, to the left of house, light blue background",
          "a fox to the left of a house on a light blue background"),
-        (three, "fox", "three times fox", "three times fox, pink background", "three foxes on a pink background"),
-        (small, "house", "house", "small house at the top, grey background",
+        (three, "fox", "fox (three times)", "fox (three times), pink background", "three foxes on a pink background"),
+        (small, "house", "house", "house (small, at the top), grey background",
          "a small house at the top on a grey background"),
-        (written, "fox", 'fox, the word "LENS"', 'fox, the word "LENS" at the bottom, white background',
+        (written, "fox", 'fox, the word "LENS"', 'fox, the word "LENS" (at the bottom), white background',
          'a fox and the word "LENS" at the bottom on a white background'),
     ):  # fmt: skip
         assert [captions.caption(scene, "en", density) for density in captions.DENSITIES] == [brief, mixed, dense]
         assert captions.natural(scene) == natural
     assert captions.caption(related, "de") == "Fuchs, links von Haus, hellblauer Hintergrund"
-    assert captions.caption(written, "ja") == "キツネ、下に「LENS」という文字、白い背景"
+    assert captions.caption(written, "ja") == "キツネ、「LENS」という文字（下に）、白い背景"
 
 
 def test_held_out_combinations_are_not_trained_on(tmp_path):

@@ -16,19 +16,20 @@ def encoder():
 
 
 def test_clauses():
-    assert split_prompt("red apple on the left, car on the right; blue", 4) == [
-        "red apple on the left", "car on the right", "blue",
-    ]  # fmt: skip
+    assert split_prompt("red apple (links), car (rechts); blue", 5) == ["red apple", "links", "car", "rechts", "blue"]
     assert split_prompt("红苹果，汽车。", 4) == ["红苹果", "汽车"]
-    assert split_prompt("a, b, c, d", 2) == ["a", "b c d"]
+    assert split_prompt("e, b, c, d", 2) == ["e", "b c d"]
     assert split_prompt(" , ;", 2) == []
-    joints = "a fox to the left of a house and a Band on a pink background"
-    assert split_prompt(joints, 9) == ["a fox", "to the left of a house", "a Band", "on a pink background"]
+    joints = "Two small foxes to the left of a house and a Band in the centre on a pink background"
+    parts = ["Two", "small", "foxes", "to the left of", "house", "Band", "in the centre", "on a pink background"]
+    assert split_prompt(joints, 9) == parts
+    assert split_prompt("fox (three times, links), the", 9) == ["fox", "three times", "links", "the"]
+    assert split_prompt("above water", 9) == ["above", "water"]
 
 
 def test_what_is_quoted_is_spelled():
     for prompt, clause in (
-        ('the word "a, B" at the top, red', "the word at the top"),
+        ('mot "a, B" en haut, red', "mot en haut"),
         ("das Wort „a, B“ oben, red", "das Wort oben"),
         ("上面是「a, B」，red", "上面是"),
     ):
