@@ -33,7 +33,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   sample PROMPT ...         draw images from a run's checkpoint
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
   plot RUN ...              draw the curves of runs: losses, norms, speed, memory
-  evaluate                  measure how often a sampled image is nearest to its own concept
+  evaluate                  measure how often sampled images show what their prompts ask for
   bench train|sample|...    measure the speed of a training step, an image, or one of its parts
   info PATH                 say what a checkpoint, a release or a data set holds
 
@@ -246,9 +246,11 @@ def convert(argv: list[str]) -> None:
 
 
 def evaluate(argv: list[str]) -> None:
-    from lens_jax.evaluation.concepts import EvaluateConfig, run
+    from lens_jax.evaluation import concepts, scene_bench
+    from lens_jax.evaluation.config import EvaluateConfig
 
-    run(parse(EvaluateConfig, argv, "lens-jax evaluate"))
+    config = parse(EvaluateConfig, argv, "lens-jax evaluate")
+    (scene_bench if config.bench == "scenes" else concepts).run(config)
 
 
 def bench(argv: list[str]) -> None:

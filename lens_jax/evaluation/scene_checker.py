@@ -177,6 +177,8 @@ class _Search:
 
     def _explain(self, box: Box, depth: int) -> tuple[float, tuple[_Part, ...]]:
         part = self._match([box])[0]
+        if part.error >= _CERTAIN:
+            part = self._read(part)
         best = part.cost, (part,)
         certain = part.error < (UNREADABLE / 2 if part.word else _CERTAIN)
         if certain or not depth:
@@ -201,7 +203,7 @@ class _Search:
         return [self.parts[box] for box in boxes]
 
     def _parts(self, boxes: np.ndarray) -> list[_Part]:
-        """Each box as one pictogram, or as one word where it is all ink."""
+        """Each box as one pictogram, or as something unknown."""
         means = cell_means(self.sums, boxes)
         reference = self.described
         inner = (means.astype(np.float64) @ reference.values.T).astype(np.int64)
@@ -226,11 +228,12 @@ class _Search:
                 part = _Part(left + _PENALTY, box, row % ids, row, float(error[row]), rivals=tuple(near[:4]))
             else:
                 part = _Part(0.8 * energy + _PENALTY, box)
-            parts.append(self._read(part, energy) if part.error >= _CERTAIN else part)
+            parts.append(part)
         return parts
 
-    def _read(self, part: _Part, energy: int) -> _Part:
-        """The part as a word, where that explains it better."""
+    def _read(self, part: _Part) -> _Part:
+        """The part as a word, where it is all ink and that explains it better."""
+        energy = self._within(self.energy, part.box)
         left, top, right, bottom = part.box
         wide = right - left >= 1.2 * (bottom - top) and bottom - top >= 5
         coloured = self._within(self.coloured, part.box)
