@@ -35,7 +35,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   prompts make|check|subset write a set of prompts with rubrics to train and judge on, and look into one
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back; pack: a run as one file
   plot RUN ...              draw the curves of runs: losses, norms, speed, memory
-  evaluate                  measure how often a sampled image is nearest to its own concept
+  evaluate                  measure how often sampled images show what their prompts ask for
   bench train|sample|...    measure the speed of a training step, an image, or one of its parts
   info PATH                 say what a checkpoint, a release or a data set holds
 
@@ -313,9 +313,11 @@ def convert(argv: list[str]) -> None:
 
 
 def evaluate(argv: list[str]) -> None:
-    from lens_jax.evaluation.concepts import EvaluateConfig, run
+    from lens_jax.evaluation import concepts, scene_bench
+    from lens_jax.evaluation.config import EvaluateConfig
 
-    run(parse(EvaluateConfig, argv, "lens-jax evaluate"))
+    config = parse(EvaluateConfig, argv, "lens-jax evaluate")
+    (scene_bench if config.bench == "scenes" else concepts).run(config)
 
 
 def bench(argv: list[str]) -> None:

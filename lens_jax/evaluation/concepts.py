@@ -22,29 +22,8 @@ from lens_jax.data.buckets import Bucket
 from lens_jax.data.index import Index, load_index
 from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError, nearest
+from lens_jax.evaluation.config import EvaluateConfig
 from lens_jax.inference.pipeline import LensPipeline
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """Measure how often a sampled pictogram is nearest to its own concept's reference image."""
-
-    # A run folder, or one of its checkpoints.
-    checkpoint: str = "runs/quickstart"
-    # The pictogram data set the run was trained on.
-    data: str = "data/openmoji"
-    # Languages of the prompts; () takes those of training and those held out.
-    languages: tuple[str, ...] = ()
-    # Euler steps.
-    num_inference_steps: int = 20
-    # Guidance.
-    guidance_scale: float = 5.0
-    # Seed of the noise.
-    seed: int = 0
-    # Images drawn at a time.
-    batch_size: int = 64
-    # Folder for `evaluation.json` and the sheet; empty is the folder of the checkpoint's run.
-    out: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +48,10 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
     """Evaluate, print a table, and write `evaluation.json` and `evaluation.png`."""
     console = console or make_console()
     check_writable(config.out or config.checkpoint)
-    index = load_index(config.data)
+    data = config.data or "data/openmoji"
+    index = load_index(data)
     if index.source != "openmoji":
-        raise LensError(f"{config.data}: evaluation needs pictograms, this data set is of source {index.source!r}")
+        raise LensError(f"{data}: evaluation needs pictograms, this data set is of source {index.source!r}")
     concepts = openmoji.load_concepts(int(index.config["concepts"]))
     languages = config.languages or (*index.languages, *index.holdout_languages)
     for language in languages:

@@ -1,0 +1,262 @@
+"""`lens-jax evaluate --bench scenes`: does an image show what its prompt asks for?
+
+Prompts are scenes with combinations that training never saw (`scene_prompts.py`); images are read back from their
+pixels (`scene_checker.py`) and judged one criterion at a time (`scene_verdict.py`). Shares come with Wilson's 95 % interval.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lens_jax.atomic import check_writable
+from lens_jax.console import make_console
+from lens_jax.contact_sheet import contact_sheet
+from lens_jax.data import captions, phrases
+from lens_jax.data.buckets import Bucket, make_buckets, parse_buckets
+from lens_jax.data.index import load_index
+from lens_jax.data.sources import openmoji
+from lens_jax.errors import LensError, nearest
+from lens_jax.evaluation.config import EvaluateConfig
+from lens_jax.evaluation.scene_checker import Seen, look
+from lens_jax.evaluation.scene_page import scene_page
+from lens_jax.evaluation.scene_prompts import TASKS, BenchPrompt, as_json, bench_prompts
+from lens_jax.evaluation.scene_references import References, load_references
+from lens_jax.evaluation.scene_verdict import CRITERIA, verdict
+from lens_jax.inference.pipeline import LensPipeline
+
+# Ratios of the small model's sizes, at about 64 x 64 pixels.
+_RATIOS = ("1:1", "3:4", "4:3", "2:3", "3:2")
+_PER_ROW = 12
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One image of the benchmark."""
+
+    prompt: BenchPrompt
+    language: str
+    caption: str
+    # uint8 [H, W, 3].
+    image: np.ndarray
+    seen: Seen
+    # By those of CRITERIA that the scene has.
+    verdicts: dict[str, bool]
+
+    @property
+    def right(self) -> bool:
+        """Whether it meets the criteria of its task."""
+        return all(self.verdicts.get(name, True) for name in TASKS[self.prompt.task].criteria)
+
+    @property
+    def all_right(self) -> bool:
+        """Whether it meets every criterion, of its task or not."""
+        return all(self.verdicts.values())
+
+
+def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
+    """Draw and judge the benchmark, print a table, and write figures, sheet and page."""
+    console = console or make_console()
+    check_writable(config.out or config.checkpoint)
+    count, buckets, languages = _what(config)
+    tasks = config.tasks or tuple(TASKS)
+    for task in tasks:
+        if task not in TASKS:
+            raise LensError(f"--tasks {task!r}{nearest(task, TASKS)}; accepted: {', '.join(TASKS)}")
+    if config.count < 1:
+        raise LensError(f"--count {config.count}: at least 1")
+    concepts = openmoji.load_concepts(count)
+    pipe = LensPipeline.from_pretrained(config.checkpoint)
+    pipe.batch_size = config.batch_size
+    references = load_references(count)
+    prompts = bench_prompts(concepts, buckets, tasks, config.count, config.seed)
+
+    judged: list[Judged] = []
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("drawing and judging", total=len(prompts) * len(languages))
+        for language in languages:
+            for bucket in buckets:
+                chosen = [prompt for prompt in prompts if prompt.scene.bucket == bucket]
+                texts = [captions.caption(prompt.scene, language) for prompt in chosen]
+                for start in range(0, len(chosen), config.batch_size):
+                    rows = slice(start, start + config.batch_size)
+                    # Another seed a batch: the noise depends on the seed and the place in the call alone.
+                    images = _draw(pipe, texts[rows], bucket, config, config.seed * 1_000_003 + start)
+                    judged += judge_all(chosen[rows], language, texts[rows], images, references)
+                    progress.advance(bar, len(images))
+
+    out = Path(config.out or config.checkpoint)
+    _write(out, config, buckets, judged)
+    _print(console, judged, out)
+    return judged
+
+
+def judge_all(
+    prompts: Sequence[BenchPrompt],
+    language: str,
+    texts: Sequence[str],
+    images: Sequence[np.ndarray],
+    references: References,
+) -> list[Judged]:
+    """Each image read and judged by its prompt."""
+    judged = []
+    for prompt, text, image in zip(prompts, texts, images):
+        seen = look(image, references)
+        judged.append(Judged(prompt, language, text, image, seen, verdict(prompt.scene, seen)))
+    return judged
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z = 1.959964
+    share, spread = right / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def scores(judged: Sequence[Judged]) -> dict:
+    """Shares of right images, by task and in all, each criterion, size and language."""
+    share = lambda values: {
+        "right": sum(values),
+        "total": len(values),
+        "share": sum(values) / len(values),
+        "interval": wilson(sum(values), len(values)),
+    }
+    groups = {"task": {}, "group": {}, "criterion": {}, "size": {}, "language": {}}
+    add = lambda kind, key, value: groups[kind].setdefault(key, []).append(value)
+    by_task: dict[str, dict] = {}
+    for one in judged:
+        task = one.prompt.task
+        add("task", task, one.right)
+        add("group", TASKS[task].group, one.right)
+        add("size", str(one.prompt.scene.bucket), one.right)
+        add("language", one.language, one.right)
+        rows = by_task.setdefault(task, {})
+        rows.setdefault("everything", []).append(one.all_right)
+        for name, value in one.verdicts.items():
+            add("criterion", name, value)
+            rows.setdefault(name, []).append(value)
+    result = {kind: {key: share(values) for key, values in group.items()} for kind, group in groups.items()}
+    result["criterion"] = {name: result["criterion"][name] for name in CRITERIA if name in result["criterion"]}
+    result["criteria by task"] = {
+        task: {name: share(values) for name, values in rows.items()} for task, rows in by_task.items()
+    }
+    result["all"] = share([one.right for one in judged])
+    result["everything"] = share([one.all_right for one in judged])
+    # As GenEval: every group of tasks counts alike.
+    result["mean of groups"] = sum(row["share"] for row in result["group"].values()) / len(result["group"])
+    return result
+
+
+def _what(config: EvaluateConfig) -> tuple[int, tuple[Bucket, ...], tuple[str, ...]]:
+    """How many concepts, which sizes, which languages."""
+    if config.data:
+        index = load_index(config.data)
+        if index.source != "openmoji":
+            raise LensError(f"{config.data}: evaluation needs pictograms, this data set is of source {index.source!r}")
+        count, buckets = int(index.config["concepts"]), tuple(index.buckets)
+        languages = config.languages or (*index.languages, *index.holdout_languages)
+    else:
+        count, buckets = len(openmoji.CONCEPTS), make_buckets(64, _RATIOS, 8)
+        languages = config.languages or ("en",)
+    for language in languages:
+        if language not in phrases.LANGUAGES:
+            known = phrases.LANGUAGES
+            raise LensError(f"--languages {language!r}{nearest(language, known)}; accepted: {', '.join(known)}")
+    return count, parse_buckets(config.sizes) if config.sizes else buckets, languages
+
+
+def _draw(pipe: LensPipeline, texts: list[str], bucket: Bucket, config: EvaluateConfig, seed: int) -> list[np.ndarray]:
+    images = pipe(
+        texts,
+        height=bucket.height,
+        width=bucket.width,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        seed=seed,
+    ).images
+    return [np.asarray(image) for image in images]
+
+
+def _write(out: Path, config: EvaluateConfig, buckets: Sequence[Bucket], judged: Sequence[Judged]) -> None:
+    report = {
+        "config": asdict(config),
+        "sizes": [str(bucket) for bucket in buckets],
+        "scores": scores(judged),
+        "images": [
+            {
+                **as_json(one.prompt),
+                "language": one.language,
+                "caption": one.caption,
+                "right": one.right,
+                "verdicts": one.verdicts,
+                "seen": asdict(one.seen),
+            }
+            for one in judged
+        ],
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in (
+            ("scenes.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n"),
+            ("scenes.html", scene_page(judged, report["scores"])),
+        ):
+            temporary = out / f"{name}.partial"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(out / name)
+        temporary = out / "scenes.png.partial"
+        _sheet(judged).save(temporary, format="PNG")
+        temporary.replace(out / "scenes.png")
+    except OSError as error:
+        raise LensError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _sheet(judged: Sequence[Judged]):
+    """Rows of images by task, framed in green where right and in red where not."""
+    rows, labels = [], []
+    for task in dict.fromkeys(one.prompt.task for one in judged):
+        those = [one for one in judged if one.prompt.task == task]
+        rows.append([_framed(one.image, one.right) for one in those[:_PER_ROW]])
+        labels.append(f"{task}: {sum(one.right for one in those)} of {len(those)} right")
+    return contact_sheet(rows, labels)
+
+
+def _framed(image: np.ndarray, right: bool) -> np.ndarray:
+    framed = np.empty((image.shape[0] + 4, image.shape[1] + 4, 3), np.uint8)
+    framed[:] = (20, 150, 60) if right else (215, 30, 40)
+    framed[2:-2, 2:-2] = image
+    return framed
+
+
+def _print(console: Console, judged: Sequence[Judged], out: Path) -> None:
+    figures = scores(judged)
+    table = Table(title="images that show what their prompt asks for")
+    table.add_column("task")
+    for heading in ("right", "share", "95 % interval", *CRITERIA, "everything"):
+        table.add_column(heading, justify="right")
+    percent = lambda row: f"{100 * row['share']:.1f}" if row else ""
+
+    def line(name: str, row: dict, cells: dict) -> None:
+        low, high = row["interval"]
+        values = [percent(cells.get(criterion)) for criterion in (*CRITERIA, "everything")]
+        table.add_row(
+            name, f"{row['right']}/{row['total']}", percent(row) + " %", f"{100 * low:.1f}-{100 * high:.1f}", *values
+        )
+
+    for task, row in figures["task"].items():
+        line(task, row, figures["criteria by task"][task])
+    table.add_section()
+    line("all", figures["all"], {**figures["criterion"], "everything": figures["everything"]})
+    console.print(table)
+    for kind in ("size", "language"):
+        if len(figures[kind]) > 1:
+            console.print(f"by {kind}: " + ", ".join(f"{key} {percent(row)} %" for key, row in figures[kind].items()))
+    console.print(f"mean of the groups of tasks {100 * figures['mean of groups']:.1f} %")
+    console.print(f"images in {out / 'scenes.png'}, one by one in {out / 'scenes.html'}, figures in scenes.json there")
