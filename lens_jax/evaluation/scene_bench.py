@@ -1,7 +1,8 @@
 """`lens-jax evaluate --bench scenes`: does an image show what its prompt asks for?
 
 Prompts are scenes with combinations that training never saw (`scene_prompts.py`); images are read back from their
-pixels (`scene_checker.py`) and judged one criterion at a time (`scene_verdict.py`). Shares come with Wilson's 95 % interval.
+pixels (`scene_checker.py`) and judged one criterion at a time (`scene_verdict.py`). Shares come with Wilson's 95 %
+interval.
 """
 
 import json
