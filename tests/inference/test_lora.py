@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ STATISTICS = {"mean": np.full(48, 0.1, np.float32), "std": np.full(48, 0.5, np.f
 
 def random(tree, seed, size):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: np.float32(size) * rng.standard_normal(x.shape, np.float32), tree)
+    return jax.tree.map(lambda x: jnp.asarray(np.float32(size) * rng.standard_normal(x.shape, np.float32)), tree)
 
 
 @pytest.fixture(scope="module")
