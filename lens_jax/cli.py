@@ -32,6 +32,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   rl CONFIG                 learn from rewards of a model's own images, as Lens-Base became Lens
   plan CONFIG               what a run needs and costs on devices not paid for yet: memory, time, traffic
   sample PROMPT ...         draw images from a run's checkpoint
+  prompts make|check|subset write a set of prompts with rubrics to train and judge on, and look into one
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back
   plot RUN ...              draw the curves of runs: losses, norms, speed, memory
   evaluate                  measure how often a sampled image is nearest to its own concept
@@ -264,6 +265,25 @@ def sample(argv: list[str]) -> None:
     sample_to_folder(parse(SampleCommand, argv, "lens-jax sample"))
 
 
+def prompts(argv: list[str]) -> None:
+    from lens_jax.posttraining.prompts.check import CheckPrompts, SubsetPrompts, check_prompts, subset_prompts
+    from lens_jax.posttraining.prompts.make import MakePrompts, make_prompts
+
+    kinds: dict[str, tuple[type, Callable]] = {
+        "make": (MakePrompts, make_prompts),
+        "check": (CheckPrompts, check_prompts),
+        "subset": (SubsetPrompts, subset_prompts),
+    }
+    usage = (
+        "usage: lens-jax prompts make|check|subset [OPTIONS]\n\n"
+        "  make             write prompts and their rubrics by a language model, about the items of a taxonomy\n"
+        "  check PATH       say what a set holds, and what in it looks wrong\n"
+        "  subset SRC OUT   write the same part of a set each time: a share of it, or all but a category\n\n"
+        "Each answers --help."
+    )
+    _choose(argv, "prompts", "action", kinds, usage)
+
+
 def plot(argv: list[str]) -> None:
     from lens_jax.plot import PlotConfig
     from lens_jax.plot import plot as run
@@ -336,6 +356,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "rl": rl,
     "plan": plan,
     "sample": sample,
+    "prompts": prompts,
     "plot": plot,
     "convert": convert,
     "evaluate": evaluate,

@@ -55,6 +55,9 @@ def trained(tiny_config, tmp_path_factory):
         (["prepare", "openmojis"], "did you mean 'openmoji'?"),
         (["prepare", "folder", "--path", "nowhere"], "nowhere"),
         (["bench", "trian"], "did you mean 'train'?"),
+        (["prompts", "mak"], "no action 'mak' (did you mean 'make'?)"),
+        (["prompts", "make"], "writing prompts needs endpoint.url"),
+        (["prompts", "check", "nowhere"], "nowhere: no such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

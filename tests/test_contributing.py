@@ -21,6 +21,9 @@ from lens_jax.data.records import Record, encode
 from lens_jax.data.writer import DataWriter
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models import attention
+from lens_jax.posttraining.prompts.prompt import Prompt
+from lens_jax.posttraining.rewards.combine import Judging
+from lens_jax.posttraining.rewards.function import FunctionReward
 from lens_jax.pretraining import recipe
 from lens_jax.pretraining.job import Pretraining
 from lens_jax.pretraining.loss import training_loss
@@ -93,6 +96,14 @@ def test_an_attention_kernel(example):
     for one, other in zip(ours, attention.attend(image, text, lengths, kernel="xla")):
         np.testing.assert_allclose(one[:1], other[:1], atol=1e-5)
         np.testing.assert_allclose(one[1:, :3], other[1:, :3], atol=1e-5)
+
+
+def test_a_reward(example):
+    judging = Judging([(example("A reward")["Redness"]().load(), 1.0)], [], max_failed=0.0, at_once=1)
+    images = [np.full((4, 4, 3), value, np.uint8) for value in (0, 255)]
+    scores = judging.submit(images, [Prompt("a", "b")] * 2).result()
+    judging.close()
+    assert [score.values["reward"] for score in scores] == [0.0, 1.0]
 
 
 def test_an_algorithm(example, tiny_config, tmp_path):

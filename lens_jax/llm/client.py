@@ -28,7 +28,8 @@ from lens_jax.llm.spending import Counts, Spending
 # Requests handed over ahead of those that may be in flight: enough that none waits for the other thread.
 _AHEAD = 2
 
-Read = Callable[[Answer], Any]
+# Makes a value of the answer to the request of this index, or raises `Unusable`.
+Read = Callable[[int, Answer], Any]
 
 
 @dataclasses.dataclass
@@ -47,6 +48,8 @@ class Client:
 
     def __init__(self, endpoint: Endpoint, what: str):
         endpoint.require(what)
+        # Here and not with the first call: on a busy machine it takes longer than a server may.
+        self._openai = import_openai()
         self.endpoint = endpoint
         self._what = what
         self._key = endpoint.key()
@@ -64,11 +67,17 @@ class Client:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     @property
     def counts(self) -> Counts:
         """What happened so far: answers, tokens, money, latency."""
         return dataclasses.replace(self._spending.counts)
+
+    @property
+    def spent(self) -> tuple[float, int]:
+        """US dollars and tokens, of this client and of all before it with the same cache."""
+        return self._spending.usd, self._spending.tokens
 
     def check(self) -> None:
         """LensError where nothing listens at the address, the key is refused, or the cache cannot be written."""
@@ -95,10 +104,10 @@ class Client:
     ) -> Iterator[tuple[int, Result]]:
         """(index, result) of every request, as they come. No more are held than twice the calls in flight.
 
-        `read` makes a value of an answer, or raises `Unusable`: then the model is told so, and asked up to `asks` times
-        in all. Without it the value is the answer's text. A request that fails has a result with an error. LensError
-        when no request can succeed: a key refused, a budget spent, a server that is gone; what is in flight is waited
-        for, and kept.
+        `read(index, answer)` makes a value of an answer, or raises `Unusable`: then the model is told so, and asked up
+        to `asks` times in all. Without it the value is the answer's text. A request that fails has a result with an
+        error. LensError when no request can succeed: a key refused, a budget spent, a server that is gone; what is in
+        flight is waited for, and kept.
         """
         done: queue.SimpleQueue[tuple[int, concurrent.futures.Future]] = queue.SimpleQueue()
         pending: set[concurrent.futures.Future] = set()
@@ -112,7 +121,7 @@ class Client:
                     except StopIteration:
                         exhausted = True
                         break
-                    future = self._run(self._answer(request, read, asks))
+                    future = self._run(self._answer(index, request, read, asks))
                     pending.add(future)
                     future.add_done_callback(lambda future, index=index: done.put((index, future)))
                 if not pending:
@@ -128,9 +137,10 @@ class Client:
                 future.cancel()
 
     def close(self) -> None:
-        """End the thread. Calls in flight are broken off."""
+        """End the thread. Calls in flight are broken off, and whoever waits for them gets a CancelledError."""
         with self._lock:
             loop, thread, self._loop = self._loop, self._thread, None
+            self._closed = True
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
@@ -140,6 +150,9 @@ class Client:
 
     def _run(self, coroutine) -> concurrent.futures.Future:
         with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise concurrent.futures.CancelledError("the client was closed")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._serve, args=(self._loop,), daemon=True, name="llm")
@@ -160,35 +173,34 @@ class Client:
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
 
-    def _openai(self):
+    def _server(self):
+        """The SDK's client, made in the thread that uses it."""
         if self._sdk is None:
-            openai = import_openai()
-            self._sdk = openai.AsyncOpenAI(
+            self._sdk = self._openai.AsyncOpenAI(
                 base_url=self.endpoint.url,
                 # The SDK wants a key even for servers that want none.
                 api_key=self._key or "none",
                 max_retries=0,
                 timeout=self.endpoint.timeout_seconds,
                 # Without `trust_env` a proxy of the environment would see every image.
-                http_client=openai.DefaultAsyncHttpxClient(trust_env=self.endpoint.proxy),
+                http_client=self._openai.DefaultAsyncHttpxClient(trust_env=self.endpoint.proxy),
             )
         return self._sdk
 
     async def _look(self) -> tuple[str | None, set[str]]:
         """Whether the server is there: (what is wrong, models that it lists)."""
         try:
-            async with asyncio.timeout(min(30.0, self.endpoint.timeout_seconds)):
-                page = await self._openai().models.list()
-                return None, {str(model.id) for model in page.data or ()}
-        except LensError:
-            raise
+            server = self._server()
+            async with asyncio.timeout(self.endpoint.timeout_seconds):
+                page = await server.models.list()
+            return None, {str(model.id) for model in page.data or ()}
         except Exception as error:
             failure = self._failure(error)
             # A server need not list its models, and one that is busy is there: only the key must be right.
             there = failure.status not in (0, 401)
             return (None if there else failure.reason), set()
 
-    async def _answer(self, request: Request, read: Read | None, asks: int) -> Result:
+    async def _answer(self, index: int, request: Request, read: Read | None, asks: int) -> Result:
         """Ask until an answer can be read; what fails is in the result. LensError stops everything."""
         counts = self._spending.counts
         answer, reason = None, ""
@@ -199,7 +211,7 @@ class Client:
             if read is None:
                 return Result(answer.text, answer)
             try:
-                return Result(read(answer), answer)
+                return Result(read(index, answer), answer)
             except Unusable as unusable:
                 counts.unusable += 1
                 reason = f"{unusable}; the answer was {one_line(answer.text, self._key, 80)!r}"
@@ -264,10 +276,11 @@ class Client:
 
     async def _try(self, request: Request, started: float) -> Answer | Failure:
         body = request.body(self.endpoint.model, self._extra, self._length_field)
+        server = self._server()
         try:
             # The SDK's own time-out is of each read: a server that sends a byte now and then would never reach it.
             async with asyncio.timeout(self.endpoint.timeout_seconds):
-                completion = await self._openai().chat.completions.create(**body)
+                completion = await server.chat.completions.create(**body)
             answer = self._parsed(completion, time.monotonic() - started)
         except LensError:
             raise
@@ -335,9 +348,7 @@ class Client:
         )
 
     def _failure(self, error: Exception) -> Failure:
-        import openai
-
-        line = lambda text: one_line(text, self._key)
+        openai, line = self._openai, lambda text: one_line(text, self._key)
         if isinstance(error, openai.APIStatusError):
             body = error.body if isinstance(error.body, dict) else {}
             body = body.get("error", body) if isinstance(body.get("error", body), dict) else body

@@ -81,10 +81,13 @@ def mean_pairwise_distance(features: np.ndarray) -> float:
     return float(sum(pairs) / (len(values) * (len(values) - 1) / 2))
 
 
-def measure(images: Sequence[np.ndarray]) -> dict[str, float]:
-    """The mean of each measure over the images of one prompt, and their diversity where there are two."""
+def measure(images: Sequence[np.ndarray], period: int = 16) -> dict[str, float]:
+    """The mean of each measure over the images of one prompt, and their diversity where there are two.
+
+    `period` is the side of a token in pixels.
+    """
     each = {"dark_share": dark_share, "edge_density": edge_density, "colour_entropy": colour_entropy,
-            "blockiness": blockiness}  # fmt: skip
+            "blockiness": lambda image: blockiness(image, period)}  # fmt: skip
     values = {name: float(np.mean([function(image) for image in images])) for name, function in each.items()}
     return values | ({"diversity": diversity(images)} if len(images) > 1 else {})
 

@@ -114,6 +114,11 @@ def rubrics_from_json(values: Any, where: str) -> tuple[Rubric, ...]:
     return tuple(rubrics)
 
 
+def prompts_file(path: str | os.PathLike) -> Path:
+    """The file of a prompt set, which is given as a file or as its folder."""
+    return Path(path) / "prompts.jsonl" if Path(path).is_dir() else Path(path)
+
+
 def iterate_lines(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     """("PATH:LINE", value) of every line of a JSON lines file that is not blank. LensError for what is not JSON."""
     try:
@@ -148,7 +153,11 @@ def parse_line(line: bytes, where: str) -> Any:
 
 
 def read_prompts(path: str | os.PathLike) -> list[Prompt]:
-    """The prompts of a file, in their order. LensError names the first line that is wrong; an empty set is wrong."""
+    """The prompts of a file, or of `prompts.jsonl` in a folder, in their order.
+
+    LensError names the first line that is wrong. A set without prompts is wrong.
+    """
+    path = prompts_file(path)
     prompts, seen = [], {}
     for where, values in iterate_lines(path):
         prompt = from_json(values, where)

@@ -107,7 +107,7 @@ class RubricReward:
             asked += [(i, rubrics) for rubrics in together if rubrics]
         requests = self._requests(asked, images, prompts)
         read = read_probability if self.config.answer == "logprobs" else read_digit if each else read_digits
-        for index, result in self._client.ask_each(requests, read, self.config.asks):
+        for index, result in self._client.ask_each(requests, lambda _, answer: read(answer), self.config.asks):
             i, rubrics = asked[index]
             _enter(result, rubrics, answers[i], errors[i])
         return [self._score(prompt, *found) for prompt, *found in zip(prompts, answers, errors)]

@@ -97,7 +97,9 @@ def test_an_epoch_with_a_bad_day(fake_server, tmp_path):
 
     fake_server.reply = reply
     images = [grey(10 * i) for i in range(12)]
-    config = judge(fake_server, quality=0, endpoint={"timeout_seconds": 1.5, "cache": str(tmp_path / "cache")})
+    config = judge(
+        fake_server, quality=0, endpoint={"timeout_seconds": 2.0, "tries": 20, "cache": str(tmp_path / "cache")}
+    )
     judging = Judging.load(RewardsConfig((Weighted(config),)))
     judging.check()
     judging.start_epoch(12)
