@@ -5,14 +5,18 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from lens_jax.console import make_console
-from lens_jax.convert import native, release, source, verify
+from lens_jax.convert import lora_files, native, release, source, verify
+from lens_jax.convert.component import COMPONENTS
+from lens_jax.convert.lora import Adapter
+from lens_jax.convert.lora_names import Style
 from lens_jax.errors import LensError, LensWarning
+from lens_jax.inference import lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +44,27 @@ class ToJax:
 
 @dataclasses.dataclass(frozen=True)
 class ToTorch:
-    """Write a release folder from our layout, or the `transformer/` of one from a training run."""
+    """Write a release folder from our layout, or the `transformer/` of one from a training run.
+
+    Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it.
+    """
 
     # A folder in our layout, or a run or one of its checkpoints.
     src: tyro.conf.Positional[str]
-    # The folder to write; it must not be there.
+    # The folder to write, or the file of an adapter; it must not be there.
     dst: tyro.conf.Positional[str]
+    # An adapter to merge into the denoiser: a file (ComfyUI, PEFT, diffusers, kohya), a PEFT folder or a run that
+    # trained one, and how much of it counts, FILE:0.8; the default is 1. Several: --lora A --lora B:0.5.
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    # Of a run that trained an adapter: write that alone.
+    lora_only: bool = False
+    # With --lora-only, for which program: comfy, diffusers and kohya are a file (DST ends in .safetensors), peft is a
+    # folder.
+    style: Style = "comfy"
+    # With --lora-only, what a prompt must say to mean it; it is written beside rank, alpha and base model.
+    trigger: str = ""
+    # Of a run that trained an adapter: what it was trained beside, where it is elsewhere now.
+    denoiser: str | None = None
     # Of the denoiser; by default what it has.
     dtype: Literal["f32", "bf16"] | None = None
     # Of a run: the moving average of the parameters (--no-ema: the parameters themselves).
@@ -83,20 +102,47 @@ def to_torch(config: ToTorch) -> None:
     source.check_exists(origin)
     if not origin.is_dir():
         raise LensError(f"{origin}: not a folder; give one in our layout (lens.json), or a run")
-    weights = origin if release.is_native(origin) else _trained(origin, config.ema)
+    if config.lora_only:
+        _write_adapter(config)
+        return
+    if config.trigger or config.style != "comfy":
+        raise LensError("--style and --trigger are of an adapter alone; give --lora-only too")
+    adapters: list[tuple[Adapter, float]] = []
+    if release.is_native(origin):
+        weights, model = origin, COMPONENTS[0].config(origin / "release")
+    else:
+        weights, adapters = _trained(origin, config)
+        model = weights.config
+    adapters += [(lora.read(path, model), scale) for path, scale in map(lora.parse, config.lora)]
     with _progress("converting", None) as advance:
-        written = native.to_torch(weights, target, config.dtype, config.single_file, advance)
+        written = native.to_torch(weights, target, config.dtype, config.single_file, advance, adapters)
     console = make_console()
     console.print(f"{', '.join(written)} in {target}")
     if config.verify:
         with _progress("verifying", None) as advance:
-            compared = verify.to_torch(weights, target, config.dtype, advance)
+            compared = verify.to_torch(weights, target, config.dtype, advance, adapters)
         console.print(f"{compared} compared with {origin}: all equal to the bit")
 
 
-def _trained(run: Path, ema: bool) -> native.Trained:
-    """The denoiser of a run's newest checkpoint: its moving average, or the parameters themselves."""
-    from lens_jax.inference.load import abstract_denoiser, run_parts
+def _write_adapter(config: ToTorch) -> None:
+    """The adapter of a run in some style; says what was written."""
+    if config.lora or config.single_file or config.verify:
+        raise LensError("--lora-only writes the adapter of a run as it is; --lora, --single-file and --verify are not "
+                        "for it")  # fmt: skip
+    adapter, _ = lora.read_run(config.src, "ema" if config.ema else "params")
+    adapter = dataclasses.replace(adapter, trigger=config.trigger)
+    lora_files.write(Path(config.dst), adapter, config.style, native.DTYPES[config.dtype] if config.dtype else None)
+    make_console().print(
+        f"an adapter of rank {adapter.rank}, alpha {adapter.alpha:g}, of {len(adapter.factors)} modules in {config.dst}"
+    )
+
+
+def _trained(run: Path, options: ToTorch) -> tuple[native.Trained, list[tuple[Adapter, float]]]:
+    """The denoiser of a run's newest checkpoint: its moving average, or the parameters themselves.
+
+    Of one that trained an adapter what that was trained beside, and the adapter.
+    """
+    from lens_jax.inference.load import abstract_denoiser, base_of, run_parts
     from lens_jax.run import store
 
     folder = store.find(run)
@@ -108,13 +154,18 @@ def _trained(run: Path, ema: bool) -> native.Trained:
         selected = tuple(range(text.num_layers))
         message = f"{run}: trained on {type(text).__name__}, which no release has; selected_layer_index means nothing"
         warnings.warn(message, LensWarning, stacklevel=2)
-    part = "ema" if ema else "params"
-    wanted = {part: {"denoiser": abstract_denoiser(model)}}
+    part, adapters = "ema" if options.ema else "params", []
     start = str(config.get("init_from") or "")
     variant = release.variant_of(Path(start)) if start and "://" not in start else None
     title = {"turbo": "Lens-Turbo", "base": "Lens-Base"}.get(variant, "Lens")
-    params = store.load(folder, wanted, partial=True)[part]["denoiser"]
-    return native.Trained(model, params, selected, f"{title}, trained by lens-jax")
+    if lora.run_config(config, str(folder)).rank:
+        params = base_of(config, str(folder), options.denoiser)
+        adapters = [(lora.read_run(run, part)[0], 1.0)]
+    elif options.denoiser:
+        raise LensError(f"{run}: --denoiser is not for this run: it has trained its own")
+    else:
+        params = store.load(folder, {part: {"denoiser": abstract_denoiser(model)}}, partial=True)[part]["denoiser"]
+    return native.Trained(model, params, selected, f"{title}, trained by lens-jax"), adapters
 
 
 @contextlib.contextmanager

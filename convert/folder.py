@@ -170,6 +170,14 @@ def _open(path: Path) -> _File | GgufFile:
     return GgufFile(path) if head.startswith(gguf.MAGIC) or path.suffix == gguf.SUFFIX else _File(path)
 
 
+def open_file(path: Path) -> SafetensorsFile:
+    """One safetensors file with what its header says besides, `metadata`; LensError for another kind of file."""
+    file = _open(path)
+    if not isinstance(file, SafetensorsFile):
+        raise LensError(f"{path}: a GGUF file; accepted: safetensors")
+    return file
+
+
 def _pickle(path: Path) -> LensError:
     return LensError(
         f"{path}: a pickle of PyTorch, which can run code when it is read, and is not read here; take the safetensors "

@@ -9,7 +9,7 @@ Safetensors because leaves then load through a memory map, whole or in slices, a
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,9 @@ import numpy as np
 from flax import traverse_util
 
 from lens_jax.atomic import new_directory
-from lens_jax.convert import denoiser, folder, source, table, writer
+from lens_jax.convert import denoiser, folder, lora, source, table, writer
 from lens_jax.convert.component import COMPONENTS, Component
+from lens_jax.convert.lora import Adapter
 from lens_jax.convert.release import INDEX, MARK, MODEL_INDEX, SCHEDULER, metadata
 from lens_jax.convert.source import Source
 from lens_jax.convert.table import Tensors
@@ -84,18 +85,19 @@ def to_torch(
     dtype: str | None = None,
     single_file: bool = False,
     progress: Progress | None = None,
+    adapters: Sequence[tuple[Adapter, float]] = (),
 ) -> list[str]:
     """Write a release folder from our layout, or the `transformer/` of one from what a run has trained.
 
-    dtype: of the denoiser's floats, "f32" or "bf16"; by default what it has. single_file: never shard. Returns the
-    folders written.
+    dtype: of the denoiser's floats, "f32" or "bf16"; by default what it has. single_file: never shard. adapters: merged
+    into the denoiser, each times its factor. Returns the folders written.
     """
     limit = {"max_shard_bytes": 1 << 62} if single_file else {}
     written = []
     with writer.as_lens_error(target), new_directory(target, False, MARK) as aside:
         if not isinstance(source, Trained):
             _copy_small(source / "release", aside)
-        for component, tensors, values in for_release(source, dtype):
+        for component, tensors, values in for_release(source, dtype, adapters):
             place = aside / component.theirs
             writer.write_folder(place, tensors, stem=component.stem, progress=progress, **limit)
             if values:
@@ -109,28 +111,37 @@ def name_of(source: Path | Trained) -> Path | str:
     return "the run" if isinstance(source, Trained) else source
 
 
-_DTYPES = {"f32": np.dtype(np.float32), "bf16": table.FLOATS[1]}
+DTYPES = {"f32": np.dtype(np.float32), "bf16": table.FLOATS[1]}
 
 
-def for_release(source: Path | Trained, dtype: str | None) -> Iterator[tuple[Component, Tensors, dict | None]]:
+def for_release(
+    source: Path | Trained, dtype: str | None, adapters: Sequence[tuple[Adapter, float]] = ()
+) -> Iterator[tuple[Component, Tensors, dict | None]]:
     """Each network with its tensors by the names of the release, and its config where none lies beside it."""
-    numpy_dtype = _DTYPES[dtype] if dtype else None
+    numpy_dtype = DTYPES[dtype] if dtype else None
     if isinstance(source, Trained):
-        yield _run_for_release(source, numpy_dtype)
+        yield _run_for_release(source, numpy_dtype, adapters)
         return
     for component in COMPONENTS:
         if (source / component.ours).is_dir():
             lazy = folder.open_component(source / component.ours)
             rules = component.module.rules(component.config(source / "release"))
             _check_leaves(rules, lazy, source / component.ours)
-            cast = numpy_dtype if component.module is denoiser else None
-            yield component, table.to_release(rules, Views(lazy), cast), None
+            if component.module is denoiser:
+                # Not cast before, or it would be rounded twice.
+                whole = table.to_release(rules, Views(lazy), None if adapters else numpy_dtype)
+                yield component, lora.merged(whole, adapters, numpy_dtype) if adapters else whole, None
+            else:
+                yield component, table.to_release(rules, Views(lazy)), None
 
 
-def _run_for_release(trained: Trained, dtype: np.dtype | None) -> tuple[Component, Tensors, dict]:
+def _run_for_release(
+    trained: Trained, dtype: np.dtype | None, adapters: Sequence[tuple[Adapter, float]]
+) -> tuple[Component, Tensors, dict]:
     values = denoiser.config_to_release(trained.config, trained.selected)
     values["_name_or_path"] = trained.origin
-    return COMPONENTS[0], denoiser.to_release(trained.config, trained.params, dtype), values
+    tensors = denoiser.to_release(trained.config, trained.params, None if adapters else dtype)
+    return COMPONENTS[0], lora.merged(tensors, adapters, dtype) if adapters else tensors, values
 
 
 def load_params(source: Path, component: str) -> dict:

@@ -36,8 +36,8 @@ def refuse_lora(names: Iterable[str], source: str) -> None:
     name = next((name for name in names if _LORA.search(name)), None)
     if name:
         raise LensError(
-            f"{source}: holds a LoRA ({shown(name)}), changes to a denoiser and not a denoiser; LoRA files are not "
-            "supported: merge it into its model where it was made, and give that"
+            f"{source}: holds a LoRA ({shown(name)}), changes to a denoiser and not a denoiser; give it beside its "
+            "model: --lora FILE[:scale], or load_lora_weights"
         )
 
 

@@ -6,13 +6,14 @@ draws other images.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from lens_jax.convert import folder, load, native, source, table
+from lens_jax.convert.lora import Adapter
 from lens_jax.convert.native import Progress, Trained
 from lens_jax.convert.source import Part, Source
 from lens_jax.convert.table import Tensors
@@ -58,10 +59,19 @@ def to_jax(origin: Source, target: Path, progress: Progress | None = None) -> Co
     return Compared(tensors, files + _configs(origin, written), _networks(origin, written))
 
 
-def to_torch(origin: Path | Trained, target: Path, dtype: str | None = None, progress: Progress | None = None):
-    """Compare what `native.to_torch` wrote with what it was made of, in the `dtype` it was asked for: `Compared`."""
+def to_torch(
+    origin: Path | Trained,
+    target: Path,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+    adapters: Sequence[tuple[Adapter, float]] = (),
+) -> Compared:
+    """Compare what `native.to_torch` wrote with what it was made of, in the `dtype` it was asked for.
+
+    With `adapters` merged into it, it computes something else than its source, so networks are not compared.
+    """
     tensors = 0
-    for component, wanted, values in native.for_release(origin, dtype):
+    for component, wanted, values in native.for_release(origin, dtype, adapters):
         place = target / component.theirs
         found = folder.open_component(place)
         if found.specs != wanted.specs:
@@ -69,6 +79,8 @@ def to_torch(origin: Path | Trained, target: Path, dtype: str | None = None, pro
         tensors += _compare(wanted, found, place, native.name_of(origin), progress)
         if values and folder.read_json(place / "config.json") != values:
             raise LensError(f"{place / 'config.json'}: says something else than {native.name_of(origin)}")
+    if adapters:
+        return Compared(tensors, 1 if isinstance(origin, Trained) else 0, 0)
     written = source.find(target)
     if isinstance(origin, Trained):
         part = written.parts["denoiser"]

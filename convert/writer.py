@@ -86,11 +86,12 @@ def write_file(
     path: str | os.PathLike,
     tensors: Mapping[str, np.ndarray],
     progress: Callable[[str, int], None] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one file, replacing one that is there; it appears when it is complete."""
+    """Write one file, replacing one that is there; it appears when it is complete. `metadata` goes into its header."""
     path = Path(path)
     with as_lens_error(path), _aside(path) as place:
-        _write(place, specs_of(tensors), tensors, progress)
+        _write(place, specs_of(tensors), tensors, progress, metadata)
         os.replace(place, path)
 
 
@@ -134,9 +135,9 @@ def header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[byte
     return len(text).to_bytes(8, "little") + text, order
 
 
-def _write(place: Path, specs, tensors, progress) -> None:
+def _write(place: Path, specs, tensors, progress, metadata=None) -> None:
     # "pt" is what transformers and diffusers insist on before they load a file.
-    start, order = header(specs, {"format": "pt"})
+    start, order = header(specs, {"format": "pt", **(metadata or {})})
     with place.open("wb") as file, ThreadPoolExecutor(_THREADS) as pool:
         # A full disk is known before the work is done, and writing is up to five times faster (57 MB on ext4: 10 ms
         # and not 14 to 50).

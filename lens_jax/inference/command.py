@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet, save_png, slug
 from lens_jax.diffusion.sampler import Solver
 from lens_jax.errors import LensError
+from lens_jax.inference import lora
 from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.parallel import MeshConfig
 
@@ -41,6 +42,11 @@ class SampleCommand:
     base_resolution: int | None = None
     # and a ratio W:H from 1:2 to 2:1.
     aspect_ratio: str | None = None
+    # An adapter: a file (ComfyUI, PEFT, diffusers, kohya), a PEFT folder or a run that trained one, and how much of it
+    # counts, FILE:0.8; the default is 1. Several are added up: --lora A --lora B:0.5.
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    # Merge the adapters into the weights before drawing, which is faster, instead of applying them beside.
+    fuse_lora: bool = False
     # Euler steps; by default what suits the checkpoint: 20, or 4 for Lens-Turbo and 50 for Lens-Base.
     num_inference_steps: int | None = None
     # Guidance; 1 turns it off and saves half the time. By default 5, or 1 for Lens-Turbo.
@@ -62,6 +68,9 @@ class SampleCommand:
     date: str | None = None
     # Of a release: cut a prompt that is too long as the original does, with the tokens that belong behind it.
     original_truncation: bool = False
+    # Where the denoiser is: of a run that trained an adapter what that was trained beside, if it is elsewhere now; of a
+    # release other weights.
+    denoiser: str | None = None
     # Where the autoencoder is, if not in the checkpoint or where the run had it: a release folder or weights.
     autoencoder: str | None = None
     # Where the text encoder is, likewise.
@@ -87,10 +96,16 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     """Draw `args.prompts` and write `NNNN-prompt.png` files and `sheet.png`; returns their paths."""
     out = Path(args.out)
     check_writable(out)
-    names = ("dtype", "variant", "date", "original_truncation", "autoencoder", "text_encoder", "tokenizer")
+    adapters = [lora.parse(place) for place in args.lora]
+    places = ("denoiser", "autoencoder", "text_encoder", "tokenizer")
+    names = ("dtype", "variant", "date", "original_truncation", *places)
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
     options |= {} if args.tiling else {"tiling": False}
     pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **_mesh(args.mesh))
+    for path, scale in adapters:
+        pipe.load_lora_weights(path, scale)
+    if args.fuse_lora:
+        pipe.fuse_lora()
     pipe.batch_size = args.batch_size or pipe.batch_size
     console = make_console()
     settings = {
@@ -102,6 +117,7 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
         "checkpoint": str(args.checkpoint),
         "software": f"lens-jax {__version__}",
         **options,
+        **({"lora": " ".join(args.lora)} if args.lora else {}),
     }
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("sampling", total=None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from lens_jax import config as config_files
@@ -19,9 +20,9 @@ from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.encoders.tokenizer import find_tokenizer
 from lens_jax.errors import LensError, LensWarning, nearest
+from lens_jax.inference import lora
 from lens_jax.inference.pipeline import LensPipeline
-from lens_jax.models import denoiser
-from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.models.denoiser import DenoiserConfig, abstract_params
 
 
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
@@ -129,6 +130,7 @@ def from_run(
     path: str | Path,
     *,
     mesh: Mesh | None = None,
+    denoiser: str | Path | None = None,
     autoencoder: str | Path | None = None,
     text_encoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -138,8 +140,11 @@ def from_run(
 ) -> LensPipeline:
     """A pipeline from the moving average of a run, or of one of its checkpoints.
 
+    Of a run that trained an adapter it is applied, beside the denoiser that it was trained beside.
+
     Args:
       mesh: what the parameters are sharded over; each process reads its parts alone.
+      denoiser: of a run that trained an adapter, where that denoiser is now, in place of the run's init_from.
       autoencoder, text_encoder, tokenizer: where these are now, in place of the paths that the run was trained with.
       date: another day for the conversation around a prompt than that of training.
       tiling: decode more than 4.3 megapixels at a time in parts; by default as the run's config has it.
@@ -158,25 +163,58 @@ def from_run(
     model = dataclasses.replace(model, **_accepted(path, "run", options, DenoiserConfig, from_run))
 
     fitted = codec.abstract_fitted()
-    wanted = {"ema": {"denoiser": abstract_denoiser(model, mesh)}}
+    adapter = lora.run_config(metadata["config"], str(folder)).rank > 0
+    if denoiser is not None and not adapter:
+        raise LensError(f"{path}: denoiser is no option of this run: it has trained its own")
+    wanted = {} if adapter else {"ema": {"denoiser": abstract_denoiser(model, mesh)}}
     if fitted:
         wanted["frozen"] = {"codec": parallel.abstract_params(fitted, parallel.AUTOENCODER_RULES, mesh)}
-    parts = store.load(folder, wanted, mesh, partial=True)
-    return LensPipeline(
+    parts = store.load(folder, wanted, mesh, partial=True) if wanted else {}
+    if adapter:
+        params = base_of(metadata["config"], str(folder), denoiser, mesh)
+    else:
+        params = jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"]["denoiser"])
+    pipe = LensPipeline(
         model,
         codec,
         _loaded(path, "text_encoder", text, mesh),
-        jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"]["denoiser"]),
+        params,
         parts["frozen"]["codec"] if fitted else _loaded(path, "autoencoder", codec, mesh).params,
         # The squarest size it was trained on.
         default_size=_squarest(metadata.get("sizes"), str(folder)),
         mesh=mesh,
     )
+    if adapter:
+        pipe.add_adapter(lora.read(path, model))
+    return pipe
+
+
+def base_of(values: Mapping[str, Any], where: str, elsewhere: str | Path | None = None, mesh: Mesh | None = None):
+    """The denoiser's parameters that a run with this config, which trained an adapter, was trained beside.
+
+    As it had them, in the dtype that it computes in, from its init_from or from `elsewhere`.
+    """
+    from lens_jax.pretraining import warm_start
+    from lens_jax.pretraining.config import TrainConfig
+
+    parts, init_part = run_parts(values, where), values.get("init_part", "ema")
+    config = TrainConfig(
+        model=dataclasses.replace(parts.model, param_dtype="float32"),
+        codec=parts.codec,
+        lora=lora.run_config(values, where),
+        init_from=str(elsewhere or values.get("init_from") or ""),
+        init_part=init_part if init_part in ("ema", "params") else "ema",
+    )
+    try:
+        params, _ = warm_start.load(config, mesh)
+    except LensError as error:
+        raise LensError(f"{where}: {error}; where that is elsewhere now, give denoiser") from None
+    return unflatten_dict(params, sep="/")
 
 
 def abstract_denoiser(model: DenoiserConfig, mesh: Mesh | None = None) -> dict:
     """Shapes and layouts of the denoiser in a checkpoint, which has it in float32 whatever it is drawn with."""
-    kept = denoiser.abstract_params(dataclasses.replace(model, param_dtype="float32"))
+    kept = abstract_params(dataclasses.replace(model, param_dtype="float32"))
     return parallel.abstract_params(kept, parallel.DENOISER_RULES, mesh)
 
 

@@ -12,13 +12,15 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from lens_jax import parallel
+from lens_jax.convert.lora import Adapter
 from lens_jax.data.buckets import LENS_1024, LENS_1440, RATIOS
 from lens_jax.diffusion import draw
 from lens_jax.diffusion.sampler import SOLVERS, Solver
 from lens_jax.encoders.images import ImageCodec, decode_program
 from lens_jax.encoders.text import TextEncoder, TextFeatures
 from lens_jax.errors import LensError
-from lens_jax.inference import arguments, memory
+from lens_jax.inference import arguments, lora, memory
+from lens_jax.inference.lora import Loaded
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.latent_grid import latent_grid
 
@@ -62,6 +64,8 @@ class LensPipeline:
     # Where there is one, all parameters are laid out on it, each device draws its images, and every process of it must
     # make the same calls.
     mesh: Mesh | None = None
+    # Adapters that are applied: added to what the parameters compute (`load_lora_weights`).
+    adapters: list[Loaded] = dataclasses.field(default_factory=list)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options) -> "LensPipeline":
@@ -73,6 +77,50 @@ class LensPipeline:
         from lens_jax.inference import load
 
         return load.from_pretrained(path, **options)
+
+    def __post_init__(self):
+        # All adapters as one, and what the parameters were before something was merged into them.
+        self._lora, self._unmerged = lora.joined(self.adapters, self.mesh), None
+
+    def load_lora_weights(self, path: str | Path, scale: float = 1.0) -> None:
+        """Apply an adapter, beside those that are applied: a file, a PEFT folder, or a run that trained one.
+
+        Switching to another of the same rank and layers compiles nothing anew. A LoKr, which is of full rank, is merged
+        into the parameters. LensError for an adapter of another model.
+        """
+        scale = lora.check_scale(scale)
+        self.add_adapter(lora.read(path, self.model), scale)
+
+    def add_adapter(self, adapter: Adapter, scale: float = 1.0) -> None:
+        """`load_lora_weights` of what was read."""
+        if adapter.kroneckers:
+            self._remember()
+            self.params = lora.add_full(self.params, adapter, self.model, scale, self.mesh)
+        if adapter.factors:
+            loaded = Loaded(lora.place(adapter, self.model, self.mesh), scale * adapter.scale)
+            self._apply([*self.adapters, loaded])
+
+    def fuse_lora(self) -> None:
+        """Merge the adapters into the parameters, W + B A: what is drawn is the same, and faster.
+
+        The kernels as they were stay in memory for `unload_lora_weights`.
+        """
+        if self._lora is not None:
+            self._remember()
+            self.params = lora.merge(self.params, self._lora, self.mesh)
+            self._apply([])
+
+    def unload_lora_weights(self) -> None:
+        """Take all adapters away, merged ones too: the parameters are those they were, to the bit."""
+        self._apply([])
+        if self._unmerged is not None:
+            self.params, self._unmerged = self._unmerged, None
+
+    def _remember(self) -> None:
+        self._unmerged = self.params if self._unmerged is None else self._unmerged
+
+    def _apply(self, adapters: list[Loaded]) -> None:
+        self._lora, self.adapters = lora.joined(adapters, self.mesh), adapters
 
     def __call__(
         self,
@@ -239,6 +287,7 @@ class LensPipeline:
             guidance_scale=guidance_scale,
             solver=solver,
             mesh=self.mesh,
+            lora=self._lora,
         )
 
     def decode(self, latents: jax.Array, grid: tuple[int, int], output_type: str) -> np.ndarray:

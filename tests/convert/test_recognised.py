@@ -35,7 +35,7 @@ def refused(path, match: str) -> None:
 def test_a_lora(name, tmp_path):
     other = {"txt_norm.0.weight": np.ones(3, np.float32)}
     writer.write_file(tmp_path / "x.safetensors", {name: np.zeros((4, 4), np.float32), **other})
-    refused(tmp_path / "x.safetensors", "holds a LoRA .*LoRA files are not supported")
+    refused(tmp_path / "x.safetensors", "holds a LoRA .*give it beside its model")
 
 
 def test_pickles_pointers_and_pages(tmp_path):

@@ -6,6 +6,7 @@ python simulated_devices.py splash MESH ...    a micro-step whose attention is t
 python simulated_devices.py offload MESH ...   two steps with average and moments in the host's memory
 python simulated_devices.py restore MESH ...   a checkpoint, average and moments into the host's memory
 python simulated_devices.py sums MESH ...      gradients in bfloat16, summed in either dtype
+python simulated_devices.py lora MESH ...      two steps of an adapter beside a frozen base, with dropout, offloaded
 
 Each prints a JSON line for every mesh, of which "none" is one device without any: how far its numbers are, relative to
 their size, from those of one device, unpadded and with XLA's attention.
@@ -38,6 +39,7 @@ from lens_jax.diffusion.flow import FlowConfig  # noqa: E402
 from lens_jax.models import attention_tpu  # noqa: E402
 from lens_jax.models.denoiser import DenoiserConfig  # noqa: E402
 from lens_jax.models.layers import joint_positions  # noqa: E402
+from lens_jax.models.lora import LoraConfig  # noqa: E402
 from lens_jax.parallel import MeshConfig  # noqa: E402
 from lens_jax.pretraining.config import TrainConfig  # noqa: E402
 from lens_jax.pretraining.loss import training_loss  # noqa: E402
@@ -195,6 +197,40 @@ def sums(mesh, reference: bool = False) -> dict:
     return {kind: np.asarray(gradient(params, batch, kind)["kernel"]) for kind in ("compute", "float32")}
 
 
+def lora(mesh, reference: bool = False) -> dict:
+    """Losses, gradients and adapter of two steps, in every layer that can have one; offloaded unless `reference`."""
+    adapter = LoraConfig(rank=3, alpha=6, targets=("*",), dropout=0.2)
+    config = dataclasses.replace(CONFIG, lora=adapter, init_from="a run")
+    static = dataclasses.replace(STEP, offload=not reference)
+    loss = functools.partial(training_loss, MODEL, FlowConfig(), lora=adapter)
+    optimizer = make_optimizer(CONFIG.optimizer, 100)
+
+    def create(codec):
+        state = create_state(config, codec)
+
+        def moved(tree, seed):
+            leaves, structure = jax.tree.flatten(tree)
+            keys = jax.random.split(jax.random.key(seed), len(leaves))
+            return structure.unflatten([x + 0.05 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)])
+
+        frozen = {**state.frozen, "denoiser": moved(state.frozen["denoiser"], 7)}
+        return state.replace(frozen=frozen, params=moved(state.params, 8))
+
+    codec = {"mean": np.zeros(16, np.float32), "std": np.ones(16, np.float32)}
+    state = parallel.create(create, RULES, mesh, codec, offload=not reference)
+    inputs = parallel.place_batch(batch(), mesh)
+    gradients = micro_step_on(mesh, loss)[0](state, batch())[1]
+    step = jax.jit(functools.partial(train_step, static, loss, optimizer, SCHEDULE), donate_argnums=0)
+    run, losses = parallel.on(mesh, step), []
+    base = jax.device_get(state.frozen)
+    for _ in range(2):
+        state, metrics = run(state, inputs)
+        losses.append(float(metrics["loss"]))
+    assert jax.tree.all(jax.tree.map(np.array_equal, base, jax.device_get(state.frozen)))
+    trees = {"params": state.params, "ema": state.ema}
+    return {"losses": np.array(losses), "gradients": gradients, **jax.device_get(trees)}
+
+
 def restore(mesh, reference: bool = False) -> dict:
     """The state of a checkpoint of one device, and which share of their bytes the devices read of it.
 
@@ -231,6 +267,7 @@ def main() -> None:
         "offload": offload,
         "restore": restore,
         "sums": sums,
+        "lora": lora,
     }[sys.argv[1]]
     expected = function(None, reference=True)
     for name in sys.argv[2:]:
