@@ -14,7 +14,7 @@ from lens_jax.convert import lora as release_lora
 from lens_jax.convert import lora_files, writer
 from lens_jax.convert.folder import open_component
 from lens_jax.diffusion import draw
-from lens_jax.encoders.pixels import PixelCodecConfig
+from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError
 from lens_jax.inference import lora as loading
@@ -32,7 +32,11 @@ MODEL = DenoiserConfig(
     dtype="float32",
 )  # fmt: skip
 ADAPTER = LoraConfig(rank=4, alpha=8, targets=("attention", "mlp", "proj_out"))
-STATISTICS = {"mean": np.full(48, 0.1, np.float32), "std": np.full(48, 0.5, np.float32)}
+STATISTICS = {
+    "basis": np.eye(48, dtype=np.float32),
+    "mean": np.full(48, 0.1, np.float32),
+    "scale": np.float32([0.5]),
+}
 
 
 def random(tree, seed, size):
@@ -53,7 +57,7 @@ def adapter_file(folder, seed, config=ADAPTER):
 
 
 def pipeline(params) -> LensPipeline:
-    return LensPipeline(MODEL, PixelCodecConfig(patch=4), None, params, STATISTICS, (16, 16))
+    return LensPipeline(MODEL, LinearCodecConfig(patch=4, components=48), None, params, STATISTICS, (16, 16))
 
 
 def latents(pipe) -> np.ndarray:
@@ -121,7 +125,7 @@ def test_scales_and_places():
 def runs(base, tmp_path_factory):
     """(a run, one that trained an adapter beside its average, the adapter with its scale)."""
     folder = tmp_path_factory.mktemp("runs")
-    whole = TrainConfig(out=str(folder / "base"), model=MODEL, codec=PixelCodecConfig(patch=4))
+    whole = TrainConfig(out=str(folder / "base"), model=MODEL, codec=LinearCodecConfig(patch=4, components=48))
     adapted = dataclasses.replace(whole, out=str(folder / "lora"), init_from=whole.out, lora=ADAPTER)
     tree = random(lora.abstract(ADAPTER, base), 9, 0.2)
     for config, name, average in ((whole, "denoiser", base), (adapted, "lora", tree)):
