@@ -19,6 +19,8 @@ _PENALTY = 0.6 * 255**2
 # Heights of a capital that are read, pixels.
 _CAPITALS = (5.0, 30.0)
 _LARGE = 96
+# Ink from here on, of 255, belongs to a letter's rows; what blur adds is less.
+_EDGE = 110
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,28 @@ def read(ink: np.ndarray) -> Reading | None:
 
     ink: int [H, W], 0 to 255, a box that touches the ink on all sides.
     """
-    height = ink.shape[0]
+    rows = np.flatnonzero(ink.max(1) >= _EDGE)
+    if not len(rows):
+        return None
+    top, height = int(rows[0]), int(rows[-1]) + 1 - int(rows[0])
     jobs = [
-        (font, capital)
+        (font, capital, rise)
         for font in lettering.FONTS
-        for capital in _capitals(font, height)
+        for capital, rise in _capitals(font, height)
         if _CAPITALS[0] <= capital <= _CAPITALS[1]
     ]
     if not jobs:
         return None
-    ink = np.pad(ink, ((1, 1), (2, 2))).astype(np.int64)
-    templates = [_templates(font, capital, height + 2) for font, capital in jobs]
+    everything = int(np.square(ink.astype(np.int64)).sum())
+    ink = np.pad(ink, ((2, 2), (2, 2))).astype(np.int64)[top : top + height + 4]
+    # Ink above and below the rows that are read is explained by nothing.
+    outside = everything - int(np.square(ink).sum())
+    templates = [_templates(font, capital, rise, height + 4) for font, capital, rise in jobs]
     widest = max(t.shape[2] for t, _ in templates)
     blank = np.square(ink).sum(0)
     before = np.concatenate([[0], np.cumsum(blank)])
     columns = ink.shape[1]
-    # Windows [columns, (H + 2) * widest] of the ink from each column on, blank beyond its end.
+    # Windows [columns, (H + 4) * widest] of the ink from each column on, blank beyond its end.
     padded = np.pad(ink, ((0, 0), (0, widest))).astype(np.float64)
     windows = np.lib.stride_tricks.sliding_window_view(padded, widest, 1)[:, :columns]
     windows = windows.transpose(1, 0, 2).reshape(columns, -1)
@@ -68,7 +76,7 @@ def read(ink: np.ndarray) -> Reading | None:
     texts = _best(costs + int(_PENALTY), widths, blank)
     job = int(np.argmin([cost for cost, _ in texts]))
     cost, text = texts[job]
-    return Reading(text, jobs[job][0], int(cost - int(_PENALTY) * len(text)))
+    return Reading(text, jobs[job][0], cost + outside - int(_PENALTY) * len(text))
 
 
 def _best(costs: np.ndarray, widths: np.ndarray, blank: np.ndarray) -> list[tuple[int, str]]:
@@ -102,27 +110,29 @@ def _best(costs: np.ndarray, widths: np.ndarray, blank: np.ndarray) -> list[tupl
     return found
 
 
-def _capitals(font: str, height: int) -> tuple[float, ...]:
-    """Heights that a capital may have where the ink has this one: round letters rise above it, a Q falls below."""
-    _, tail, rise = _metrics(font)
-    options = {height, height - 0.5, round(2 * height / (1 + 2 * rise)) / 2, round(2 * height / (1 + tail)) / 2}
-    return tuple(sorted(options))
+def _capitals(font: str, height: int) -> tuple[tuple[float, float], ...]:
+    """Heights that a capital may have where ink has this one, and how far it rises above the ink's first row.
+
+    Round letters rise above a capital, a Q falls below; and the first and last row may be so faint that they are not
+    among those of the ink.
+    """
+    tail = _tail(font)
+    return (height, 0.0), (height - 0.5, 0.0), (height + 0.6, 0.3), (round(4 * height / (1 + tail)) / 4, 0.0)
 
 
 @functools.cache
-def _metrics(font: str) -> tuple[int, float, float]:
-    """Height of an H drawn large, and how far a Q falls below it and an O rises above, as parts of that."""
+def _tail(font: str) -> float:
+    """How far a Q falls below the line, as a part of the height of a capital."""
     _, top, _, bottom = lettering._face(font).getbbox("H")
     _, _, _, tail = lettering._face(font).getbbox("Q")
-    _, rise, _, _ = lettering._face(font).getbbox("O")
-    return bottom - top, (tail - bottom) / (bottom - top), (top - rise) / (bottom - top)
+    return (tail - bottom) / (bottom - top)
 
 
 @functools.lru_cache(maxsize=512)
-def _templates(font: str, capital: float, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _templates(font: str, capital: float, rise: float, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """The letters at a height of capitals in pixels: float64 [26 * _PHASES, rows, W], and their widths in columns.
 
-    Whole numbers from 0 to 255. A capital's upper edge is that of the second row.
+    Whole numbers from 0 to 255. A capital begins two rows below the first, less `rise`.
     """
     from PIL import Image, ImageDraw
 
@@ -130,7 +140,7 @@ def _templates(font: str, capital: float, rows: int) -> tuple[np.ndarray, np.nda
     _, top, _, base = face.getbbox("H")
     scale = (base - top) / capital
     images, widths = [], []
-    first = _LARGE + top - scale
+    first = _LARGE + top - scale * (2 - rise)
     for letter in LETTERS:
         left, _, right, _ = face.getbbox(letter)
         large = Image.new("L", (right - left + 8 * int(scale + 1), 4 * _LARGE))
