@@ -30,11 +30,15 @@ UNKNOWN = 0.45
 # Below this share no other explanation is looked for.
 _CERTAIN = 0.1
 # As UNKNOWN, for the ink of a word.
-UNREADABLE = 0.35
+UNREADABLE = 0.5
 # Share of a region's energy that may lie off the line from the background to the ink, for it to be read.
 _COLOURED = 0.12
-# What one more object costs, in squared difference: some six pixels of a strong colour.
-_PENALTY = 6 * 150**2
+# What one more object costs, in squared difference: some six pixels of ink. The faintest pictogram has four times that.
+_PENALTY = 1_000_000
+# Sides of what can be a pictogram, pixels; scenes have none below 20.
+_SMALLEST = 14
+# Squared distance from the background of what belongs to an object even where it is blurred; see PAINTED.
+_STRONG = 90**2
 # What is like nothing and has fewer painted pixels outside of all objects is a speck; a pictogram of a scene has more.
 _SPECK = 50
 # Least extent of what is cut off, pixels.
@@ -106,9 +110,10 @@ class _Part:
 def look(image: np.ndarray, references: References | None = None) -> Seen:
     """What a uint8 [H, W, 3] image shows."""
     references = references or load_references()
-    name, colour = background(image)
+    name, colour, noise = background(image)
     difference = image.astype(np.int32) - colour
-    mask = _without_specks(np.square(difference).sum(-1) >= PAINTED)
+    distance = np.square(difference).sum(-1)
+    mask = _without_specks(distance >= max(PAINTED, 2 * noise))
     box = painted_box(mask)
     objects: list[Found] = []
     words: list[FoundWord] = []
@@ -122,8 +127,9 @@ def look(image: np.ndarray, references: References | None = None) -> Seen:
     return Seen(name, tuple(sorted(objects, key=order)), tuple(sorted(words, key=order)), *image.shape[:2])
 
 
-def background(image: np.ndarray) -> tuple[str, np.ndarray]:
-    """The name of the colour that most of the border has ("" for none), and the median there of those pixels."""
+def background(image: np.ndarray) -> tuple[str, np.ndarray, int]:
+    """The name of the colour that most of the border has ("" for none), the median there of those pixels, and the
+    squared distance from it that one of twenty exceeds."""
     border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3)])
     border = np.concatenate([border, image[2:-2, :2].reshape(-1, 3), image[2:-2, -2:].reshape(-1, 3)]).astype(np.int32)
     palette = np.array(list(COLOURS.values()), np.int32)
@@ -132,12 +138,10 @@ def background(image: np.ndarray) -> tuple[str, np.ndarray]:
     votes = np.bincount(distances[near].argmin(1), minlength=len(palette))
     if 4 * votes.max() >= len(border):
         same = border[near][distances[near].argmin(1) == votes.argmax()]
-        return list(COLOURS)[votes.argmax()], _median(same)
-    return "", _median(border)
-
-
-def _median(pixels: np.ndarray) -> np.ndarray:
-    return np.sort(pixels, 0)[len(pixels) // 2]
+        colour = np.sort(same, 0)[len(same) // 2]
+        noise = np.sort(np.square(same - colour).sum(1))[19 * len(same) // 20]
+        return list(COLOURS)[votes.argmax()], colour, int(noise)
+    return "", np.sort(border, 0)[len(border) // 2], 0
 
 
 def _nearest(colour: np.ndarray) -> str:
@@ -151,6 +155,11 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
     return mask & (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] >= 3)
 
 
+def _certain(part: _Part) -> bool:
+    """Whether no other explanation of it is looked for."""
+    return part.error < (UNREADABLE / 4 if part.word else _CERTAIN)
+
+
 class _Search:
     """The explanations of one image."""
 
@@ -158,7 +167,9 @@ class _Search:
         self.references, self.colour, self.difference, self.mask = references, colour, difference, mask
         self.described = references.descriptors(name)
         self.sums = integral(difference)
-        self.energy = integral(np.square(difference).sum(-1, keepdims=True))[..., 0]
+        distance = np.square(difference).sum(-1)
+        self.strong = mask & (distance >= _STRONG)
+        self.energy = integral(distance[..., None])[..., 0]
         ink = np.array(INK) - colour
         # How far from the background to the ink a pixel is, in 255ths, and the squared distance from that line.
         self.ink_energy = int(np.square(ink).sum())
@@ -180,26 +191,33 @@ class _Search:
         if part.error >= _CERTAIN:
             part = self._read(part)
         best = part.cost, (part,)
-        certain = part.error < (UNREADABLE / 2 if part.word else _CERTAIN)
-        if certain or not depth:
+        if _certain(part) or not depth:
             return best
-        pairs = [pair for pair in (self._halves(box, cut) for cut in self._cuts(box)) if pair]
-        if not pairs:
+        cuts = [(crossing, self._halves(box, axis, place)) for crossing, axis, place in self._cuts(box)]
+        cuts = [(crossing, pair) for crossing, pair in cuts if pair]
+        if not cuts:
             return best
-        self._match([half for pair in pairs for half in pair])
-        pairs.sort(key=lambda pair: sum(self.parts[half].cost for half in pair))
-        for pair in pairs[:_CUTS]:
+        self._match([half for _, pair in cuts for half in pair])
+        # Lines through nothing first: a word is known as one only when it is looked at by itself.
+        cuts.sort(key=lambda cut: (cut[0] > 0, sum(self.parts[half].cost for half in cut[1])))
+        for _, pair in cuts[:_CUTS]:
             halves = [self.explain(half, depth - 1) for half in pair]
-            total = sum(cost for cost, _ in halves)
+            total, parts = sum(cost for cost, _ in halves), halves[0][1] + halves[1][1]
             if total < best[0]:
-                best = total, halves[0][1] + halves[1][1]
+                best = total, parts
+            if all(map(_certain, best[1])):
+                break
         return best
 
     def _match(self, boxes: list[Box]) -> list[_Part]:
         new = [box for box in dict.fromkeys(boxes) if box not in self.parts]
         if new:
-            for box, part in zip(new, self._parts(np.array(new))):
-                self.parts[box] = part
+            # Blur and what JPEG leaves widen a box: it is what its strong pixels are where that is more like something.
+            inner = {box: self._tight(box, self.strong) or box for box in new}
+            every = list(dict.fromkeys([*new, *inner.values()]))
+            parts = dict(zip(every, self._parts(np.array(every))))
+            for box, strong in inner.items():
+                self.parts[box] = min(parts[box], parts[strong], key=lambda part: part.error)
         return [self.parts[box] for box in boxes]
 
     def _parts(self, boxes: np.ndarray) -> list[_Part]:
@@ -217,11 +235,13 @@ class _Search:
         errors = distances / reference.norms
         area = size.prod(1)
         parts = []
-        for box, error, distance, pixels in zip(map(tuple, boxes.tolist()), errors, distances, area.tolist()):
+        for box, error, distance, sides, pixels in zip(
+            map(tuple, boxes.tolist()), errors, distances, side, area.tolist()
+        ):
             row = int(distance.argmin())
             left = int(distance[row]) * pixels / CELLS**2
             energy = self._within(self.energy, box)
-            if error[row] < UNKNOWN:
+            if error[row] < UNKNOWN and sides[row] >= _SMALLEST:
                 ids = len(self.references.ids)
                 rivals = dict.fromkeys(int(i) % ids for i in distance.argsort(kind="stable")[:6])
                 near = [k for k in rivals if min(distance[k::ids]) <= 2 * distance[row] + 0.04 * reference.norms[row]]
@@ -251,8 +271,8 @@ class _Search:
         left, top, right, bottom = box
         return int(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
 
-    def _cuts(self, box: Box) -> list[tuple[int, int]]:
-        """(axis, place) of lines through few painted pixels, those through none first."""
+    def _cuts(self, box: Box) -> list[tuple[int, int, int]]:
+        """(painted pixels crossed, axis, place) of lines through few painted pixels."""
         left, top, right, bottom = box
         mask = self.mask[top:bottom, left:right]
         cuts = []
@@ -264,28 +284,34 @@ class _Search:
             legal = (places >= _LEAST) & (places <= length - _LEAST)
             # Few crossings, then few painted pixels beside it, then the middle.
             worth = crossing * 10_000 + gaps * 100 + abs(2 * places - length)
-            chosen = []
+            chosen: list[tuple[int, int]] = []
             for i in np.argsort(worth, kind="stable"):
                 if len(chosen) == 3 or crossing[i] * 3 > inside.shape[1]:
                     break
-                if legal[i] and all(abs(places[i] - other) > 3 for other in chosen):
-                    chosen.append(int(places[i]))
-            start = (left, top)[axis]
-            cuts += [(axis, start + place) for place in chosen]
+                if legal[i] and all(abs(places[i] - other) > 3 for _, other in chosen):
+                    chosen.append((int(crossing[i]), int(places[i])))
+            # Two that touch along a whole side, such as books, have no line between them that crosses little.
+            middle = np.flatnonzero(legal & (abs(2 * places - length) <= 6))
+            if len(middle):
+                i = middle[worth[middle].argmin()]
+                if all(abs(places[i] - other) > 3 for _, other in chosen):
+                    chosen.append((int(crossing[i]), int(places[i])))
+            cuts += [(crossed, axis, (left, top)[axis] + place) for crossed, place in chosen]
         return cuts
 
-    def _halves(self, box: Box, cut: tuple[int, int]) -> tuple[Box, ...] | None:
+    def _halves(self, box: Box, axis: int, place: int) -> tuple[Box, ...] | None:
         left, top, right, bottom = box
-        axis, place = cut
         parts = ((left, top, place, bottom), (place, top, right, bottom))
         if axis:
             parts = ((left, top, right, place), (left, place, right, bottom))
-        found = []
-        for part in parts:
-            tight = painted_box(self.mask[part[1] : part[3], part[0] : part[2]])
-            if tight:
-                found.append((part[0] + tight[0], part[1] + tight[1], part[0] + tight[2], part[1] + tight[3]))
+        found = [tight for tight in (self._tight(part, self.mask) for part in parts) if tight]
         return tuple(found) if len(found) == 2 else None
+
+    def _tight(self, box: Box, mask: np.ndarray) -> Box | None:
+        """The box around what is true in the mask within a box; None where nothing is."""
+        left, top, right, bottom = box
+        inner = painted_box(mask[top:bottom, left:right])
+        return inner and (left + inner[0], top + inner[1], left + inner[2], top + inner[3])
 
     def refine(self, part: _Part) -> Found:
         """The concept, square and error of a part, by its references pixel by pixel at sides and places around it."""
