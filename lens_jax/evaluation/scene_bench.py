@@ -1,7 +1,8 @@
 """`lens-jax evaluate --bench scenes`: does an image show what its prompt asks for?
 
-Prompts are scenes with combinations that training never saw (`scene_prompts.py`); images are read back from their
-pixels (`scene_checker.py`) and judged one criterion at a time (`scene_verdict.py`). Shares come with Wilson's 95 % interval.
+Prompts are scenes with combinations that training never saw (`scene_prompts.py`). Images are read back from their
+pixels (`scene_checker.py`) and judged one criterion at a time (`scene_verdict.py`). Shares come with Wilson's 95 %
+intervals.
 """
 
 import json
@@ -79,17 +80,25 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
 
     judged: list[Judged] = []
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("drawing and judging", total=len(prompts) * len(languages))
+        bar = progress.add_task("drawing and judging", total=2 * len(prompts) * len(languages))
         for language in languages:
             for bucket in buckets:
                 chosen = [prompt for prompt in prompts if prompt.scene.bucket == bucket]
                 texts = [captions.caption(prompt.scene, language) for prompt in chosen]
-                for start in range(0, len(chosen), config.batch_size):
-                    rows = slice(start, start + config.batch_size)
-                    # Another seed a batch: the noise depends on the seed and the place in the call alone.
-                    images = _draw(pipe, texts[rows], bucket, config, config.seed * 1_000_003 + start)
-                    judged += judge_all(chosen[rows], language, texts[rows], images, references)
-                    progress.advance(bar, len(images))
+                done = progress.tasks[bar].completed
+                show = lambda drawn, _, done=done: progress.update(bar, completed=done + drawn)
+                images = pipe(
+                    texts,
+                    height=bucket.height,
+                    width=bucket.width,
+                    num_inference_steps=config.num_inference_steps,
+                    guidance_scale=config.guidance_scale,
+                    seed=config.seed,
+                    progress=show,
+                ).images
+                for row in zip(chosen, texts, images):
+                    judged.append(judged_image(*row, language, references))
+                    progress.advance(bar)
 
     out = Path(config.out or config.checkpoint)
     _write(out, config, buckets, judged)
@@ -97,19 +106,11 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
     return judged
 
 
-def judge_all(
-    prompts: Sequence[BenchPrompt],
-    language: str,
-    texts: Sequence[str],
-    images: Sequence[np.ndarray],
-    references: References,
-) -> list[Judged]:
-    """Each image read and judged by its prompt."""
-    judged = []
-    for prompt, text, image in zip(prompts, texts, images):
-        seen = look(image, references)
-        judged.append(Judged(prompt, language, text, image, seen, verdict(prompt.scene, seen)))
-    return judged
+def judged_image(prompt: BenchPrompt, caption: str, image, language: str, references: References) -> Judged:
+    """An image, a PIL one or uint8 [H, W, 3], read and judged by its prompt."""
+    pixels = np.asarray(image)
+    seen = look(pixels, references)
+    return Judged(prompt, language, caption, pixels, seen, verdict(prompt.scene, seen))
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
@@ -173,18 +174,6 @@ def _what(config: EvaluateConfig) -> tuple[int, tuple[Bucket, ...], tuple[str, .
     return count, parse_buckets(config.sizes) if config.sizes else buckets, languages
 
 
-def _draw(pipe: LensPipeline, texts: list[str], bucket: Bucket, config: EvaluateConfig, seed: int) -> list[np.ndarray]:
-    images = pipe(
-        texts,
-        height=bucket.height,
-        width=bucket.width,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        seed=seed,
-    ).images
-    return [np.asarray(image) for image in images]
-
-
 def _write(out: Path, config: EvaluateConfig, buckets: Sequence[Bucket], judged: Sequence[Judged]) -> None:
     report = {
         "config": asdict(config),
@@ -237,26 +226,25 @@ def _framed(image: np.ndarray, right: bool) -> np.ndarray:
 
 def _print(console: Console, judged: Sequence[Judged], out: Path) -> None:
     figures = scores(judged)
-    table = Table(title="images that show what their prompt asks for")
-    table.add_column("task")
-    for heading in ("right", "share", "95 % interval", *CRITERIA, "everything"):
-        table.add_column(heading, justify="right")
-    percent = lambda row: f"{100 * row['share']:.1f}" if row else ""
-
-    def line(name: str, row: dict, cells: dict) -> None:
-        low, high = row["interval"]
-        values = [percent(cells.get(criterion)) for criterion in (*CRITERIA, "everything")]
-        table.add_row(
-            name, f"{row['right']}/{row['total']}", percent(row) + " %", f"{100 * low:.1f}-{100 * high:.1f}", *values
-        )
-
-    for task, row in figures["task"].items():
-        line(task, row, figures["criteria by task"][task])
-    table.add_section()
-    line("all", figures["all"], {**figures["criterion"], "everything": figures["everything"]})
-    console.print(table)
+    by_task = {**figures["task"], "all": figures["all"]}
+    _print_table(console, "task", "images that show what their prompt asks for", by_task)
+    # Every criterion counts in all the images whose prompt has it, whatever their task.
+    criteria = {**figures["criterion"], "all of them": figures["everything"]}
+    _print_table(console, "criterion", "by criterion, over all tasks", criteria)
     for kind in ("size", "language"):
         if len(figures[kind]) > 1:
-            console.print(f"by {kind}: " + ", ".join(f"{key} {percent(row)} %" for key, row in figures[kind].items()))
+            shares = ", ".join(f"{key} {100 * row['share']:.1f} %" for key, row in figures[kind].items())
+            console.print(f"by {kind}: {shares}")
     console.print(f"mean of the groups of tasks {100 * figures['mean of groups']:.1f} %")
     console.print(f"images in {out / 'scenes.png'}, one by one in {out / 'scenes.html'}, figures in scenes.json there")
+
+
+def _print_table(console: Console, what: str, title: str, rows: dict[str, dict]) -> None:
+    table = Table(title=title)
+    table.add_column(what)
+    for heading in ("right", "share", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for name, row in rows.items():
+        low, high = (100 * end for end in row["interval"])
+        table.add_row(name, f"{row['right']}/{row['total']}", f"{100 * row['share']:.1f} %", f"{low:.1f}-{high:.1f} %")
+    console.print(table)
