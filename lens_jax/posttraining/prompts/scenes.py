@@ -8,6 +8,7 @@ of concepts, a concept so many times, a concept on some background, a word) that
 import collections
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -109,13 +110,13 @@ def draw_prompts(config: ScenePrompts) -> tuple[list[Prompt], list[Prompt]]:
     """(to learn from, held out): no combination of a held-out prompt is in one to learn from."""
     concepts, sizes = openmoji.load_concepts(config.concepts), parse_buckets(config.sizes)
     tasks = config.held_out_tasks or tuple(dict.fromkeys((*config.tasks, "single")))
-    test: list[Prompt] = []
+    test: list[list[Prompt]] = []
     taken: set[tuple[str, ...]] = set()
     # Where pre-training saw none of what is learnt from, both share what it did not see.
     theirs = _reserved if config.combinations == "unseen" else held_out
     for task, count in _shares(tasks, config.held_out_count).items():
         drawn = _draw(config, concepts, sizes, task, "held_out", count, theirs)
-        test += [prompt for _, prompt in drawn]
+        test.append([prompt for _, prompt in drawn])
         taken.update(key for scene, _ in drawn for key in combinations(scene))
 
     def learnable(scene: Scene) -> bool:
@@ -124,8 +125,13 @@ def draw_prompts(config: ScenePrompts) -> tuple[list[Prompt], list[Prompt]]:
 
     train = []
     for task, count in _shares(config.tasks, config.count).items():
-        train += [prompt for _, prompt in _draw(config, concepts, sizes, task, "train", count, learnable)]
-    return train, test
+        train.append([prompt for _, prompt in _draw(config, concepts, sizes, task, "train", count, learnable)])
+    return _in_turn(train), _in_turn(test)
+
+
+def _in_turn(lists: Sequence[Sequence[Prompt]]) -> list[Prompt]:
+    """One of each, then the next of each: the first ones of a set are then of all tasks."""
+    return [prompt for row in itertools.zip_longest(*lists) for prompt in row if prompt is not None]
 
 
 def _reserved(scene: Scene) -> bool:
