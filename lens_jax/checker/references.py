@@ -40,7 +40,7 @@ class References:
 
     def __init__(self, ids: Sequence[str], masters: Mapping[str, object]):
         self.ids = tuple(ids)
-        self._masters = masters
+        self.masters = masters
         self.sprite = functools.lru_cache(maxsize=8192)(self._sprite)
         self.descriptors = functools.lru_cache(maxsize=None)(self._descriptors)
 
@@ -48,7 +48,7 @@ class References:
         """Colour times alpha uint16 [side, side, 3], and 255 - alpha uint8 [side, side, 1]."""
         from PIL import Image
 
-        image = self._masters[self.ids[index]].resize((side, side), Image.Resampling.LANCZOS)
+        image = self.masters[self.ids[index]].resize((side, side), Image.Resampling.LANCZOS)
         rgba = np.asarray(image).astype(np.uint16)
         return rgba[..., :3] * rgba[..., 3:], (255 - rgba[..., 3:]).astype(np.uint8)
 

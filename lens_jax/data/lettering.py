@@ -1,6 +1,6 @@
 """Words as ink: which are written in scenes, and how.
 
-Letters stand a little apart, so that each can be told from its neighbours in an image of 64 pixels.
+Each letter has a square of its own, so that it can be told from its neighbours in an image of 64 pixels.
 """
 
 import functools
@@ -16,8 +16,8 @@ FONTS = {
     "fredoka": ("font_fredoka_one", "FredokaOne"),
     "caladea": ("font_caladea", "CaladeaBold"),
 }
-# Part of the letters' height that lies between two of them.
-TRACKING = 0.1
+# Height of a capital, as a part of its square's side.
+CAPITAL = 0.8
 
 _WORDS = """
 ACE ACT AGE AIR ANT APE ARC ARM ART ASH BAG BAR BAT BAY BED BEE BIG BOX BOY BUS CAB CAN CAP CAR CAT COW CUP DAY DEN
@@ -53,26 +53,31 @@ def random_word(rng: np.random.Generator) -> str:
     return "".join(chr(ord("A") + i) for i in rng.integers(26, size=length))
 
 
-@functools.lru_cache(maxsize=8192)
-def letters(text: str, font: str, width: int, height: int):
-    """The ink of `text`, a PIL image of mode L, as large as fits into width x height pixels."""
+def letters(text: str, font: str, side: int):
+    """The ink of `text`, a PIL image of mode L: a square of `side` pixels for each letter."""
+    from PIL import Image
+
+    ink = Image.new("L", (side * len(text), side))
+    for i, letter in enumerate(text):
+        ink.paste(_letter(letter, font, side), (i * side, 0))
+    return ink
+
+
+@functools.lru_cache(maxsize=1024)
+def _letter(letter: str, font: str, side: int):
+    """One letter in the middle of its square, a capital four fifths as high as that."""
     from PIL import Image, ImageDraw
 
-    # Drawn large once and scaled down: hinting would give the same letter another shape at every place.
+    # Drawn large once and scaled down: hinting would give a letter another shape at every size.
     face = _face(font)
-    track = TRACKING * _LARGE
-    lengths = [face.getlength(letter) for letter in text]
-    total = int(sum(lengths) + track * (len(text) - 1)) + 2 * _LARGE
-    canvas = Image.new("L", (total, 2 * _LARGE))
-    pen, x = ImageDraw.Draw(canvas), _LARGE / 2
-    for letter, length in zip(text, lengths):
-        pen.text((x, _LARGE / 2), letter, fill=255, font=face)
-        x += length + track
-    ink = canvas.crop(canvas.getbbox())
-    # By the height of a capital and not of this word's ink: words of one box are of one size, whatever hangs from a Q.
-    scale = min(width / ink.width, height / (1.15 * _capital(font)), height / ink.height)
-    size = (max(1, round(ink.width * scale)), max(1, round(ink.height * scale)))
-    return ink.resize(size, Image.Resampling.LANCZOS)
+    left, _, right, _ = face.getbbox(letter)
+    _, top, _, _ = face.getbbox("H")
+    square = int(_capital(font) / CAPITAL)
+    canvas = Image.new("L", (square, square))
+    # The widest letters fill their square: a W of Roboto is 1.25 as wide as a capital is high.
+    corner = ((square - (right - left)) / 2 - left, (1 - CAPITAL) * square * 0.4 - top)
+    ImageDraw.Draw(canvas).text(corner, letter, fill=255, font=face)
+    return canvas.resize((side, side), Image.Resampling.LANCZOS)
 
 
 _LARGE = 96

@@ -162,4 +162,4 @@ def _check(config: OpenMojiConfig) -> None:
     if config.scenes + config.validation and config.concepts < least:
         raise LensError(f"concepts {config.concepts}: scenes need at least {least}")
     if config.world == "all" and config.scenes + config.validation:
-        lettering.letters("A", next(iter(lettering.FONTS)), 8, 8)  # names the package that is missing
+        lettering.letters("A", next(iter(lettering.FONTS)), 8)  # names the package that is missing

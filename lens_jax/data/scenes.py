@@ -62,7 +62,7 @@ class Word:
     font: str
     # Where it is: "top", "bottom", or "" for one alone in the middle.
     position: str
-    # The letters fill its width or its height.
+    # A square for each letter.
     box: Box
 
 
@@ -81,7 +81,7 @@ class Scene:
     name_background: bool = True
 
 
-# `sprite(concept id, side)` gives a side x side RGBA PIL image, `letters(text, font, width, height)` one of the ink.
+# `sprite(concept id, side)` gives a side x side RGBA PIL image.
 Sprite = Callable[[str, int], object]
 
 
@@ -97,10 +97,9 @@ def draw(scene: Scene, sprite: Sprite) -> np.ndarray:
         image = sprite(placed.concept.id, right - left)
         canvas.paste(image, (left, top), image)
     if scene.word:
-        left, top, right, bottom = scene.word.box
-        ink = lettering.letters(scene.word.text, scene.word.font, right - left, bottom - top)
-        where = (left + (right - left - ink.width) // 2, top + (bottom - top - ink.height) // 2)
-        canvas.paste(lettering.INK, (*where, where[0] + ink.width, where[1] + ink.height), ink)
+        _, top, _, bottom = scene.word.box
+        ink = lettering.letters(scene.word.text, scene.word.font, bottom - top)
+        canvas.paste(lettering.INK, scene.word.box, ink)
     return np.asarray(canvas)
 
 

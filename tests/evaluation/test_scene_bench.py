@@ -1,0 +1,92 @@
+"""The scene benchmark: its prompts, its figures, and a whole run with a model whose images are right or mirrored."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lens_jax.data import captions, scene_sampler, scenes
+from lens_jax.data.buckets import Bucket
+from lens_jax.errors import LensError
+from lens_jax.evaluation import scene_bench
+from lens_jax.evaluation.config import EvaluateConfig
+from lens_jax.evaluation.scene_classifier import fit_classifier
+from lens_jax.evaluation.scene_prompts import TASKS, bench_prompts
+
+BUCKETS = (Bucket(64, 64), Bucket(64, 80))
+
+
+def test_prompts_are_held_out_and_follow_from_the_seed(concepts):
+    prompts = bench_prompts(concepts, BUCKETS, list(TASKS), 2, 0)
+    assert len(prompts) == len(TASKS) * len(BUCKETS) * 2
+    assert all(scene_sampler.held_out(one.scene) == one.held_out for one in prompts)
+    assert all(one.held_out for one in prompts if one.task != "attribution")
+    assert prompts == bench_prompts(concepts, BUCKETS, list(TASKS), 2, 0)
+    of = lambda task, some: [one for one in some if one.task == task]
+    assert of("size", prompts) == bench_prompts(concepts, BUCKETS, ["size"], 2, 0)
+    assert of("size", prompts) != bench_prompts(concepts, BUCKETS, ["size"], 2, 1)
+    assert {len(one.scene.objects) for one in of("count_3", prompts)} == {3}
+    assert all(one.scene.objects[0].size for one in of("size", prompts))
+
+
+def test_wilsons_interval():
+    """Against the values of Brown, Cai and DasGupta's formula worked by hand for 0 of 10 and 9 of 10."""
+    assert scene_bench.wilson(0, 10) == pytest.approx((0, 0.27753), abs=1e-4)
+    assert scene_bench.wilson(9, 10) == pytest.approx((0.59585, 0.98213), abs=1e-4)
+
+
+class TrueModel:
+    """Draws the scene of each prompt, and mirrored where the prompt says "left"."""
+
+    def __init__(self, prompts, sprite):
+        self.scenes = {(str(p.scene.bucket), captions.caption(p.scene, "de")): p.scene for p in prompts}
+        self.sprite = sprite
+
+    def __call__(self, prompts, height, width, progress, **options):
+        images = []
+        for prompt in prompts:
+            pixels = scenes.draw(self.scenes[str(Bucket(height, width)), prompt], self.sprite)
+            images.append(Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]) if "links" in prompt else pixels))
+        progress(len(images), len(images))
+        return SimpleNamespace(images=images)
+
+
+def test_a_run_measures_what_the_model_does(tmp_path, monkeypatch, concepts, sprite):
+    config = EvaluateConfig(
+        bench="scenes", languages=("de",), sizes=("64x64", "64x80"), tasks=("count_3", "two", "text_3"), count=3,
+        out=str(tmp_path),
+    )  # fmt: skip
+    model = TrueModel(bench_prompts(concepts, BUCKETS, config.tasks, 3, 0), sprite)
+    monkeypatch.setattr(scene_bench.LensPipeline, "from_pretrained", lambda path: model)
+    judged = scene_bench.run(config)
+    assert len(judged) == 18
+    for one in judged:
+        assert one.right == ("links" not in one.caption), one.caption
+    report = json.loads((tmp_path / "scenes.json").read_text())
+    mirrored = sum("links" in one.caption for one in judged)
+    assert mirrored > 0
+    assert report["scores"]["all"]["right"] == 18 - mirrored
+    assert report["scores"]["task"]["count_3"]["share"] == report["scores"]["task"]["text_3"]["share"] == 1
+    page = (tmp_path / "scenes.html").read_text()
+    assert page.count("data:image/png;base64,") == 18
+    assert 0 < page.index("Not as asked") < page.index("links") < page.index("As asked")
+    assert Image.open(tmp_path / "scenes.png").size[0] > 0
+
+
+def test_a_task_that_is_none_is_refused(tmp_path):
+    with pytest.raises(LensError, match=r"--tasks 'count_9'.*accepted: single, two"):
+        scene_bench.run(EvaluateConfig(bench="scenes", tasks=("count_9",), out=str(tmp_path)))
+
+
+def test_the_second_opinion_knows_what_it_was_fitted_on_and_more(concepts, sprite):
+    few = concepts[:12]
+    classifier = fit_classifier(few, sprite, BUCKETS, 160)
+    rng = np.random.default_rng(5)
+    true = [scene_sampler.sample_scene(rng, few, BUCKETS[0], "all", "one") for _ in range(20)]
+    images = [scenes.draw(scene, sprite) for scene in true]
+    assert sum(classifier.agrees(scene, image) for scene, image in zip(true, images)) >= 18
+    others = [images[-1], *images[:-1]]
+    same = sum(a.objects[0].concept == b.objects[0].concept for a, b in zip(true, [true[-1], *true[:-1]]))
+    assert sum(classifier.agrees(scene, image) for scene, image in zip(true, others)) <= same + 2
