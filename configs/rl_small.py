@@ -5,20 +5,22 @@ lens-jax prompts scenes --out data/prompts/small
 lens-jax rl rl_small
 lens-jax evaluate --bench scenes --checkpoint runs/rl_small --guidance-scale 1
 
-DiffusionNFT as the report has it (beta 1, KL 1e-4, second-order solver, no guidance), in small: 12 prompts x 12 images an
-epoch, each image trained at three of its ten noise levels, an update an epoch, 80 of them. About 20 minutes on two cores,
-reckoned at 1 GFLOP a pass of 74 tokens, a third of a TFLOP/s of both cores, and three passes for a backward one: drawing
-144 x 10 passes 4.3 s, updating 144 x 3 x (3 + 2) passes 6.5 s, judging some 1.5 s; 80 times that is 16 minutes, and three
-evaluations of 192 held-out prompts, four images each, take 25 s each. One size, so that few programs are compiled;
---rollout.sizes 64x64 56x72 72x56 takes more, from prompts made with the same --sizes.
+DiffusionNFT as the report has it (beta 1, KL 1e-4, a second-order solver, no guidance), in small: 12 prompts an epoch,
+12 images each, an update an epoch, 80 of them. Each image is trained at three of its ten noise levels.
 
-The reward is the share of what a prompt asks for that an image shows. `passes`, the share of images that show all of it,
-is only measured, on prompts whose combinations are neither in the set nor in pre-training. The report's two ablations:
+About 20 minutes on two cores, reckoned at 1 GFLOP a pass of 74 tokens and 330 GFLOP/s: drawing 144 x 10 passes takes
+4.4 s, updating 144 x 3 levels x 5 passes (three forwards; a backward one through frozen weights is about two) 6.5 s,
+judging 1 s; 80 times that is 16 minutes. Each of three evaluations, of 192 held-out prompts with four images, takes
+25 s. One size, so that few programs are compiled; others by --rollout.sizes, with prompts made for the same --sizes.
 
-lens-jax prompts subset data/prompts/small quarter.jsonl --fraction 0.25
-lens-jax rl rl_small --prompts quarter.jsonl --out runs/rl_small_quarter
-lens-jax prompts subset data/prompts/small no-text.jsonl --without text
-lens-jax rl rl_small --prompts no-text.jsonl --out runs/rl_small_no_text
+The reward is the share of what a prompt asks for that an image shows. `passes`, which is 1 where it shows all of it, is
+only measured, on prompts whose combinations are neither in the set nor in pre-training; by category in `evaluation`
+records of metrics.jsonl. The report's two ablations, a command each and the set for it:
+
+lens-jax prompts subset data/prompts/small data/prompts/quarter.jsonl --fraction 0.25
+lens-jax rl rl_small --prompts data/prompts/quarter.jsonl --out runs/rl_small_quarter
+lens-jax prompts subset data/prompts/small data/prompts/no-text.jsonl --without text
+lens-jax rl rl_small --prompts data/prompts/no-text.jsonl --out runs/rl_small_no_text
 """
 
 from lens_jax.configs.small import config as small

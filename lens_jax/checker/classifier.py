@@ -1,4 +1,4 @@
-"""A second opinion on which concepts an image shows, by other means than `scene_checker`.
+"""A second opinion on which concepts an image shows, by other means than `look.py`.
 
 No segmentation, no references, no places: counts of colours, of pairs of colours three pixels apart, and of edges by
 direction and colour, summed over the whole image. Such counts of a scene are about the sum of those of its parts, each
