@@ -27,7 +27,7 @@ from lens_jax.configs.small import config as small
 from lens_jax.models.lora import LoraConfig
 from lens_jax.posttraining.nft import NftConfig
 from lens_jax.posttraining.rewards.combine import RewardsConfig, Weighted
-from lens_jax.posttraining.rewards.scene import SceneChecker
+from lens_jax.posttraining.rewards.scene import SceneChecker, SceneOpinion
 from lens_jax.posttraining.rl_config import EvaluationConfig, RlConfig, RolloutConfig
 from lens_jax.pretraining.config import SheetConfig
 from lens_jax.run.config import CheckpointConfig, LoggingConfig
@@ -45,7 +45,7 @@ config = RlConfig(
     nft=NftConfig(beta=1.0, kl=1e-4, z_c=5.0, timesteps=0.3, old_decay=1),
     rewards=RewardsConfig(
         train=(Weighted(SceneChecker("scene", "share")),),
-        evaluation=(SceneChecker("passes", "all"),),
+        evaluation=(SceneChecker("passes", "all"), SceneOpinion()),
     ),
     # As it is trained, so that no other program is compiled.
     evaluation=EvaluationConfig(

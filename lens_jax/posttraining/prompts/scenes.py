@@ -77,7 +77,8 @@ class ScenePrompts:
             for task in getattr(self, name):
                 if task not in TASKS or task == "attribution":
                     known = [task for task in TASKS if task != "attribution"]
-                    raise LensError(f"prompts scenes: {name} {task!r}{nearest(task, known)}; accepted: {known}")
+                    accepted = ", ".join(known)
+                    raise LensError(f"prompts scenes: {name} {task!r}{nearest(task, known)}; accepted: {accepted}")
         if not self.tasks or self.count < 1 or self.held_out_count < 0 or self.seed < 0:
             raise LensError("prompts scenes: tasks needs one, count at least 1, held_out_count and seed at least 0")
         if not 0 <= self.natural <= 1:

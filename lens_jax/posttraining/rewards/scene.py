@@ -1,4 +1,8 @@
-"""Whether an image of the pictogram world shows what its prompt's scene asks for, read exactly from the pixels."""
+"""Whether an image of the pictogram world shows what its prompt's scene asks for.
+
+By the exact checker; and by a classifier that has nothing in common with it, to be measured and not learnt from: a
+model that learns to please the checker without drawing better has no reason to please this as well.
+"""
 
 import dataclasses
 import functools
@@ -7,11 +11,14 @@ from typing import Literal
 
 import numpy as np
 
+from lens_jax.checker.classifier import SceneClassifier, fit_classifier
 from lens_jax.checker.references import References, load_references
 from lens_jax.checker.verdict import judge
 from lens_jax.data import scene_json
-from lens_jax.data.scenes import Concept, Scene
+from lens_jax.data.buckets import parse_buckets
+from lens_jax.data.scenes import Concept, Scene, sprite_cache
 from lens_jax.data.sources import openmoji
+from lens_jax.errors import LensError
 from lens_jax.posttraining.prompts.prompt import Prompt
 from lens_jax.posttraining.rewards.reward import Score
 
@@ -32,6 +39,25 @@ class SceneChecker:
         return SceneReward(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class SceneOpinion:
+    """A classifier of the concepts that an image shows, fitted to drawn scenes. Its answer is 1 where they are those of
+    the scene, else 0. It sees no places, counts, words or backgrounds."""
+
+    # Of the reward, in logs.
+    name: str = "opinion"
+    # Scenes that it is fitted to before the run, some tens of seconds for 3,000; and their sizes, HEIGHTxWIDTH.
+    scenes: int = 3000
+    sizes: tuple[str, ...] = ("64x64",)
+
+    def __post_init__(self):
+        if self.scenes < 100:
+            raise LensError(f"opinion: scenes is {self.scenes}; it must be at least 100")
+
+    def load(self) -> "OpinionReward":
+        return OpinionReward(self)
+
+
 class SceneReward:
     """`<name>`, and beside it `<name>/share`, `<name>/all` and `<name>/<criterion>` of those that the scene has."""
 
@@ -41,11 +67,11 @@ class SceneReward:
 
     def check(self) -> None:
         """Draws the pictograms it compares with, once a process, in some seconds."""
-        _ = self._references, self._concepts
+        _ = self._references, _concepts()
 
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[Score]:
         return [
-            Score() if prompt.scene is None else self._score(image, self._scene(prompt))
+            Score() if prompt.scene is None else self._score(image, _scene(self.name, prompt))
             for image, prompt in zip(images, prompts)
         ]
 
@@ -58,14 +84,46 @@ class SceneReward:
         named = {f"{self.name}/{what}": float(value) for what, value in (values | verdicts).items()}
         return Score({self.name: values[self.config.measure], **named})
 
-    def _scene(self, prompt: Prompt) -> Scene:
-        """LensError for a scene that is none: it would be none for every image of the prompt."""
-        return scene_json.from_json(prompt.scene, self._concepts, f"reward {self.name}: prompt {prompt.id}: scene")
-
     @property
     def _references(self) -> References:
         return load_references()
 
-    @functools.cached_property
-    def _concepts(self) -> dict[str, Concept]:
-        return {concept.id: concept for concept in openmoji.load_concepts(len(openmoji.CONCEPTS))}
+
+class OpinionReward:
+    """`<name>` of the images of prompts whose scenes have objects."""
+
+    def __init__(self, config: SceneOpinion):
+        self.config = config
+        self.name = config.name
+
+    def check(self) -> None:
+        """Fits the classifier, once a process."""
+        _fitted(self.config.scenes, self.config.sizes)
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[Score]:
+        return [self._score(image, prompt) for image, prompt in zip(images, prompts)]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _score(self, image: np.ndarray, prompt: Prompt) -> Score:
+        scene = None if prompt.scene is None else _scene(self.name, prompt)
+        if scene is None or not scene.objects:
+            return Score()
+        return Score({self.name: float(_fitted(self.config.scenes, self.config.sizes).agrees(scene, image))})
+
+
+def _scene(name: str, prompt: Prompt) -> Scene:
+    """LensError for a scene that is none: it would be none for every image of the prompt."""
+    return scene_json.from_json(prompt.scene, _concepts(), f"reward {name}: prompt {prompt.id}: scene")
+
+
+@functools.cache
+def _concepts() -> dict[str, Concept]:
+    return {concept.id: concept for concept in openmoji.load_concepts(len(openmoji.CONCEPTS))}
+
+
+@functools.cache
+def _fitted(count: int, sizes: tuple[str, ...]) -> SceneClassifier:
+    sprite = sprite_cache(load_references().masters)
+    return fit_classifier(tuple(_concepts().values()), sprite, parse_buckets(sizes), count)

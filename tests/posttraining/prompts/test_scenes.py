@@ -8,7 +8,6 @@ import pytest
 from lens_jax.cli import main
 from lens_jax.data import captions, scene_json
 from lens_jax.data.scene_sampler import combinations, held_out
-from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError
 from lens_jax.posttraining.prompts.check import CheckPrompts, check_prompts
 from lens_jax.posttraining.prompts.prompt import read_prompts
@@ -18,13 +17,9 @@ from lens_jax.posttraining.prompts.subset import subset
 CONFIG = ScenePrompts(count=40, held_out_count=12)
 
 
-@pytest.fixture(scope="module")
-def concepts():
-    return {concept.id: concept for concept in openmoji.load_concepts(128)}
-
-
 @pytest.mark.parametrize("seen", ["seen", "unseen", "any"])
 def test_captions_are_true_and_what_is_held_out_is_new(concepts, seen):
+    concepts = {concept.id: concept for concept in concepts}
     train, test = draw_prompts(dataclasses.replace(CONFIG, combinations=seen))
     assert len(train) == 3 * 40
     assert len(test) == 4 * 12
@@ -85,7 +80,7 @@ def test_bad_input_is_one_line(tmp_path):
     ):
         with pytest.raises(LensError, match=words):
             dataclasses.replace(CONFIG, **changes)
-    out = tmp_path / "set"
+    out, few = tmp_path / "set", {"count": 900, "held_out_count": 0, "concepts": 8}
     with pytest.raises(LensError, match=r"only \d+ of 900 different prompts of count_4 in train with 8 concepts"):
-        make_scene_prompts(dataclasses.replace(CONFIG, out=str(out), tasks=("count_4",), count=900, concepts=8))
+        make_scene_prompts(dataclasses.replace(CONFIG, out=str(out), tasks=("count_4",), **few))
     assert not out.exists()
