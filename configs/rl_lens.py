@@ -1,6 +1,6 @@
 """Lens-Base becomes Lens: the report's reinforcement learning (its section 4), 180 steps on 64 GPUs.
 
-lens-jax plan rl_lens --hardware a100-80 --devices 64 --rewards.train.0.reward.call each
+lens-jax plan rl_lens --hardware a100-80 --devices 64
 srun lens-jax rl rl_lens --init-from checkpoints/Lens-Base --prompts data/rl/prompts.jsonl
 
 DiffusionNFT on 48 prompts an epoch, 24 images each at the nine sizes of 1024 x 1024, an update an epoch; an adapter of

@@ -52,7 +52,7 @@ BENCH_USAGE = """\
 usage: lens-jax bench suite|train|data|sample|denoiser|attention|text|decode|convert [OPTIONS]
 
   suite      all that follows and more in nine minutes, most valuable first, for a GPU that is lent for a while
-  train      one training step, beside a plain matrix product
+  train      one training step, beside a plain matrix product, and beside that of an adapter (--lora)
   data       batches of images: read, decoded, resized, cropped
   sample     token ids to an image, end to end and by its parts
   denoiser   one forward pass of the denoiser
@@ -151,6 +151,7 @@ def train(argv: list[str]) -> int:
             "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
             f"  {', '.join(name for name in config_files.available() if not name.startswith('rl_'))}\n\n"
             "Every field is an option: lens-jax train quickstart --help lists them.\n"
+            "--init-from BASE --lora.rank 64 trains an adapter (LoRA) beside BASE, a run or a release.\n"
             "A run whose folder exists goes on from its newest checkpoint."
         )
         return 0

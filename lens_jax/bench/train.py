@@ -14,10 +14,11 @@ from lens_jax import flops
 from lens_jax.bench import measure
 from lens_jax.bench.sizes import SIZES, Size
 from lens_jax.errors import LensError
-from lens_jax.models import attention, denoiser
+from lens_jax.models import attention, denoiser, lora
 from lens_jax.models.attention import Kernel
 from lens_jax.models.denoiser import DenoiserConfig, Remat
 from lens_jax.models.layers import joint_positions
+from lens_jax.models.lora import LoraConfig
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.recipe import create_state, make_programs
 
@@ -43,6 +44,10 @@ class TrainBench:
     attention: Literal["config"] | Kernel = "config"
     # Blocks one after another, scanned, as the config has them, or both in turn.
     blocks: Literal["config", "unrolled", "scanned", "both"] = "config"
+    # Time the step of an adapter on attention and MLPs beside the full one, in turn.
+    lora: bool = False
+    # Its rank.
+    lora_rank: int = 64
     # Timed steps; the median is reported.
     repeats: int = 20
     # Side of the square float32 matrices of the plain product; 0 leaves it out.
@@ -55,7 +60,7 @@ class TrainBench:
     json: str = ""
 
     def __post_init__(self):
-        measure.check_positive(self, "repeats")
+        measure.check_positive(self, "repeats", "lora_rank")
         for name in ("matrix", "layers", "text_tokens", "batch_size"):
             if getattr(self, name) < 0:
                 raise LensError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
@@ -102,6 +107,14 @@ def bench_train(bench: TrainBench) -> dict:
         unroll = dataclasses.replace(model, unroll=name == "unrolled")
         runs[name], figures = _ours(dataclasses.replace(config, model=unroll), batch)
         result |= {f"{name}_{figure}": value for figure, value in figures.items()}
+    if bench.lora:
+        adapter = LoraConfig(rank=bench.lora_rank, targets=("attention", "mlp"))
+        unroll = dataclasses.replace(model, unroll=wanted[0] == "unrolled")
+        runs["lora"], figures = _ours(dataclasses.replace(config, model=unroll, lora=adapter), batch)
+        result |= {f"lora_{figure}": value for figure, value in figures.items()}
+        trained = lora.parameter_count(adapter, denoiser.abstract_params(model))
+        result |= {"lora_rank": adapter.rank, "lora_parameters": trained}
+        result["lora_share_of_parameters"] = trained / denoiser.parameter_count(model)
     if bench.against == "torch":
         from lens_jax.bench import against
 
@@ -127,6 +140,11 @@ def bench_train(bench: TrainBench) -> dict:
         }
         if bench.matrix:
             result[f"{name}_ratio_to_product"] = step_rate / product_rate
+    if bench.lora:
+        result["lora_seconds"] = seconds["lora"]
+        result |= {f"lora_ratio_to_{name}": seconds["lora"] / seconds[name] for name in wanted}
+        counted = flops.train_step(model, tokens, text_tokens, batch_size, adapter)
+        result["lora_ratio_of_operations"] = counted / operations
     if "torch" in seconds:
         result["torch_seconds"] = seconds["torch"]
         result |= {f"{name}_ratio_to_torch": seconds[name] / seconds["torch"] for name in wanted}

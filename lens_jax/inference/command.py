@@ -69,7 +69,8 @@ class SampleCommand:
     date: str | None = None
     # Of a release: cut a prompt that is too long as the original does, with the tokens that belong behind it.
     original_truncation: bool = False
-    # Of a run that trained an adapter: what it was trained beside, where it is elsewhere now.
+    # Where the denoiser is: of a run that trained an adapter what that was trained beside, if it is elsewhere now; of a
+    # release other weights.
     denoiser: str | None = None
     # Where the autoencoder is, if not in the checkpoint or where the run had it: a release folder or weights.
     autoencoder: str | None = None

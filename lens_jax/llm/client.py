@@ -258,11 +258,11 @@ class Client:
             async with self._gate.passing():
                 self._refuse_more()
                 started = time.monotonic()
-                first = first or started
+                first, length_field = first or started, self._length_field
                 outcome = await self._try(request, started)
             if isinstance(outcome, Answer):
                 return outcome, None
-            if self._other_length_field(outcome):
+            if self._other_length_field(outcome, length_field):
                 continue
             failures += 1
             tries += outcome.counts
@@ -280,8 +280,10 @@ class Client:
         try:
             # The SDK's own time-out is of each read: a server that sends a byte now and then would never reach it.
             async with asyncio.timeout(self.endpoint.timeout_seconds):
-                completion = await server.chat.completions.create(**body)
-            answer = self._parsed(completion, time.monotonic() - started)
+                # Not `chat.completions.create`, which looks at every field of call and reply by its type: a fifth of
+                # what a call costs here (5.4 instead of 6.9 ms), and other servers' types are not quite the same.
+                reply = await server.post("/chat/completions", cast_to=object, body=body)
+            answer = self._parsed(reply, time.monotonic() - started)
         except LensError:
             raise
         except Exception as error:
@@ -323,25 +325,24 @@ class Client:
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
 
-    def _parsed(self, completion: Any, seconds: float) -> Answer:
-        """The answer in a reply. The SDK checks no types, so anything may be in it: ValueError where there is none."""
-        choices = getattr(completion, "choices", None)
-        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
-        if message is None:
+    def _parsed(self, reply: Any, seconds: float) -> Answer:
+        """The answer in a reply, which may hold anything: ValueError where there is none."""
+        choices = _dict(reply).get("choices")
+        choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}
+        message = choice.get("message")
+        if not isinstance(message, dict):
             raise ValueError("a reply without choices")
-        text = getattr(message, "content", None)
-        usage = getattr(completion, "usage", None)
-        tokens = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        usage = _dict(reply.get("usage"))
+        tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         known = all(type(count) is int and count >= 0 for count in tokens)
         if not known and (self.endpoint.max_usd or self.endpoint.max_tokens):
-            raise LensError(
-                f"{self.endpoint.url}: its replies do not say how many tokens they took; no budget can be kept"
-            )
+            raise LensError(f"{self.endpoint.url}: its replies give no usage in tokens, so no budget can be kept")
+        text = message.get("content")
         return Answer(
             text=text if isinstance(text, str) else "",
-            finish_reason=str(getattr(choices[0], "finish_reason", None) or ""),
-            refusal=str(getattr(message, "refusal", None) or ""),
-            top_logprobs=_top_logprobs(choices[0]),
+            finish_reason=str(choice.get("finish_reason") or ""),
+            refusal=str(message.get("refusal") or ""),
+            top_logprobs=_top_logprobs(choice),
             tokens_in=tokens[0] if known else 0,
             tokens_out=tokens[1] if known else 0,
             seconds=seconds,
@@ -367,10 +368,10 @@ class Client:
             return Failure(f"the reply cannot be read ({type(error).__name__}: {line(error)})", "again")
         raise error
 
-    def _other_length_field(self, failure: Failure) -> bool:
-        """Whether the server wants the older name of the limit, which is used from now on."""
+    def _other_length_field(self, failure: Failure, used: str) -> bool:
+        """Whether the server wants the older name of the limit than the one `used`; all calls have it from now on."""
         refused = failure.act == "skip" and "max_completion_tokens" in failure.reason
-        if refused and self._length_field == "max_completion_tokens":
+        if refused and used == "max_completion_tokens":
             self._length_field = "max_tokens"
             return True
         return False
@@ -385,9 +386,13 @@ def import_openai():
     return openai
 
 
-def _top_logprobs(choice: Any) -> tuple[tuple[tuple[str, float], ...], ...]:
-    places = getattr(getattr(choice, "logprobs", None), "content", None) or ()
+def _dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _top_logprobs(choice: dict) -> tuple[tuple[tuple[str, float], ...], ...]:
     try:
-        return tuple(tuple((str(top.token), float(top.logprob)) for top in place.top_logprobs) for place in places)
-    except (AttributeError, TypeError, ValueError):
+        places = _dict(choice.get("logprobs")).get("content") or ()
+        return tuple(tuple((str(t["token"]), float(t["logprob"])) for t in place["top_logprobs"]) for place in places)
+    except (KeyError, TypeError, ValueError):
         return ()

@@ -80,10 +80,7 @@ class Endpoint:
         """LensError where `what`, which needs the endpoint, has no address or model to ask."""
         if not self.url or not self.model:
             missing = "url" if not self.url else "model"
-            raise LensError(
-                f"{what} needs endpoint.{missing}; for example --endpoint.url http://localhost:8000/v1 "
-                "--endpoint.model NAME"
-            )
+            raise LensError(f"{what} needs endpoint.{missing}; for example url http://localhost:8000/v1 and model NAME")
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise LensError(f"endpoint.url is {self.url!r:.80}; expected http://HOST:PORT/v1 or https://HOST/v1")

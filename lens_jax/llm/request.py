@@ -87,14 +87,14 @@ class Request:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def body(self, model: str, arguments: Mapping[str, Any], length_field: str) -> dict[str, Any]:
-        """The fields of the call, as the SDK takes them."""
+        """The fields of the call."""
         body: dict[str, Any] = {"model": model, "messages": [_wire(m) for m in self.messages]}
         body[length_field] = self.max_tokens
         if self.temperature is not None:
             body["temperature"] = self.temperature
         if self.top_logprobs:
             body.update(logprobs=True, top_logprobs=self.top_logprobs)
-        return {**body, "extra_body": dict(arguments)} if arguments else body
+        return {**body, **arguments}
 
     def again(self, answer: str, repair: str) -> "Request":
         """The conversation gone on: the answer that could not be used, and what is wanted instead.

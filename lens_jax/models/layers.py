@@ -40,17 +40,26 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     return x * (1 + scale) + shift
 
 
+def timestep_frequencies(channels: int) -> np.ndarray:
+    """10,000 ** (-2k / channels), float32 [channels / 2]: the exponent rounded as in the release, its power exactly.
+
+    That exponent is up to 5.7e-7 of a frequency off, and angles are up to 1000 of it. Of 128 powers PyTorch's float32
+    `exp` on a CPU (MKL's) rounds k = 12 and 106 to the other side, where the exact ones lie 0.48 units in the last
+    place from ours, while it is right about closer ones: no formula gives that. It is most of what the two velocities
+    differ by (docs/checkpoints.md).
+    """
+    half = channels // 2
+    exponents = np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    return np.exp(exponents.astype(np.float64)).astype(np.float32)
+
+
 def timestep_features(t: jax.Array, channels: int = 256) -> jax.Array:
     """Sinusoids of t [B] in [0, 1] -> float32 [B, channels], cosines first.
 
-    The factor 1000 of the release is applied here and nowhere else: a caller that passes 0..1000 gets noise.
+    The factor 1000 of the release is applied here and nowhere else: a caller that passes 0..1000 gets noise. It comes
+    last, as there: 1000 t first would put a third of the angles an ulp away, up to 6e-5 radians.
     """
-    half = channels // 2
-    # The exponent in float32, as the release rounds it (5.7e-7 of a frequency, times up to 1000); its power exactly.
-    # The factor comes last, as there: 1000 t first would put a third of the angles an ulp away, up to 6e-5 radians.
-    exponents = np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
-    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    angles = 1000.0 * (t.astype(jnp.float32)[:, None] * frequencies)
+    angles = 1000.0 * (t.astype(jnp.float32)[:, None] * timestep_frequencies(channels))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

@@ -247,7 +247,8 @@ def _time_table(found: Plan, options: PlanConfig) -> Table:
     work, steps = found.work, options.config.steps
     table = _table("Work and time", "one update", "")
     table.add_row("images", f"{work.images:,.0f}")
-    table.add_row("model operations (3 x forward, real tokens)", f"{work.model:.4g}")
+    counted = "of the adapter's step" if options.config.lora.rank else "3 x forward"
+    table.add_row(f"model operations ({counted}, real tokens)", f"{work.model:.4g}")
     table.add_row("executed ones (padding, recomputation)", f"{work.executed:.4g}")
     table.add_row("operations of frozen encoders", f"{work.encoders:.4g}")
     table.add_row(f"seconds at {options.mfu:.0%} of the peak", f"{found.seconds:.3f}")

@@ -150,6 +150,7 @@ def volume(config: RlConfig, sizes: Sizes, prompt_tokens: int = PROMPT_TOKENS, r
     guided = rollout_.guidance_scale != 1
     drawing = rollout_.num_inference_steps * (forward + added + guided * (unguided + added))
     kl = config.nft.kl if config.algorithm == "nft" else config.grpo.kl
+    old, reference = 0 if recipe.on_policy(config) else forward + added, forward if kl else 0
     trained = mean(lambda image: flops.train_step(model, image, text, 1, adapter))
     again = mean(lambda image: flops.recomputation(model, image, text, 1))
     decode = 0.0
@@ -160,7 +161,7 @@ def volume(config: RlConfig, sizes: Sizes, prompt_tokens: int = PROMPT_TOKENS, r
         images=per_update,
         judge_calls=per_update * calls_per_image(config, rubrics),
         drawing=per_update * drawing,
-        training=per_update * turns.levels * (trained + forward + added + (forward if kl else 0)),
+        training=per_update * turns.levels * (trained + old + reference),
         recomputation=per_update * turns.levels * again,
         encoders=per_update * decode + prompts,
     )

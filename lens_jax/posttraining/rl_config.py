@@ -109,6 +109,7 @@ class RlConfig:
     # The adapter; rank 0 trains all parameters, which needs two more copies of them. The report has rank 64 and alpha
     # 128 and does not say where; the reference code adapts attention and MLPs.
     lora: LoraConfig = LoraConfig(rank=64, alpha=128, targets=("attention", "mlp"))
+
     rollout: RolloutConfig = RolloutConfig()
     rewards: RewardsConfig = RewardsConfig()
     nft: NftConfig = NftConfig()
@@ -120,6 +121,7 @@ class RlConfig:
     text: kinds.Text = SentenceEncoderConfig()
     # AdamW (0.9, 0.999), 3e-4, decay 1e-4, clip 1: the report, and the reference code for the clip.
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, warmup_steps=0, weight_decay=1e-4)
+
     checkpoint: CheckpointConfig = CheckpointConfig(every=10)
     logging: LoggingConfig = LoggingConfig(every=1)
     profile: ProfileConfig = ProfileConfig()

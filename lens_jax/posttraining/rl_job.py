@@ -103,7 +103,8 @@ class Rl:
         """
         self.config, self._mesh, self._log = config, mesh, log
         self._prompts, self._held_out = tuple(prompts), tuple(held_out)
-        self._judging, self._mark = judging, mark_of(config_files.to_dict(config.rewards))
+        rewards = config_files.to_dict(config.rewards)
+        self._judging, self._mark = judging, mark_of([rewards["train"], rewards["evaluation"]])
         self.rules = recipe.rules(config)
         self.meter = RlMeter()
         self._turns = recipe.turns(config)

@@ -1,5 +1,7 @@
 """Losses of reinforcement learning on a batch: what `run.step` differentiates.
 
+Where the old policy is the trained one at every update (`on_policy`), its forward pass is that of the trained one.
+
 A batch has `text`, `text_lengths`, `positions` and `n_image` as in pre-training, `weight` [B], which is 0 for rows that
 only fill it up or have no reward, and what the algorithm needs of a rollout.
 """
@@ -18,7 +20,9 @@ from lens_jax.run.step import Batch
 Result = tuple[jax.Array, dict[str, jax.Array]]
 
 
-def nft_loss(policy: Policy, config: NftConfig, params: Tree, fixed: Tree, batch: Batch, key: jax.Array) -> Result:
+def nft_loss(
+    policy: Policy, config: NftConfig, on_policy: bool, params: Tree, fixed: Tree, batch: Batch, key: jax.Array
+) -> Result:
     """The mean of DiffusionNFT's loss over the rows that count, and sums of its parts.
 
     batch: `latents` [B, N, C] of a rollout, `t` [B] in (0, 1] and `r` [B] in [0, 1].
@@ -27,7 +31,7 @@ def nft_loss(policy: Policy, config: NftConfig, params: Tree, fixed: Tree, batch
     noise = flow.noise_like(key, clean)
     x = flow.interpolate(clean, noise, t)
     trained = policy.velocity(fixed, params[policy.trained], batch)(x, t)
-    old = policy.velocity(fixed, fixed["old"], batch)(x, t)
+    old = trained if on_policy else policy.velocity(fixed, fixed["old"], batch)(x, t)
     losses = nft.policy_loss(config, trained, old, noise - clean, t, batch["r"], n_image)
     distance = _distance(policy, config.kl, fixed, batch, x, t, trained)
     return _weighted(batch["weight"], losses + config.kl * distance, {"policy_loss": losses, "kl": distance})
@@ -45,6 +49,7 @@ def _distance(policy: Policy, kl: float, fixed: Tree, batch: Batch, x, t, traine
 def grpo_loss(
     policy: Policy,
     config: GrpoConfig,
+    on_policy: bool,
     guidance_scale: float,
     params: Tree,
     fixed: Tree,
@@ -66,7 +71,7 @@ def grpo_loss(
         return sde.mean_after(step, x, velocity(x, t).astype(jnp.float32))
 
     trained = mean(params[policy.trained])
-    old = mean(fixed["old"])
+    old = trained if on_policy else mean(fixed["old"])
     losses, ratio = grpo.policy_loss(config, step, batch["after"], trained, old, batch["advantage"], n_image)
     distance = grpo.kl_to(step, trained, mean(None), n_image) if config.kl else jnp.zeros_like(t)
     parts = {

@@ -112,6 +112,16 @@ def turns(config: RlConfig) -> Turns:
     return Turns(chunks, max(1, int(config.nft.timesteps * steps)), rollout_.updates)
 
 
+def on_policy(config: RlConfig) -> bool:
+    """Whether the old policy is the trained one at every update, so that it needs no forward pass of its own."""
+    return turns(config).updates == 1 and old_decay_kind(config) == 0
+
+
+def old_decay_kind(config: RlConfig) -> int:
+    """As in `NftConfig.old_decay`; Flow-GRPO draws with what was just trained."""
+    return config.nft.old_decay if config.algorithm == "nft" else 0
+
+
 def make_programs(config: RlConfig) -> step.Programs:
     """The programs of an update; what `lens-jax plan` lowers for devices that are not there."""
     static = step.StepConfig(
@@ -121,19 +131,17 @@ def make_programs(config: RlConfig) -> step.Programs:
         weigh=rl_loss.weigh,
     )
     if config.algorithm == "nft":
-        loss = functools.partial(rl_loss.nft_loss, policy(config), config.nft)
+        loss = functools.partial(rl_loss.nft_loss, policy(config), config.nft, on_policy(config))
     else:
         guidance = config.rollout.guidance_scale
-        loss = functools.partial(rl_loss.grpo_loss, policy(config), config.grpo, guidance)
+        loss = functools.partial(rl_loss.grpo_loss, policy(config), config.grpo, on_policy(config), guidance)
     optimizer = make_optimizer(config.optimizer, config.steps)
     return step.make_programs(static, loss, optimizer, learning_rate_schedule(config.optimizer, config.steps))
 
 
 def make_follow(config: RlConfig):
     """state -> state after the last update of an epoch: the old policy follows what was trained. Jitted, donated."""
-    name = policy(config).trained
-    # Flow-GRPO draws with what was just trained.
-    kind = config.nft.old_decay if config.algorithm == "nft" else 0
+    name, kind = policy(config).trained, old_decay_kind(config)
 
     def follow(state: State) -> State:
         eta = old_decay(kind, state.step)

@@ -185,7 +185,8 @@ class Pretraining:
         log.say(f"step {step}: validation loss {loss:.4f}")
 
     def _draw_sheet(self, state: State, step: int, log: Log) -> None:
-        params, adapter = networks(self.config.lora, parallel.on_device(state.ema, self._mesh), state.frozen)
+        average = parallel.on_device(state.ema, self._mesh)
+        params, adapter = parallel.on(self._mesh, networks)(self.config.lora, average, state.frozen)
         codec_params = self._features.codec_params(state.frozen.get("codec", {}))
         trees = params, adapter, codec_params
         sheet = draw_sheet(self.config, *trees, self._prompts, self._sheet_sizes, self._mesh)

@@ -77,12 +77,12 @@ def test_every_failure_then_well(fake_server, client):
         with fake_server.lock:
             step = script.pop(0) if len(script) > 1 else script[0]
         if step == "late":
-            time.sleep(3)
+            time.sleep(6)
             return ok
         return step
 
     fake_server.reply = reply
-    asking = client(timeout_seconds=2, tries=20)
+    asking = client(timeout_seconds=5)
     results = asking.ask([question(text) for text in failures], one_or_zero)
     assert [(result.value, result.error) for result in results] == [(1, None)] * 6
     # The model was shown its own answer and told what is wanted.
@@ -249,17 +249,20 @@ def test_budgets_hold_over_restarts(fake_server, client, tmp_path):
 
 
 def test_other_length_field(fake_server, client):
-    """A server that knows only `max_tokens` is asked so from then on."""
+    """A server that knows only `max_tokens` is asked so from then on, by those too that were refused together."""
+    together = threading.Barrier(4)
 
     def old(number, path, body, headers):
         if "max_completion_tokens" in body:
+            together.wait(timeout=60)
             return 400, {}, b'{"error": {"message": "Unrecognized request argument: max_completion_tokens"}}'
         return fake_server.chat(str(body["max_tokens"]))
 
     fake_server.reply = old
-    asking = client(concurrency=1, arguments='{"reasoning_effort": "low"}')
-    assert [result.value for result in asking.ask(questions(3))] == ["8"] * 3
-    assert len(fake_server.seen) == 4
+    asking = client(concurrency=4, arguments='{"reasoning_effort": "low"}')
+    assert [result.value for result in asking.ask(questions(4))] == ["8"] * 4
+    assert [result.value for result in asking.ask([question("later")])] == ["8"]
+    assert len(fake_server.seen) == 4 + 4 + 1
     assert fake_server.seen[-1][2]["reasoning_effort"] == "low"
 
 

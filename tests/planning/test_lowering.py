@@ -9,6 +9,7 @@ import pytest
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.data.mixture import Shape
+from lens_jax.models.lora import LoraConfig
 from lens_jax.parallel import MeshConfig
 from lens_jax.planning import estimate, lowering
 from lens_jax.planning.data import data_use, largest_shapes
@@ -51,6 +52,25 @@ def test_step_lowers(name, devices):
         step = "train step" if config.accumulation == 1 else "micro-step"
         assert lowering.lower(step, traced[step], mesh, platform).kernel == kernel
         assert ("update" in traced) == (config.accumulation > 1)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8), MeshConfig(fsdp=2, tensor=2, sequence=2)], ids=["fsdp", "all"])
+def test_an_adapters_step_lowers(mesh):
+    """Of the released size, with dropout and in every layer, and with it what is held throughout."""
+    config = dataclasses.replace(on_devices("finetune", 8), mesh=mesh, init_from="a release")
+    device = lowering.abstract_mesh(mesh, 8)
+    use = largest_shapes(data_use(config, mesh.sequence).buckets)[0]
+    everywhere = dataclasses.replace(config, lora=LoraConfig(rank=64, targets=("*",), dropout=0.1))
+    state = abstract_state(everywhere, device, offload=False)
+    traced = lowering.trace(lowering.on_platform(everywhere, "cuda"), device, state, use.images, use.tokens)
+    assert lowering.lower("train step", traced["train step"], device, "cuda").kernel == "cudnn"
+    adapted = dataclasses.replace(config, lora=LoraConfig(rank=64, targets=("attention", "mlp")))
+    held = estimate.resident(adapted, device, [use], cached=True)
+    # 4.1B in bfloat16, over `fsdp` and, but for the third that is modulation, `tensor`; of 160.4M in float32 a part.
+    share = 1 / 8 if mesh.fsdp == 8 else 1 / 3 / 2 + 2 / 3 / 4
+    assert 8.2e9 * share < held["frozen parameters"] < 8.3e9 * share
+    assert held["parameters"] == held["average"] < 4 * 160_432_128
+    assert held["optimiser"] == pytest.approx(2 * held["parameters"], rel=1e-4)
 
 
 def test_nothing_is_left_behind():

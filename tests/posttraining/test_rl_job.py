@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from lens_jax import config as config_files
+from lens_jax.diffusion import draw
 from lens_jax.errors import LensError
+from lens_jax.inference.pipeline import LensPipeline
+from lens_jax.models import lora
 from lens_jax.models.lora import LoraConfig
 from lens_jax.posttraining import rl_job
 from lens_jax.posttraining.judging import Sitting
@@ -110,6 +113,21 @@ def test_old_policy_follows_by_its_schedule(whole):
     distance = sum(float(np.square(a - b).sum()) for a, b in zip(trained, old)) ** 0.5
     size = sum(float(np.square(a).sum()) for a in trained) ** 0.5
     assert 0 < distance < 0.01 * size
+
+
+def test_a_run_is_drawn_from_with_its_adapter(whole, rl_config):
+    """By LensPipeline, from what the checkpoint and the base have: the moving average, bit for bit as in the run."""
+    state, _, out = whole
+    pipe = LensPipeline.from_pretrained(out)
+    settings = {"height": 8, "width": 8, "num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"}
+    found = pipe("a cat", **settings).images
+    features, noise = pipe.text_encoder.encode(["a cat"]), draw.seed_noise(0, 1, 16, 12)
+    inputs = noise, (features.layers, features.lengths), None, (4, 4)
+    adapter = lora.scaled(state.ema["lora"], rl_config.lora.scale)
+    expected = draw.draw(rl_config.model, state.frozen["denoiser"], *inputs, num_inference_steps=2, lora=adapter)
+    np.testing.assert_array_equal(found, expected)
+    without = draw.draw(rl_config.model, state.frozen["denoiser"], *inputs, num_inference_steps=2)
+    assert np.abs(np.asarray(without) - found).max() > 1e-3
 
 
 @pytest.mark.parametrize("where", ["drawing", "judging", "updating"])

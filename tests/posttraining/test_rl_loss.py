@@ -74,7 +74,7 @@ def test_nft_before_the_first_step(lora_):
     """The old policy is the trained one, so the value does not depend on r; r = 1/2 moves nothing, to the bit."""
     policy = Policy(MODEL, lora_)
     params, fixed = trees(policy)
-    loss = functools.partial(nft_loss, policy, dataclasses.replace(NftConfig(), kl=0.0))
+    loss = functools.partial(nft_loss, policy, NftConfig(kl=0.0), False)
     made = batch()
     same = lambda r: value_and_gradient(loss, params, fixed, {**made, "r": np.full(3, r, np.float32)})
     (low, parts), down = same(0.0)
@@ -93,7 +93,7 @@ def test_kl_is_to_the_model_without_its_adapter():
     """0 where the adapter adds nothing, else the mean square of what it changes in the velocity."""
     policy = Policy(MODEL, LORA)
     params, fixed = trees(policy)
-    loss = functools.partial(nft_loss, policy, NftConfig())
+    loss = functools.partial(nft_loss, policy, NftConfig(), False)
     zero = lora.scaled(params["lora"], 0.0)
     (_, parts), _ = value_and_gradient(loss, {"lora": zero}, {**fixed, "old": zero}, batch())
     assert parts["kl"][0] == 0
@@ -113,9 +113,9 @@ def test_rows_without_a_reward_and_padding_count_for_nothing(algorithm):
     params, fixed = trees(policy)
     moved = {"lora": lora.scaled(params["lora"], 1.5)}
     loss = (
-        functools.partial(nft_loss, policy, NftConfig())
+        functools.partial(nft_loss, policy, NftConfig(), False)
         if algorithm == "nft"
-        else functools.partial(grpo_loss, policy, GrpoConfig(clip=1.0), 1.0)
+        else functools.partial(grpo_loss, policy, GrpoConfig(clip=1.0), False, 1.0)
     )
     made = batch()
     made["weight"] = np.array([1, 0, 1], np.float32)
@@ -140,7 +140,7 @@ def test_grpo_ratio_is_one_on_policy(guidance):
     for dtype, most in (("float32", 0.0), ("bfloat16", 1e-3)):
         policy = Policy(dataclasses.replace(MODEL, dtype=dtype), LORA)
         params, fixed = trees(policy)
-        loss = functools.partial(grpo_loss, policy, GrpoConfig(kl=0.0), guidance)
+        loss = functools.partial(grpo_loss, policy, GrpoConfig(kl=0.0), False, guidance)
         (value, parts), gradient = value_and_gradient(loss, params, fixed, batch())
         assert parts["ratio_deviation"][0] <= 3 * most
         np.testing.assert_allclose(value, 0.5 / 3, atol=3 * most + 1e-6)  # -(1.5 + 0 - 2) / 3
@@ -154,7 +154,7 @@ def test_grpo_log_ratio_is_that_of_the_step():
     moved = {"lora": lora.scaled(params["lora"], 1.3)}
     made = batch()
     config = GrpoConfig(kl=0.0, clip=10.0)
-    (_, parts), _ = value_and_gradient(functools.partial(grpo_loss, policy, config, 1.0), moved, fixed, made)
+    (_, parts), _ = value_and_gradient(functools.partial(grpo_loss, policy, config, False, 1.0), moved, fixed, made)
     sigma, following, noise = (float(x) for x in made["step"])
     inputs = made["text"], made["text_lengths"], np.full(3, sigma, np.float32), made["positions"]
 
@@ -166,3 +166,18 @@ def test_grpo_log_ratio_is_that_of_the_step():
 
     ratio = np.exp(log_p(moved["lora"]) - log_p(fixed["old"]))
     np.testing.assert_allclose(parts["ratio_deviation"][0], np.abs(ratio - 1).sum(), rtol=2e-3)
+
+
+def test_on_policy_without_a_second_forward_pass():
+    """Where both are the same, reading the trained policy's as the old one's gives the same loss and gradient."""
+    policy = Policy(MODEL, LORA)
+    params, fixed = trees(policy)
+    for make in (
+        lambda shared: functools.partial(nft_loss, policy, NftConfig(), shared),
+        lambda shared: functools.partial(grpo_loss, policy, GrpoConfig(), shared, 1.0),
+    ):
+        (one, _), gradient = value_and_gradient(make(True), params, fixed, batch())
+        (two, _), other = value_and_gradient(make(False), params, fixed, batch())
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other)):
+            np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-9)

@@ -70,7 +70,9 @@ def make_prompts(config: MakePrompts, console: Console | None = None) -> Path:
     out = Path(config.out)
     check_writable(out)
     settings = _settings(config)
-    _refuse_other(out, settings, config.overwrite)
+    if not config.overwrite and _is_complete(out, settings):
+        console.print(f"{out}: complete already")
+        return out
     endpoint = config.endpoint
     if not endpoint.cache:
         endpoint = dataclasses.replace(endpoint, cache=str(out / "answers"))
@@ -182,15 +184,13 @@ def _settings(config: MakePrompts) -> dict[str, Any]:
     }
 
 
-def _refuse_other(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """LensError where the folder has a set of other settings, or a file of that name that is not from here."""
+def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder has the set of these settings. LensError where it has another, or something not from here."""
     manifest = out / "manifest.json"
-    if overwrite:
-        return
     if not manifest.exists():
-        if (out / "prompts.jsonl").exists():
-            raise LensError(f"{out / 'prompts.jsonl'}: there already, without a manifest; choose another --out")
-        return
+        if (out / "prompts.jsonl").exists() and not (out / "answers").is_dir():
+            raise LensError(f"{out / 'prompts.jsonl'}: there already, and not from here; choose another --out")
+        return False
     try:
         old = json.loads(manifest.read_bytes())["settings"]
         other = [name for name in settings if old.get(name) != settings[name]]
@@ -202,6 +202,7 @@ def _refuse_other(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
             f"{out}: holds a set with {name} {old.get(name)!r:.40}, not {settings[name]!r:.40}; choose another --out, "
             "or pass --overwrite"
         )
+    return True
 
 
 def _manifest(
