@@ -17,6 +17,8 @@ from lens_jax.data.scene_sampler import GRID
 LETTERS = string.ascii_uppercase
 # Sides of a letter's square in scenes.
 SIDES = (GRID, 2 * GRID)
+# Letters of a word.
+_LONGEST = 12
 
 
 @dataclass(frozen=True)
@@ -34,38 +36,44 @@ def read(ink: np.ndarray) -> Reading | None:
 
     ink: int [H, W], 0 to 255, a box that touches the ink on all sides.
     """
-    height, width = ink.shape
-    readings = [
-        _reading(ink, side, font, down, right)
-        for side in SIDES
-        if side // 2 < height <= side + 1
-        for font in lettering.FONTS
-        # How far the ink is below the upper side of its squares, and right of the first one's left side. An I in the
-        # middle of its square is the farthest.
-        for down, right in itertools.product(range(side // 4 + 1), range(side // 2 + 1))
-        if width + right <= 12 * side
-    ]
-    return min(readings, key=lambda reading: reading.cost, default=None)
+    height = ink.shape[0]
+    readings = [_reading(ink, side) for side in SIDES if side // 2 < height <= side + 1]
+    return min((one for one in readings if one), key=lambda reading: reading.cost, default=None)
 
 
-def _reading(ink: np.ndarray, side: int, font: str, down: int, right: int) -> Reading:
-    """The letters that explain the ink best if it lies so in its squares."""
+def _reading(ink: np.ndarray, side: int) -> Reading | None:
+    """The best of all fonts and all places that the ink can have in squares of this side; of the same, the first."""
     width = ink.shape[1]
-    count = math.ceil((width + right) / side)
-    canvas = np.zeros((side, count * side), np.int64)
-    inside = ink[: side - down]
-    canvas[down : down + len(inside), right : right + width] = inside
-    squares = canvas.reshape(side, count, side).swapaxes(0, 1).reshape(count, -1)
+    # How far the ink is below the upper side of its squares, and right of the first one's left side. An I in the middle
+    # of its square is the farthest.
+    places = [
+        (down, right)
+        for down, right in itertools.product(range(side // 4 + 1), range(side // 2 + 1))
+        if width + right <= _LONGEST * side
+    ]
+    if not places:
+        return None
+    counts = np.array([math.ceil((width + right) / side) for _, right in places])
+    most = counts.max()
+    canvas = np.zeros((len(places), side, most * side))
+    for page, (down, right) in zip(canvas, places):
+        page[down : down + len(ink), right : right + width] = ink[: side - down]
+    squares = canvas.reshape(len(places), side, most, side).swapaxes(1, 2).reshape(-1, side * side)
     # Below 2^53 everything is exact in float64, which numpy multiplies faster than integers.
-    templates = _templates(font, side)
-    costs = np.square(templates).sum(1) - 2 * (squares.astype(np.float64) @ templates.T)
-    letters = costs.argmin(1)
-    explained = int(costs[np.arange(count), letters].sum())
+    templates, norms = _templates(side)
+    costs = (norms - 2 * (squares @ templates.T)).reshape(len(places), most, len(lettering.FONTS), len(LETTERS))
+    letters = costs.argmin(-1)
+    explained = np.take_along_axis(costs, letters[..., None], -1)[..., 0]
+    explained = (explained * (np.arange(most) < counts[:, None])[..., None]).sum(1)
+    font, place = divmod(int(explained.T.argmin()), len(places))
+    text = "".join(LETTERS[letter] for letter in letters[place, : counts[place], font])
     total = int(np.square(ink.astype(np.int64)).sum())
-    return Reading("".join(LETTERS[letter] for letter in letters), font, total + explained)
+    return Reading(text, list(lettering.FONTS)[font], total + int(explained[place, font]))
 
 
 @functools.cache
-def _templates(font: str, side: int) -> np.ndarray:
-    """The letters' squares, float64 [26, side * side] of whole numbers."""
-    return np.stack([np.asarray(lettering.letters(letter, font, side), np.float64).ravel() for letter in LETTERS])
+def _templates(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The letters' squares of all fonts, float64 [26 fonts, side * side] of whole numbers, and their squared norms."""
+    squares = [lettering.letters(letter, font, side) for font in lettering.FONTS for letter in LETTERS]
+    values = np.stack([np.asarray(square, np.float64).ravel() for square in squares])
+    return values, np.square(values).sum(1)
