@@ -63,7 +63,7 @@ def trained(tiny_config, tmp_path_factory):
 )
 def test_bad_input_is_one_line(capsys, argv, message, tmp_path, monkeypatch, pictograms):
     monkeypatch.chdir(tmp_path)
-    if "--codec.patch" in argv:
+    if "--codec.components" in argv:
         argv = [*argv, "--data.path", str(pictograms)]
     code, out, err = run(capsys, *argv)
     assert code == 2
@@ -93,7 +93,8 @@ def test_truncated_shard(capsys, pictograms, tiny_config, tmp_path):
     shutil.copytree(pictograms, data)
     shard = sorted(data.glob("train-*/*"))[0]
     shard.write_bytes(shard.read_bytes()[:-100])
-    code, _, err = run(capsys, "train", "quickstart", "--data.path", str(data), "--out", str(tmp_path / "run"))
+    small = ["--codec.patch", "4", "--codec.components", "48", "--model.latent-channels", "48"]
+    code, _, err = run(capsys, "train", "quickstart", "--data.path", str(data), "--out", str(tmp_path / "run"), *small)
     assert (code, err.count("\n")) == (2, 1)
     assert shard.name in err
     assert "truncated" in err

@@ -47,7 +47,7 @@ class Score:
 def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
     """Evaluate, print a table, and write `evaluation.json` and `evaluation.png`."""
     console = console or make_console()
-    check_writable(config.out or config.checkpoint)
+    check_writable(config.folder)
     data = config.data or "data/openmoji"
     index = load_index(data)
     if index.source != "openmoji":
@@ -81,7 +81,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
             total = len(concepts) * len(index.buckets)
             scores.append(Score(language, language in index.languages, correct, total, confused))
 
-    out = Path(config.out or config.checkpoint)
+    out = Path(config.folder)
     _write(out, config, index, scores)
     contact_sheet(rows, [concept.names[languages[0]] for concept in concepts]).save(out / "evaluation.png")
     _print(console, scores, len(concepts), out)

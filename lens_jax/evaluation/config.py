@@ -1,6 +1,7 @@
 """The options of `lens-jax evaluate`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -8,7 +9,7 @@ from typing import Literal
 class EvaluateConfig:
     """Measure a model of the pictogram world: by its concepts, or by what its scenes are asked to show."""
 
-    # A run folder, or one of its checkpoints.
+    # A run folder, one of its checkpoints, a packed run, or "small", the model that comes with the package.
     checkpoint: str = "runs/quickstart"
     # concepts: is every pictogram, drawn by its name, nearest to its own reference image? scenes: objects, counts,
     # places, colours, sizes and words of prompts that training never saw, read back from the pixels by an exact
@@ -34,5 +35,11 @@ class EvaluateConfig:
     seed: int = 0
     # Images drawn at a time.
     batch_size: int = 64
-    # Folder for the figures and the sheet; empty is the folder of the checkpoint's run.
+    # Folder for the figures and the sheet; empty is the folder of the checkpoint's run, and "evaluation" for what is no
+    # run.
     out: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Where results are written."""
+        return self.out or (self.checkpoint if Path(self.checkpoint).is_dir() else "evaluation")

@@ -64,7 +64,7 @@ class Judged:
 def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
     """Draw and judge the benchmark, print a table, and write figures, sheet and page."""
     console = console or make_console()
-    check_writable(config.out or config.checkpoint)
+    check_writable(config.folder)
     count, buckets, languages = _what(config)
     tasks = config.tasks or tuple(TASKS)
     for task in tasks:
@@ -100,7 +100,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
                     judged.append(judged_image(*row, language, references))
                     progress.advance(bar)
 
-    out = Path(config.out or config.checkpoint)
+    out = Path(config.folder)
     _write(out, config, buckets, judged)
     _print(console, judged, out)
     return judged
