@@ -208,7 +208,7 @@ def main(argv: Sequence[str]) -> None:
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("fitting the classifier")
         show = lambda done, total: progress.update(bar, completed=done, total=total)
-        classifier = fit_classifier(concepts, sprite, buckets, progress=show)
+        classifier = fit_classifier(concepts, sprite, progress=show)
         bar = progress.add_task("checking")
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([1, 0xCA1])))
         samples = [scene_sampler.sample_scene(rng, concepts, buckets[i % len(buckets)], "all") for i in range(300)]

@@ -1,8 +1,9 @@
 """A second opinion on which concepts an image shows, by other means than `look.py`.
 
-No segmentation, no references, no places: counts of colours, of pairs of colours three pixels apart, and of edges by
-direction and colour, summed over the whole image. Such counts of a scene are about the sum of those of its parts, each
-times its area; so one linear map, ridge regression on renderings, gives the area that each concept takes. What pleases
+No segmentation, no comparison of pixels, no places: every pixel that differs from the background takes the name of the
+nearest of OpenMoji's colours, and what counts is how often two names lie a few pixels apart, and where edges point.
+Such counts of a scene are about the sum of those of its objects, whatever their places, and grow with their areas. So
+a linear map, ridge regression on renderings of single pictograms, gives the area that each concept takes. What pleases
 the checker by fooling its comparison of pixels has no reason to please this as well.
 """
 
@@ -13,19 +14,27 @@ import numpy as np
 
 from lens_jax.data import scene_sampler, scenes
 from lens_jax.data.buckets import Bucket
-from lens_jax.data.scenes import Concept, Scene, Sprite
+from lens_jax.data.scenes import COLOURS, Concept, Placed, Scene, Sprite
 
-# Levels of a channel for colours by themselves, and for those of a pair.
-_LEVELS, _PAIR_LEVELS = 6, 3
+# The colours that OpenMoji's guidelines allow, without skin and hair.
+_PALETTE = np.array(
+    [
+        (0, 0, 0), (63, 63, 63), (155, 155, 154), (208, 207, 206), (255, 255, 255), (30, 80, 160), (97, 178, 228),
+        (146, 211, 245), (92, 158, 49), (177, 204, 51), (210, 47, 39), (234, 90, 71), (230, 122, 148),
+        (255, 167, 192), (137, 103, 170), (179, 153, 200), (226, 112, 34), (241, 179, 28), (244, 170, 65),
+        (252, 234, 43), (165, 121, 57), (106, 70, 47),
+    ]
+)  # fmt: skip
+# Pixels between two names, down and across.
+_APART = ((0, 2), (2, 0), (0, 5), (5, 0))
 _DIRECTIONS = 8
-# Pixels between the two of a pair.
-_APART = 3
-# Ridge of the regression, for features scaled to unit variance, a part of the number of images.
-_RIDGE = 0.02
-# How a fitted image is disturbed, so that the weights do not rest on what blur or noise takes away.
-_BLURS, _NOISE = (0.0, 0.5, 0.9), 10.0
-# Kinds of scenes it is fitted on: one pictogram alone teaches most.
-_KINDS = ("one", "one", "two", "relation", "same three", "four", "word and one", "three")
+# A pixel counts by its distance from the background, fully from this one on.
+_FULL = 80.0
+# Ridge of the regression, for features scaled to unit variance, a part of their number.
+_RIDGE = 0.01
+# Sides of the pictograms it is fitted on, pixels, and how these are disturbed, so that the weights do not rest on what
+# blur or noise takes away.
+_SIDES, _BLURS, _NOISE = (22, 58), (0.0, 0.4, 0.8), 8.0
 
 
 @dataclass(frozen=True)
@@ -34,19 +43,16 @@ class SceneClassifier:
 
     # Concepts by column of the weights.
     ids: tuple[str, ...]
-    # float64 [F], [F] and [F, C]: features are centred and scaled, then mapped to areas in hundredths of the image.
-    mean: np.ndarray
+    # float64 [F], [F, C] and [C]: features are scaled, then mapped to areas in hundreds of pixels.
     scale: np.ndarray
     weights: np.ndarray
-    # float64 [C].
-    bias: np.ndarray
 
     def areas(self, image: np.ndarray) -> np.ndarray:
-        """The area that each concept seems to take in a uint8 [H, W, 3] image, in hundredths of it: float64 [C]."""
-        return ((features(image) - self.mean) / self.scale) @ self.weights + self.bias
+        """The area that each concept seems to take in a uint8 [H, W, 3] image, in hundreds of pixels: float64 [C]."""
+        return (features(image) / self.scale) @ self.weights
 
     def agrees(self, scene: Scene, image: np.ndarray) -> bool:
-        """Whether the concepts of the scene, k different ones, are the k that take the most of the image."""
+        """Whether the concepts of the scene, k different ones, are the k that seem to take the most of the image."""
         asked = {placed.concept.id for placed in scene.objects}
         largest = np.argsort(-self.areas(image), kind="stable")[: len(asked)]
         return {self.ids[i] for i in largest} == asked
@@ -55,73 +61,63 @@ class SceneClassifier:
 def fit_classifier(
     concepts: Sequence[Concept],
     sprite: Sprite,
-    buckets: Sequence[Bucket],
-    count: int = 3000,
+    copies: int = 12,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> SceneClassifier:
-    """Ridge regression from `features` of `count` random scenes to the areas of their concepts.
+    """Ridge regression from `features` to the areas of concepts, on `copies` pictures of each and as many words as
+    concepts, which have no area.
 
-    Same arguments, same weights up to rounding. `progress` is called with (scenes done, scenes in all).
+    Same arguments, same weights up to rounding. `progress` is called with (pictures done, pictures in all).
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0x5CE])))
-    columns = {concept.id: i for i, concept in enumerate(concepts)}
-    rows, areas = [], np.zeros((count, len(concepts)))
+    count = len(concepts) * (copies + 1)
+    values, areas = [], np.zeros((count, len(concepts)))
     for i in range(count):
-        bucket = buckets[i % len(buckets)]
-        scene = scene_sampler.sample_scene(rng, concepts, bucket, "all", _KINDS[i // len(buckets) % len(_KINDS)])
-        for placed in scene.objects:
-            side = placed.box[2] - placed.box[0]
-            areas[i, columns[placed.concept.id]] += 100 * side**2 / (bucket.height * bucket.width)
-        rows.append(features(_disturbed(scenes.draw(scene, sprite), rng)))
-        if progress and (i + 1) % 50 == 0:
+        copy, column = divmod(i, len(concepts))
+        side = int(rng.integers(*_SIDES))
+        background = list(COLOURS)[(copy + column) % len(COLOURS)]
+        if copy < copies:
+            areas[i, column] = side**2 / 100
+            placed = Placed(concepts[column], "", (3, 3, side + 3, side + 3))
+            scene = Scene(Bucket(side + 6, side + 6), background, (placed,))
+        else:
+            scene = scene_sampler.sample_scene(rng, concepts, Bucket(64, 64), "all", "word")
+        values.append(features(_disturbed(scenes.draw(scene, sprite), rng)))
+        if progress and (i + 1) % 64 == 0:
             progress(i + 1, count)
-    values = np.stack(rows)
-    mean, scale = values.mean(0), values.std(0) + 1e-4
-    values = (values - mean) / scale
-    bias = areas.mean(0)
-    # The dual form: as many unknowns as images, fewer than twice the features.
+    values = np.stack(values)
+    # Without an intercept: an image of nothing has no area.
+    scale = np.sqrt(np.square(values).mean(0)) + 0.05
+    values = values / scale
+    # The dual form: about as many unknowns as images.
     gram = values @ values.T + _RIDGE * values.shape[1] * np.eye(count)
-    weights = values.T @ np.linalg.solve(gram, areas - bias)
-    return SceneClassifier(tuple(columns), mean, scale, weights, bias)
+    return SceneClassifier(tuple(c.id for c in concepts), scale, values.T @ np.linalg.solve(gram, areas))
 
 
 def features(image: np.ndarray) -> np.ndarray:
-    """Shares of the image by colour, by pair of colours, and by direction and colour of its edges: float64 [F]."""
-    values = image.astype(np.float64) / 255
-    pixels = values.shape[0] * values.shape[1]
-    shares = [_soft_counts(values.reshape(-1, 3), _LEVELS)]
-    bins = np.minimum((values * _PAIR_LEVELS).astype(np.int64), _PAIR_LEVELS - 1)
-    colours = (bins[..., 0] * _PAIR_LEVELS + bins[..., 1]) * _PAIR_LEVELS + bins[..., 2]
-    kinds = _PAIR_LEVELS**3
-    for first, second in (
-        (colours[:, :-_APART], colours[:, _APART:]),
-        (colours[:-_APART], colours[_APART:]),
-    ):
-        shares.append(np.bincount((first * kinds + second).ravel(), minlength=kinds**2))
-    grey = values.mean(-1)
-    down, across = np.gradient(grey)
-    strength = np.hypot(down, across)
-    turn = np.floor((np.arctan2(down, across) / (2 * np.pi) + 1 + 0.5 / _DIRECTIONS) * _DIRECTIONS).astype(np.int64)
-    edges = (turn % _DIRECTIONS) * kinds + colours
-    shares.append(np.bincount(edges.ravel(), weights=strength.ravel(), minlength=_DIRECTIONS * kinds))
-
-    return np.concatenate(shares) * (100 / pixels)
-
-
-def _soft_counts(pixels: np.ndarray, levels: int) -> np.ndarray:
-    """Counts of colours [P, 3] on a grid of levels^3, each pixel shared among the eight around it."""
-    place = pixels * (levels - 1)
-    low = np.minimum(place.astype(np.int64), levels - 2)
-    part = place - low
-    counts = np.zeros(levels**3)
-    for corner in range(8):
-        steps = np.array([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
-        weight = np.where(steps, part, 1 - part).prod(-1)
-        at = low + steps
-        index = (at[:, 0] * levels + at[:, 1]) * levels + at[:, 2]
-        counts += np.bincount(index, weights=weight, minlength=levels**3)
-    return counts
+    """Counts, in hundreds of pixels, of names, of pairs of them, and of edges by direction and name: float64 [F]."""
+    values = image.astype(np.float64)
+    border = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
+    weight = np.sqrt(np.square(values - np.median(border, 0)).sum(-1))
+    weight = np.where(weight < _FULL / 4, 0, np.minimum(weight / _FULL, 1))
+    flat = values.reshape(-1, 3)
+    # The nearest colour; the square of the pixel itself is the same for all.
+    names = (np.square(_PALETTE).sum(1) - 2 * flat @ _PALETTE.T).argmin(1).reshape(weight.shape)
+    kinds = len(_PALETTE)
+    counts = [np.bincount(names.ravel(), weight.ravel(), kinds)]
+    height, width = weight.shape
+    for down, across in _APART:
+        first = slice(0, height - down), slice(0, width - across)
+        second = slice(down, height), slice(across, width)
+        pair = names[first] * kinds + names[second]
+        counts.append(np.bincount(pair.ravel(), (weight[first] * weight[second]).ravel(), kinds**2))
+    slope_down, slope_across = np.gradient(values.mean(-1))
+    turn = np.arctan2(slope_down, slope_across) / (2 * np.pi) * _DIRECTIONS
+    edges = (np.floor(turn + 0.5).astype(np.int64) % _DIRECTIONS) * kinds + names
+    strength = np.hypot(slope_down, slope_across) * weight / 64
+    counts.append(np.bincount(edges.ravel(), strength.ravel(), kinds * _DIRECTIONS))
+    return np.concatenate(counts) / 100
 
 
 def _disturbed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -30,11 +30,15 @@ UNKNOWN = 0.45
 # Below this share no other explanation is looked for.
 _CERTAIN = 0.1
 # As UNKNOWN, for the ink of a word.
-UNREADABLE = 0.35
+UNREADABLE = 0.5
 # Share of a region's energy that may lie off the line from the background to the ink, for it to be read.
 _COLOURED = 0.12
-# What one more object costs, in squared difference: some six pixels of a strong colour.
-_PENALTY = 6 * 150**2
+# What one more object costs, in squared difference: some six pixels of ink. The faintest pictogram has four times that.
+_PENALTY = 1_000_000
+# Sides of what can be a pictogram, pixels; scenes have none below 20.
+_SMALLEST = 14
+# Squared distance from the background of what belongs to an object even where it is blurred; see PAINTED.
+_STRONG = 90**2
 # What is like nothing and has fewer painted pixels outside of all objects is a speck; a pictogram of a scene has more.
 _SPECK = 50
 # Least extent of what is cut off, pixels.
@@ -106,9 +110,10 @@ class _Part:
 def look(image: np.ndarray, references: References | None = None) -> Seen:
     """What a uint8 [H, W, 3] image shows."""
     references = references or load_references()
-    name, colour = background(image)
+    name, colour, noise = background(image)
     difference = image.astype(np.int32) - colour
-    mask = _without_specks(np.square(difference).sum(-1) >= PAINTED)
+    distance = np.square(difference).sum(-1)
+    mask = _without_specks(distance >= max(PAINTED, 2 * noise))
     box = painted_box(mask)
     objects: list[Found] = []
     words: list[FoundWord] = []
@@ -122,8 +127,9 @@ def look(image: np.ndarray, references: References | None = None) -> Seen:
     return Seen(name, tuple(sorted(objects, key=order)), tuple(sorted(words, key=order)), *image.shape[:2])
 
 
-def background(image: np.ndarray) -> tuple[str, np.ndarray]:
-    """The name of the colour that most of the border has ("" for none), and the median there of those pixels."""
+def background(image: np.ndarray) -> tuple[str, np.ndarray, int]:
+    """The name of the colour that most of the border has ("" for none), the median there of those pixels, and the
+    squared distance from it that one of twenty exceeds."""
     border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3)])
     border = np.concatenate([border, image[2:-2, :2].reshape(-1, 3), image[2:-2, -2:].reshape(-1, 3)]).astype(np.int32)
     palette = np.array(list(COLOURS.values()), np.int32)
@@ -132,12 +138,10 @@ def background(image: np.ndarray) -> tuple[str, np.ndarray]:
     votes = np.bincount(distances[near].argmin(1), minlength=len(palette))
     if 4 * votes.max() >= len(border):
         same = border[near][distances[near].argmin(1) == votes.argmax()]
-        return list(COLOURS)[votes.argmax()], _median(same)
-    return "", _median(border)
-
-
-def _median(pixels: np.ndarray) -> np.ndarray:
-    return np.sort(pixels, 0)[len(pixels) // 2]
+        colour = np.sort(same, 0)[len(same) // 2]
+        noise = np.sort(np.square(same - colour).sum(1))[19 * len(same) // 20]
+        return list(COLOURS)[votes.argmax()], colour, int(noise)
+    return "", np.sort(border, 0)[len(border) // 2], 0
 
 
 def _nearest(colour: np.ndarray) -> str:
@@ -158,7 +162,9 @@ class _Search:
         self.references, self.colour, self.difference, self.mask = references, colour, difference, mask
         self.described = references.descriptors(name)
         self.sums = integral(difference)
-        self.energy = integral(np.square(difference).sum(-1, keepdims=True))[..., 0]
+        distance = np.square(difference).sum(-1)
+        self.strong = mask & (distance >= _STRONG)
+        self.energy = integral(distance[..., None])[..., 0]
         ink = np.array(INK) - colour
         # How far from the background to the ink a pixel is, in 255ths, and the squared distance from that line.
         self.ink_energy = int(np.square(ink).sum())
@@ -180,7 +186,7 @@ class _Search:
         if part.error >= _CERTAIN:
             part = self._read(part)
         best = part.cost, (part,)
-        certain = part.error < (UNREADABLE / 2 if part.word else _CERTAIN)
+        certain = part.error < (UNREADABLE / 4 if part.word else _CERTAIN)
         if certain or not depth:
             return best
         pairs = [pair for pair in (self._halves(box, cut) for cut in self._cuts(box)) if pair]
@@ -198,8 +204,12 @@ class _Search:
     def _match(self, boxes: list[Box]) -> list[_Part]:
         new = [box for box in dict.fromkeys(boxes) if box not in self.parts]
         if new:
-            for box, part in zip(new, self._parts(np.array(new))):
-                self.parts[box] = part
+            # Blur and what JPEG leaves widen a box: it is what its strong pixels are where that is more like something.
+            inner = {box: self._tight(box, self.strong) or box for box in new}
+            every = list(dict.fromkeys([*new, *inner.values()]))
+            parts = dict(zip(every, self._parts(np.array(every))))
+            for box, strong in inner.items():
+                self.parts[box] = min(parts[box], parts[strong], key=lambda part: part.error)
         return [self.parts[box] for box in boxes]
 
     def _parts(self, boxes: np.ndarray) -> list[_Part]:
@@ -217,11 +227,13 @@ class _Search:
         errors = distances / reference.norms
         area = size.prod(1)
         parts = []
-        for box, error, distance, pixels in zip(map(tuple, boxes.tolist()), errors, distances, area.tolist()):
+        for box, error, distance, sides, pixels in zip(
+            map(tuple, boxes.tolist()), errors, distances, side, area.tolist()
+        ):
             row = int(distance.argmin())
             left = int(distance[row]) * pixels / CELLS**2
             energy = self._within(self.energy, box)
-            if error[row] < UNKNOWN:
+            if error[row] < UNKNOWN and sides[row] >= _SMALLEST:
                 ids = len(self.references.ids)
                 rivals = dict.fromkeys(int(i) % ids for i in distance.argsort(kind="stable")[:6])
                 near = [k for k in rivals if min(distance[k::ids]) <= 2 * distance[row] + 0.04 * reference.norms[row]]
@@ -280,12 +292,14 @@ class _Search:
         parts = ((left, top, place, bottom), (place, top, right, bottom))
         if axis:
             parts = ((left, top, right, place), (left, place, right, bottom))
-        found = []
-        for part in parts:
-            tight = painted_box(self.mask[part[1] : part[3], part[0] : part[2]])
-            if tight:
-                found.append((part[0] + tight[0], part[1] + tight[1], part[0] + tight[2], part[1] + tight[3]))
+        found = [tight for tight in (self._tight(part, self.mask) for part in parts) if tight]
         return tuple(found) if len(found) == 2 else None
+
+    def _tight(self, box: Box, mask: np.ndarray) -> Box | None:
+        """The box around what is true in the mask within a box; None where nothing is."""
+        left, top, right, bottom = box
+        inner = painted_box(mask[top:bottom, left:right])
+        return inner and (left + inner[0], top + inner[1], left + inner[2], top + inner[3])
 
     def refine(self, part: _Part) -> Found:
         """The concept, square and error of a part, by its references pixel by pixel at sides and places around it."""

@@ -17,13 +17,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lens_jax.atomic import check_writable
+from lens_jax.checker.classifier import SceneClassifier, fit_classifier
 from lens_jax.checker.look import Seen, look
 from lens_jax.checker.references import References, load_references
 from lens_jax.checker.tasks import TASKS, BenchPrompt, bench_prompts
 from lens_jax.checker.verdict import CRITERIA, verdict
 from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet
-from lens_jax.data import captions, phrases, scene_json
+from lens_jax.data import captions, phrases, scene_json, scenes
 from lens_jax.data.buckets import Bucket, make_buckets, parse_buckets
 from lens_jax.data.index import load_index
 from lens_jax.data.sources import openmoji
@@ -49,6 +50,8 @@ class Judged:
     seen: Seen
     # By those of CRITERIA that the scene has.
     verdicts: dict[str, bool]
+    # Whether `checker/classifier.py`, which sees by other means, finds the same concepts; None where there are none.
+    second: bool | None = None
 
     @property
     def right(self) -> bool:
@@ -80,6 +83,9 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
 
     judged: list[Judged] = []
     with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("fitting the second opinion")
+        show = lambda done, total: progress.update(bar, completed=done, total=total)
+        classifier = fit_classifier(concepts, scenes.sprite_cache(references.masters), progress=show)
         bar = progress.add_task("drawing and judging", total=2 * len(prompts) * len(languages))
         for language in languages:
             for bucket in buckets:
@@ -97,7 +103,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
                     progress=show,
                 ).images
                 for row in zip(chosen, texts, images):
-                    judged.append(judged_image(*row, language, references))
+                    judged.append(judged_image(*row, language, references, classifier))
                     progress.advance(bar)
 
     out = Path(config.folder)
@@ -106,11 +112,19 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
     return judged
 
 
-def judged_image(prompt: BenchPrompt, caption: str, image, language: str, references: References) -> Judged:
+def judged_image(
+    prompt: BenchPrompt,
+    caption: str,
+    image,
+    language: str,
+    references: References,
+    classifier: SceneClassifier | None = None,
+) -> Judged:
     """An image, a PIL one or uint8 [H, W, 3], read and judged by its prompt."""
     pixels = np.asarray(image)
     seen = look(pixels, references)
-    return Judged(prompt, language, caption, pixels, seen, verdict(prompt.scene, seen))
+    second = classifier.agrees(prompt.scene, pixels) if classifier and prompt.scene.objects else None
+    return Judged(prompt, language, caption, pixels, seen, verdict(prompt.scene, seen), second)
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
@@ -151,6 +165,11 @@ def scores(judged: Sequence[Judged]) -> dict:
     }
     result["all"] = share([one.right for one in judged])
     result["everything"] = share([one.all_right for one in judged])
+    both = [(one.verdicts["objects"], one.second) for one in judged if one.second is not None]
+    if both:
+        result["second opinion"] = share([second for _, second in both])
+        result["objects there"] = share([first for first, _ in both])
+        result["objects without the second opinion"] = share([first and not second for first, second in both])
     # As GenEval: every group of tasks counts alike.
     result["mean of groups"] = sum(row["share"] for row in result["group"].values()) / len(result["group"])
     return result
@@ -188,6 +207,7 @@ def _write(out: Path, config: EvaluateConfig, buckets: Sequence[Bucket], judged:
                 "caption": one.caption,
                 "right": one.right,
                 "verdicts": one.verdicts,
+                "second": one.second,
                 "seen": asdict(one.seen),
             }
             for one in judged
@@ -237,6 +257,12 @@ def _print(console: Console, judged: Sequence[Judged], out: Path) -> None:
         if len(figures[kind]) > 1:
             shares = ", ".join(f"{key} {100 * row['share']:.1f} %" for key, row in figures[kind].items())
             console.print(f"by {kind}: {shares}")
+    if second := figures.get("second opinion"):
+        first, alone = figures["objects there"], figures["objects without the second opinion"]
+        console.print(
+            f"second opinion on the objects: right in {100 * second['share']:.1f} %, where the checker says "
+            f"{100 * first['share']:.1f} %; {100 * alone['share']:.1f} % are right for the checker alone"
+        )
     console.print(f"mean of the groups of tasks {100 * figures['mean of groups']:.1f} %")
     console.print(f"images in {out / 'scenes.png'}, one by one in {out / 'scenes.html'}, figures in scenes.json there")
 

@@ -1,5 +1,6 @@
 """The scene benchmark: its prompts, its figures, and a whole run with a model whose images are right or mirrored."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -60,6 +61,7 @@ def test_a_run_measures_what_the_model_does(tmp_path, monkeypatch, concepts, spr
     )  # fmt: skip
     model = TrueModel(bench_prompts(concepts, BUCKETS, config.tasks, 3, 0), sprite)
     monkeypatch.setattr(scene_bench.LensPipeline, "from_pretrained", lambda path: model)
+    monkeypatch.setattr(scene_bench, "fit_classifier", functools.partial(fit_classifier, copies=2))
     judged = scene_bench.run(config)
     assert len(judged) == 18
     for one in judged:
@@ -82,7 +84,7 @@ def test_a_task_that_is_none_is_refused(tmp_path):
 
 def test_the_second_opinion_knows_what_it_was_fitted_on_and_more(concepts, sprite):
     few = concepts[:12]
-    classifier = fit_classifier(few, sprite, BUCKETS, 160)
+    classifier = fit_classifier(few, sprite, 10)
     rng = np.random.default_rng(5)
     true = [scene_sampler.sample_scene(rng, few, BUCKETS[0], "all", "one") for _ in range(20)]
     images = [scenes.draw(scene, sprite) for scene in true]

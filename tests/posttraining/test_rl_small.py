@@ -58,7 +58,7 @@ def test_prompts_to_samples(base, tmp_path):
     command(
         *("rl", "rl_small", "--init-from", str(base), "--prompts", str(prompts), "--out", str(out), "--steps", "2"),
         *("--evaluation.prompts", str(prompts / "held_out.jsonl"), "--model.layers", "1", "--model.heads", "1"),
-        *(*few.split(), "--samples.every", "2", "--rewards.evaluation.1.scenes", "100"),
+        *(*few.split(), "--samples.every", "2", "--rewards.evaluation.1.copies", "1"),
     )
     records = read_metrics(out / "metrics.jsonl", "train")
     assert [record["step"] for record in records] == [1, 2]

@@ -15,7 +15,6 @@ from lens_jax.checker.classifier import SceneClassifier, fit_classifier
 from lens_jax.checker.references import References, load_references
 from lens_jax.checker.verdict import judge
 from lens_jax.data import scene_json
-from lens_jax.data.buckets import parse_buckets
 from lens_jax.data.scenes import Concept, Scene, sprite_cache
 from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError
@@ -46,13 +45,12 @@ class SceneOpinion:
 
     # Of the reward, in logs.
     name: str = "opinion"
-    # Scenes that it is fitted to before the run, some tens of seconds for 3,000; and their sizes, HEIGHTxWIDTH.
-    scenes: int = 3000
-    sizes: tuple[str, ...] = ("64x64",)
+    # Pictures of each pictogram that it is fitted to before the run, in seconds.
+    copies: int = 12
 
     def __post_init__(self):
-        if self.scenes < 100:
-            raise LensError(f"opinion: scenes is {self.scenes}; it must be at least 100")
+        if self.copies < 1:
+            raise LensError(f"opinion: copies is {self.copies}; it must be at least 1")
 
     def load(self) -> "OpinionReward":
         return OpinionReward(self)
@@ -98,7 +96,7 @@ class OpinionReward:
 
     def check(self) -> None:
         """Fits the classifier, once a process."""
-        _fitted(self.config.scenes, self.config.sizes)
+        _fitted(self.config.copies)
 
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[Score]:
         return [self._score(image, prompt) for image, prompt in zip(images, prompts)]
@@ -110,7 +108,7 @@ class OpinionReward:
         scene = None if prompt.scene is None else _scene(self.name, prompt)
         if scene is None or not scene.objects:
             return Score()
-        return Score({self.name: float(_fitted(self.config.scenes, self.config.sizes).agrees(scene, image))})
+        return Score({self.name: float(_fitted(self.config.copies).agrees(scene, image))})
 
 
 def _scene(name: str, prompt: Prompt) -> Scene:
@@ -124,6 +122,5 @@ def _concepts() -> dict[str, Concept]:
 
 
 @functools.cache
-def _fitted(count: int, sizes: tuple[str, ...]) -> SceneClassifier:
-    sprite = sprite_cache(load_references().masters)
-    return fit_classifier(tuple(_concepts().values()), sprite, parse_buckets(sizes), count)
+def _fitted(copies: int) -> SceneClassifier:
+    return fit_classifier(tuple(_concepts().values()), sprite_cache(load_references().masters), copies)

@@ -66,8 +66,8 @@ def test_each_fault_costs_its_criterion(concepts, draw):
 
 
 def test_the_second_opinion_is_of_concepts_alone(concepts, draw):
-    """Fitted to few scenes it still tells most pairs of pictograms from those of another scene."""
-    reward, rng = SceneOpinion(scenes=600).load(), np.random.default_rng(7)
+    """Fitted to few pictures it still tells most pairs of pictograms from those of another scene."""
+    reward, rng = SceneOpinion(copies=6).load(), np.random.default_rng(7)
     asked = [sample_scene(rng, concepts, SIZE, "all", "two") for _ in range(24)]
     images, prompts = [draw(scene) for scene in asked], [prompt_of(scene) for scene in asked]
     value = lambda images: [score.values["opinion"] for score in reward.score(images, prompts)]
