@@ -1,6 +1,6 @@
 """How often the checker is right where the truth is known: on true renderings, clean and corrupted.
 
-    python -m lens_jax.checker.calibration 200
+    python -m lens_jax.evaluation.scene_calibration 200
 
 prints the table of docs/scene_bench.md from 200 scenes of every corruption.
 """
