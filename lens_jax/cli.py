@@ -272,15 +272,18 @@ def sample(argv: list[str]) -> None:
 def prompts(argv: list[str]) -> None:
     from lens_jax.posttraining.prompts.check import CheckPrompts, SubsetPrompts, check_prompts, subset_prompts
     from lens_jax.posttraining.prompts.make import MakePrompts, make_prompts
+    from lens_jax.posttraining.prompts.scenes import ScenePrompts, make_scene_prompts
 
     kinds: dict[str, tuple[type, Callable]] = {
         "make": (MakePrompts, make_prompts),
+        "scenes": (ScenePrompts, make_scene_prompts),
         "check": (CheckPrompts, check_prompts),
         "subset": (SubsetPrompts, subset_prompts),
     }
     usage = (
-        "usage: lens-jax prompts make|check|subset [OPTIONS]\n\n"
+        "usage: lens-jax prompts make|scenes|check|subset [OPTIONS]\n\n"
         "  make             write prompts and their rubrics by a language model, about the items of a taxonomy\n"
+        "  scenes           make prompts of the pictogram world, which an exact checker can judge, without any model\n"
         "  check PATH       say what a set holds, and what in it looks wrong\n"
         "  subset SRC OUT   write the same part of a set each time: a share of it, or all but a category\n\n"
         "Each answers --help."

@@ -241,3 +241,27 @@ def fake_server():
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def concepts():
+    """All of the pictogram world."""
+    from lens_jax.data.sources import openmoji
+
+    return openmoji.load_concepts(len(openmoji.CONCEPTS))
+
+
+@pytest.fixture(scope="session")
+def references():
+    """What the exact checker compares with; drawn once, in some seconds."""
+    from lens_jax.checker.references import load_references
+
+    return load_references()
+
+
+@pytest.fixture(scope="session")
+def sprite(references):
+    """What `scenes.draw` paints with."""
+    from lens_jax.data import scenes
+
+    return scenes.sprite_cache(references.masters)

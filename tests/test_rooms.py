@@ -12,7 +12,7 @@ ORDER = (
     ("llm", "models"),
     ("flops",),
     ("parallel", "data"),
-    ("convert",),
+    ("convert", "checker"),
     ("encoders",),
     ("diffusion",),
     ("run",),

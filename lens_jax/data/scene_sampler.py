@@ -111,6 +111,11 @@ def sample_scene(
 
 def held_out(scene: Scene) -> bool:
     """Whether a combination of the scene is one that training never sees; the same on every machine."""
+    return scene.name_background and any(map(_unlucky, combinations(scene)))
+
+
+def combinations(scene: Scene) -> list[tuple[str, ...]]:
+    """What the scene combines: each pair of concepts, a concept so many times or on a background, and the word."""
     ids = [placed.concept.id for placed in scene.objects]
     keys = []
     if scene.word:
@@ -121,7 +126,7 @@ def held_out(scene: Scene) -> bool:
         keys.append(("same", ids[0], str(len(ids))))
     else:
         keys += [("pair", *sorted((a, b))) for i, a in enumerate(ids) for b in ids[:i]]
-    return scene.name_background and any(map(_unlucky, keys))
+    return keys
 
 
 def _unlucky(key: tuple[str, ...]) -> bool:

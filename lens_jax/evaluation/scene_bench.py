@@ -1,7 +1,7 @@
 """`lens-jax evaluate --bench scenes`: does an image show what its prompt asks for?
 
-Prompts are scenes with combinations that training never saw (`scene_prompts.py`). Images are read back from their
-pixels (`scene_checker.py`) and judged one criterion at a time (`scene_verdict.py`). Shares come with Wilson's 95 %
+Prompts are scenes with combinations that training never saw (`checker/tasks.py`). Images are read back from their
+pixels (`checker/look.py`) and judged one criterion at a time (`checker/verdict.py`). Shares come with Wilson's 95 %
 intervals.
 """
 
@@ -17,20 +17,20 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lens_jax.atomic import check_writable
+from lens_jax.checker.classifier import SceneClassifier, fit_classifier
+from lens_jax.checker.look import Seen, look
+from lens_jax.checker.references import References, load_references
+from lens_jax.checker.tasks import TASKS, BenchPrompt, bench_prompts
+from lens_jax.checker.verdict import CRITERIA, verdict
 from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet
-from lens_jax.data import captions, phrases, scenes
+from lens_jax.data import captions, phrases, scene_json, scenes
 from lens_jax.data.buckets import Bucket, make_buckets, parse_buckets
 from lens_jax.data.index import load_index
 from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError, nearest
 from lens_jax.evaluation.config import EvaluateConfig
-from lens_jax.evaluation.scene_checker import Seen, look
-from lens_jax.evaluation.scene_classifier import SceneClassifier, fit_classifier
 from lens_jax.evaluation.scene_page import scene_page
-from lens_jax.evaluation.scene_prompts import TASKS, BenchPrompt, as_json, bench_prompts
-from lens_jax.evaluation.scene_references import References, load_references
-from lens_jax.evaluation.scene_verdict import CRITERIA, verdict
 from lens_jax.inference.pipeline import LensPipeline
 
 # Ratios of the small model's sizes, at about 64 x 64 pixels.
@@ -50,7 +50,7 @@ class Judged:
     seen: Seen
     # By those of CRITERIA that the scene has.
     verdicts: dict[str, bool]
-    # Whether `scene_classifier`, which sees by other means, finds the same concepts; None where there are none.
+    # Whether `checker/classifier.py`, which sees by other means, finds the same concepts; None where there are none.
     second: bool | None = None
 
     @property
@@ -200,7 +200,9 @@ def _write(out: Path, config: EvaluateConfig, buckets: Sequence[Bucket], judged:
         "scores": scores(judged),
         "images": [
             {
-                **as_json(one.prompt),
+                "task": one.prompt.task,
+                "held_out": one.prompt.held_out,
+                "scene": scene_json.to_json(one.prompt.scene),
                 "language": one.language,
                 "caption": one.caption,
                 "right": one.right,

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lens_jax.checker.classifier import SceneClassifier, fit_classifier
+from lens_jax.checker.look import Seen, look
+from lens_jax.checker.references import References, load_references
 from lens_jax.console import make_console
 from lens_jax.data import scene_sampler, scenes
 from lens_jax.data.buckets import Bucket, make_buckets
 from lens_jax.data.scenes import Box, Concept, Scene, Sprite
 from lens_jax.data.sources import openmoji
-from lens_jax.evaluation.scene_checker import Seen, look
-from lens_jax.evaluation.scene_classifier import SceneClassifier, fit_classifier
-from lens_jax.evaluation.scene_references import References, load_references
 
 # Of centre and side, pixels.
 _TOLERANCE = 1.5

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.convert import load as weights
+from lens_jax.convert import packed as packed_files
 from lens_jax.convert import source
 from lens_jax.convert.component import COMPONENTS
 from lens_jax.encoders import gpt_oss, kinds
@@ -31,12 +32,10 @@ def from_pretrained(path: str | Path, **options) -> LensPipeline:
     What is not there may be the name of a model that comes with the package ("small").
     """
     local = None if "://" in str(path) else source.as_path(path, "a checkpoint")
-    if local and not local.exists():
-        if str(path) in packed.NAMES:
-            return packed.read(packed.shipped(str(path)), **_accepted(path, "packed model", options, DenoiserConfig))
+    if local and (file := packed_files.find(local)):
+        return packed.read(file, **_accepted(path, "packed model", options, DenoiserConfig))
+    if local:
         source.check_exists(local)
-    if local and packed.is_packed(local):
-        return packed.read(local, **_accepted(path, "packed model", options, DenoiserConfig))
     if local and source.holds_weights(local):
         return from_release(local, **_accepted(path, "release", options, from_release))
     return from_run(path, **options)

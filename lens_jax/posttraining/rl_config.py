@@ -84,7 +84,8 @@ class RlConfig:
 
     # Folder of the run: adapters, metrics, rewards, samples. A run that is there already goes on where it stopped.
     out: str = "runs/rl"
-    # What is trained: a run or one of its checkpoints, a release folder or its conversion, or a file of weights.
+    # What is trained: a run or one of its checkpoints, a packed run ("small" comes with the package), a release folder
+    # or its conversion, or a file of weights.
     init_from: str = ""
     # Of a run: its moving average, or the parameters themselves.
     init_part: Literal["ema", "params"] = "ema"

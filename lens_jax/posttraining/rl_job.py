@@ -122,8 +122,8 @@ class Rl:
         config, rollout = self.config, self.config.rollout
         if not config.init_from:
             raise LensError(
-                "init_from names nothing to train; accepted: a run or one of its checkpoints, a release folder or its "
-                "conversion, or a file of weights"
+                "init_from names nothing to train; accepted: a run or one of its checkpoints, a packed run "
+                '("small" comes with the package), a release folder or its conversion, or a file of weights'
             )
         check_widths(config)
         epochs.prompts_of_epoch(config.seed, 0, rollout.groups, len(self._prompts))

@@ -104,20 +104,27 @@ def evaluated(judged: Judged, categories: Sequence[str]) -> dict[str, Any]:
 
     The images of a prompt are not independent, so an interval is that of the mean of the prompts' means.
     """
-    by_name, half, by_category = {}, {}, {}
+    found: dict[str, dict] = {name: {} for name in ("by_name", "interval_by_name")}
+    found |= {name: {} for name in ("by_category", "interval_by_category")}
     for name, values in sorted(judged.values.items()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a prompt without any answer has no mean
             means = np.nanmean(values, axis=1)
-        known = means[np.isfinite(means)]
-        by_name[name] = float(known.mean()) if len(known) else float("nan")
-        half[name] = float(1.96 * known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
+        found["by_name"][name], found["interval_by_name"][name] = _mean_and_half(means)
         if "/" in name:
             continue
         for category in sorted(set(categories) - {""}):
             own = means[[one == category for one in categories]]
             if np.isfinite(own).any():
-                by_category.setdefault(name, {})[category] = float(np.nanmean(own))
+                mean, half = _mean_and_half(own)
+                found["by_category"].setdefault(name, {})[category] = mean
+                found["interval_by_category"].setdefault(name, {})[category] = half
     missing = float(np.mean([np.isnan(values).mean() for values in judged.values.values()])) if judged.values else 1.0
-    values = {"by_name": by_name, "interval_by_name": half, "by_category": by_category}
-    return {**values, "guards": judged.guards, "missing": missing}
+    return {**found, "guards": judged.guards, "missing": missing}
+
+
+def _mean_and_half(means: np.ndarray) -> tuple[float, float]:
+    """Of those that are known: their mean, and half its 95 % interval."""
+    known = means[np.isfinite(means)]
+    half = 1.96 * known.std(ddof=1) / np.sqrt(len(known)) if len(known) > 1 else np.nan
+    return float(known.mean()) if len(known) else float("nan"), float(half)

@@ -73,8 +73,9 @@ class TrainConfig:
     # On a GPU, the same bits from the same steps, as a CPU and a TPU give anyway: XLA's attention in place of cuDNN's,
     # and no kernels chosen by timing. Slower, and by how much is not measured.
     deterministic: bool = False
-    # What a new run starts from, instead of random parameters: a run or one of its checkpoints, a release folder or its
-    # conversion, or a file of weights. A run that is there already goes on from its own checkpoint.
+    # What a new run starts from, instead of random parameters: a run or one of its checkpoints, a packed run ("small"
+    # comes with the package), a release folder or its conversion, or a file of weights. A run that is there already
+    # goes on from its own checkpoint.
     init_from: str = ""
     # Of a run: its moving average, or the parameters themselves.
     init_part: Literal["ema", "params"] = "ema"

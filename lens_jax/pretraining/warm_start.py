@@ -1,4 +1,4 @@
-"""What a new run starts from, or trains an adapter beside: the parameters of a run, a release, or a file of weights.
+"""What a new run starts from, or trains an adapter beside: a run, packed or not, a release, or weights.
 
 Read straight into the layout of the mesh: of a run each process reads its parts alone, of a release one array at a time
 is in the memory of a host.
@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from lens_jax import parallel
+from lens_jax.convert import packed
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser
 from lens_jax.pretraining.config import TrainConfig
@@ -33,6 +34,8 @@ def load(
     float32; those that an adapter is trained beside are in the dtype that they are computed in. LensError lists every
     array that is missing, over, or of another shape, unless `init_partial`; then `say` does.
     """
+    if file := packed.find(config.init_from):
+        return _from_packed(packed.PackedFile(file), config, mesh, say)
     path = store.as_path(config.init_from)
     if not path.exists():
         from lens_jax.convert import source
@@ -40,15 +43,28 @@ def load(
         if "://" not in config.init_from:
             source.check_exists(Path(config.init_from))  # knows the name of a repository
         raise LensError(f"init_from {path}: no such file or folder")
-    dtype = config.model.dtype if config.lora.rank else "float32"
-    model, run = dataclasses.replace(config.model, param_dtype=dtype), store.is_run(path)
-    kept = dataclasses.replace(model, param_dtype="float32") if run else model
-    wanted = parallel.abstract_params(denoiser.abstract_params(kept), parallel.DENOISER_RULES, mesh)
-    wanted = flatten_dict(wanted, sep="/")
-    if not run:
-        return _from_weights(Path(path), config, wanted, mesh, say), None
-    params, codec = _from_run(store.find(path), config, wanted, mesh, say)
+    dtype = _dtype(config)
+    if not store.is_run(path):
+        return _from_weights(Path(path), config, _wanted(config, dtype, mesh), mesh, say), None
+    params, codec = _from_run(store.find(path), config, _wanted(config, "float32", mesh), mesh, say)
     return params if dtype == "float32" else parallel.on(mesh, _cast)(params, dtype), codec
+
+
+def _dtype(config: TrainConfig) -> str:
+    return config.model.dtype if config.lora.rank else "float32"
+
+
+def _wanted(config: TrainConfig, dtype: str, mesh: Mesh | None) -> dict:
+    """Shape, dtype and layout of each of the denoiser's parameters by path."""
+    model = dataclasses.replace(config.model, param_dtype=dtype)
+    wanted = parallel.abstract_params(denoiser.abstract_params(model), parallel.DENOISER_RULES, mesh)
+    return flatten_dict(wanted, sep="/")
+
+
+def _statistics(config: TrainConfig, mesh: Mesh | None) -> dict:
+    """Of what the codec is fitted to; {} for one with released weights."""
+    statistics = config.codec.abstract_fitted()
+    return statistics and parallel.abstract_params(statistics, parallel.AUTOENCODER_RULES, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -61,7 +77,8 @@ def check(config: TrainConfig) -> None:
     if config.lora.rank and not config.init_from:
         raise LensError(
             f"lora.rank is {config.lora.rank}, but init_from names nothing to train an adapter beside; accepted: a run "
-            "or one of its checkpoints, a release folder or its conversion, or a file of weights"
+            'or one of its checkpoints, a packed run ("small" comes with the package), a release folder or its '
+            "conversion, or a file of weights"
         )
     if config.lora.rank and config.init_partial:
         raise LensError("init_partial is not for an adapter (lora.rank): what it is beside must be whole")
@@ -85,11 +102,20 @@ def _from_run(folder: epath.Path, config: TrainConfig, wanted: dict, mesh: Mesh 
     chosen = _choose(f"init_from {folder} ({config.init_part})", config, wanted, found, say)
     parts = {config.init_part: {"denoiser": unflatten_dict(chosen, sep="/")}}
     # Latents normalised with other statistics would be something else than what these parameters know.
-    statistics = config.codec.abstract_fitted()
+    statistics = _statistics(config, mesh)
     if statistics and not store.differences({"frozen": {"codec": statistics}}, shapes):
-        parts["frozen"] = {"codec": parallel.abstract_params(statistics, parallel.AUTOENCODER_RULES, mesh)}
+        parts["frozen"] = {"codec": statistics}
     loaded = store.load(folder, parts, mesh, partial=True)
     return flatten_dict(loaded[config.init_part]["denoiser"], sep="/"), loaded.get("frozen", {}).get("codec")
+
+
+def _from_packed(file: packed.PackedFile, config: TrainConfig, mesh: Mesh | None, say):
+    wanted = _wanted(config, _dtype(config), mesh)
+    chosen = _choose(f"init_from {file.path}", config, wanted, file.shapes("denoiser"), say)
+    statistics = flatten_dict(_statistics(config, mesh), sep="/")
+    fits = {path: like.shape for path, like in statistics.items()} == file.shapes("codec")
+    codec = unflatten_dict(file.take("codec", statistics), sep="/") if statistics and fits else None
+    return file.take("denoiser", chosen), codec
 
 
 def _from_weights(path: Path, config: TrainConfig, wanted: dict, mesh: Mesh | None, say) -> dict[str, jax.Array]:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lens_jax.checker.classifier import fit_classifier
+from lens_jax.checker.tasks import TASKS, bench_prompts
 from lens_jax.data import captions, scene_sampler, scenes
 from lens_jax.data.buckets import Bucket
 from lens_jax.errors import LensError
 from lens_jax.evaluation import scene_bench
 from lens_jax.evaluation.config import EvaluateConfig
-from lens_jax.evaluation.scene_classifier import fit_classifier
-from lens_jax.evaluation.scene_prompts import TASKS, bench_prompts
 
 BUCKETS = (Bucket(64, 64), Bucket(64, 80))
 

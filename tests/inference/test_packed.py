@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lens_jax import LensPipeline
+from lens_jax.convert import packed as packed_files
 from lens_jax.convert import writer
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.errors import LensError
@@ -41,7 +42,7 @@ def test_it_draws_what_the_run_draws(run, tmp_path):
 def test_files_that_are_not_what_they_say(run, tmp_path):
     file = packed.write(run, tmp_path / "model.safetensors")
     whole = SafetensorsFile(file)
-    described = json.loads(whole.metadata[packed.KEY])
+    described = json.loads(whole.metadata[packed_files.KEY])
     for changes, tensors, words in (
         ({"format": 9}, {}, "packed in format 9; this version reads 1"),
         ({"model": {"layers": "two"}}, {}, "model.layers"),
@@ -49,10 +50,12 @@ def test_files_that_are_not_what_they_say(run, tmp_path):
         ({}, {"codec/mean": np.zeros(5, np.float32)}, r"codec/mean is \[5\] and should be \[48\]"),
     ):
         other = tmp_path / "other.safetensors"
-        writer.write_file(other, {**whole, **tensors}, metadata={packed.KEY: json.dumps({**described, **changes})})
+        writer.write_file(
+            other, {**whole, **tensors}, metadata={packed_files.KEY: json.dumps({**described, **changes})}
+        )
         with pytest.raises(LensError, match=words):
             load.from_pretrained(other)
-    writer.write_file(other, dict(whole), metadata={packed.KEY: "{"})
+    writer.write_file(other, dict(whole), metadata={packed_files.KEY: "{"})
     with pytest.raises(LensError, match="not a JSON object"):
         load.from_pretrained(other)
     with pytest.raises(LensError, match=r"variant .*is no option of a packed model"):
@@ -60,10 +63,10 @@ def test_files_that_are_not_what_they_say(run, tmp_path):
 
 
 def test_a_shipped_model_that_was_damaged(tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "SHIPPED", tmp_path)
+    monkeypatch.setattr(packed_files, "SHIPPED", tmp_path)
     with pytest.raises(LensError, match="the model that comes with the package"):
-        packed.shipped("small")
-    (tmp_path / packed.NAMES["small"]).write_bytes(b"not the model")
-    (tmp_path / "digests.json").write_text(json.dumps({packed.NAMES["small"]: "0" * 64}))
+        packed_files.shipped("small")
+    (tmp_path / packed_files.NAMES["small"]).write_bytes(b"not the model")
+    (tmp_path / "digests.json").write_text(json.dumps({packed_files.NAMES["small"]: "0" * 64}))
     with pytest.raises(LensError, match="is damaged"):
-        packed.shipped("small")
+        packed_files.shipped("small")

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -12,9 +15,10 @@ from flax.traverse_util import flatten_dict
 from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.convert import denoiser as release_denoiser
-from lens_jax.convert import native, source
+from lens_jax.convert import native, packed, source, writer
 from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.errors import LensError
+from lens_jax.models.lora import LoraConfig
 from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.recipe import RULES, create_state
@@ -83,6 +87,38 @@ def test_from_a_run(config, run):
     assert_equal(jax.device_get(flatten_dict(state.params["denoiser"], sep="/")), saved)
     assert_equal(jax.device_get(flatten_dict(state.ema["denoiser"], sep="/")), saved)
     assert int(state.step) == 0
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_from_a_packed_run(config, run, tmp_path, monkeypatch, named):
+    """Its average, in the dtype that it was packed in; by its path, and by the name of one that is shipped."""
+    saved, codec, _ = start(config, init_from=str(run))
+    file = tmp_path / "small" / packed.NAMES["small"]
+    tensors = {f"denoiser/{name}": np.asarray(value).astype(ml_dtypes.bfloat16) for name, value in saved.items()}
+    tensors |= {f"codec/{name}": np.asarray(value) for name, value in codec.items()}
+    file.parent.mkdir()
+    writer.write_file(file, tensors, metadata={packed.KEY: json.dumps({"format": packed.FORMAT})})
+    (file.parent / "digests.json").write_text(json.dumps({file.name: hashlib.sha256(file.read_bytes()).hexdigest()}))
+    monkeypatch.setattr(packed, "SHIPPED", file.parent)
+    monkeypatch.chdir(tmp_path / "small")  # where nothing is called "small"
+    params, fitted, lines = start(config, init_from="small" if named else str(file))
+    assert {value.dtype for value in params.values()} == {np.dtype(np.float32)}
+    assert_equal(
+        params, {name: np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32) for name, x in saved.items()}
+    )
+    assert_equal(fitted, codec)
+    assert lines == []
+    adapted = dataclasses.replace(
+        config, lora=LoraConfig(rank=2), model=dataclasses.replace(config.model, dtype="bfloat16")
+    )
+    half, _, _ = start(adapted, init_from=str(file))
+    assert {value.dtype for value in half.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    # Statistics of another codec are none of this one; and another model is refused.
+    other = dataclasses.replace(config, codec=LinearCodecConfig(patch=4, components=24))
+    assert start(other, init_from=str(file))[1] is None
+    wider = dataclasses.replace(config.model, text_width=config.model.text_width * 2)
+    with pytest.raises(LensError, match=r"base.safetensors is of another model; 2 of another shape: text_in/kernel"):
+        start(dataclasses.replace(config, model=wider), init_from=str(file))
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "conversion"])

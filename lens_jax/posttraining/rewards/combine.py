@@ -13,10 +13,11 @@ from lens_jax.posttraining.rewards.function import Function
 from lens_jax.posttraining.rewards.ocr import Ocr
 from lens_jax.posttraining.rewards.reward import Reward, Score
 from lens_jax.posttraining.rewards.rubric import RubricJudge
+from lens_jax.posttraining.rewards.scene import SceneChecker, SceneOpinion
 from lens_jax.posttraining.rewards.service import Service
 
 # The kinds of rewards. A new one is a file beside this and its name here.
-Kind = RubricJudge | Ocr | Service | Function
+Kind = RubricJudge | Ocr | SceneChecker | SceneOpinion | Service | Function
 
 # What is learnt from, among the values of a combined score.
 TOTAL = "reward"

@@ -1,4 +1,4 @@
-"""What pictograms look like at the resolution of scenes: the references that `scene_checker` compares with.
+"""What pictograms look like at the resolution of scenes: the references that `look.py` compares with.
 
 All comparisons are of whole numbers, so that the same pixels give the same verdict on every machine. Where they go
 through a matrix product of float64, every term and every partial sum is a whole number below 2^53, hence exact.

@@ -1,6 +1,5 @@
 """The prompts of the scene benchmark: GenEval's six tasks and three more, on combinations that training never saw."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ class Task:
     group: str
     # Kinds of `scene_sampler.KINDS` that it draws from, in turn.
     kinds: tuple[str, ...]
-    # Criteria of `scene_verdict` that make an image right in this task.
+    # Criteria of `verdict.py` that make an image right in this task.
     criteria: tuple[str, ...]
 
 
@@ -74,20 +73,13 @@ def _of_task(concepts: Sequence[Concept], bucket: Bucket, task: str, count: int,
             break
         kind = TASKS[task].kinds[len(prompts) % len(TASKS[task].kinds)]
         scene = scene_sampler.sample_scene(rng, chosen, bucket, "all", kind)
-        if _fits(task, scene) and (twins or scene_sampler.held_out(scene)):
+        if fits(task, scene) and (twins or scene_sampler.held_out(scene)):
             prompts.append(BenchPrompt(task, scene, scene_sampler.held_out(scene)))
     return prompts
 
 
-def _fits(task: str, scene: Scene) -> bool:
+def fits(task: str, scene: Scene) -> bool:
+    """Whether a scene of one of the task's kinds is of the task."""
     if task.startswith("text"):
         return len(scene.word.text) == int(task[-1])
     return bool(scene.objects[0].size) == (task == "size")
-
-
-def as_json(prompt: BenchPrompt) -> dict:
-    """A prompt as plain values."""
-    scene = dataclasses.asdict(prompt.scene)
-    for placed in scene["objects"]:
-        placed["concept"] = placed["concept"]["id"]
-    return {"task": prompt.task, "held_out": prompt.held_out, "scene": scene}

@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 
+from lens_jax.checker.look import Found, Seen, look
+from lens_jax.checker.references import References
 from lens_jax.data.scenes import Scene
-from lens_jax.evaluation.scene_checker import Found, Seen, look
-from lens_jax.evaluation.scene_references import References
 
 # objects     every concept as often as asked, nothing else
 # count       as many objects as asked, whatever they are

@@ -1,4 +1,4 @@
-"""A second opinion on which concepts an image shows, by other means than `scene_checker`.
+"""A second opinion on which concepts an image shows, by other means than `look.py`.
 
 No segmentation, no comparison of pixels, no places: every pixel that differs from the background takes the name of the
 nearest of OpenMoji's colours, and what counts is how often two names lie a few pixels apart, and where edges point.

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lens_jax.data.lettering import INK
-from lens_jax.data.scenes import COLOURS, Box
-from lens_jax.evaluation import scene_words
-from lens_jax.evaluation.scene_references import (
+from lens_jax.checker.references import (
     CELLS,
     PAINTED,
     References,
@@ -22,6 +19,9 @@ from lens_jax.evaluation.scene_references import (
     load_references,
     painted_box,
 )
+from lens_jax.checker.words import Reading, read
+from lens_jax.data.lettering import INK
+from lens_jax.data.scenes import COLOURS, Box
 
 # A background farther than this from every colour of COLOURS has no name; two of those are at least 38 apart.
 _BACKGROUND = 30
@@ -102,7 +102,7 @@ class _Part:
     concept: int = -1
     row: int = -1
     error: float = 1.0
-    word: scene_words.Reading | None = None
+    word: Reading | None = None
     # Concepts by how alike they are, the first and those close to it.
     rivals: tuple[int, ...] = ()
 
@@ -260,7 +260,7 @@ class _Search:
         if not wide or coloured > _COLOURED * energy:
             return part
         ink = self.ink[top:bottom, left:right]
-        word = scene_words.read(ink)
+        word = read(ink)
         if not word or len(word.text) < 2:
             return part
         error = word.cost / int(np.square(ink).sum())

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lens_jax.checker.look import look
+from lens_jax.checker.references import CELLS, References, cell_means, integral
+from lens_jax.checker.verdict import judge
 from lens_jax.data import scene_sampler, scenes
 from lens_jax.data.buckets import Bucket, make_buckets
 from lens_jax.data.scenes import Placed, Scene, Word
 from lens_jax.evaluation.scene_calibration import CORRUPTIONS, PROPERTIES, blurred, calibrate
-from lens_jax.evaluation.scene_checker import look
-from lens_jax.evaluation.scene_references import CELLS, References, cell_means, integral
-from lens_jax.evaluation.scene_verdict import judge
 
 BUCKETS = make_buckets(64, ("1:1", "3:4", "4:3", "2:3", "3:2"), 8)
 SQUARE = Bucket(64, 64)
