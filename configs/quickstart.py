@@ -26,14 +26,14 @@ config = TrainConfig(
         unroll=True,
     ),
     codec=LinearCodecConfig(patch=8, components=64),
-    text=SentenceEncoderConfig(max_tokens=4),
+    text=SentenceEncoderConfig(max_tokens=7),
     # One thread reads these small images fast enough; a second one takes the interpreter from the loop.
     data=DataConfig(path="data/openmoji", batch_size=16, threads=1),
     optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", beta2=0.99),
     checkpoint=CheckpointConfig(every=500, keep=2),
     samples=SheetConfig(
         every=1100,
-        prompts=("red apple", "banana", "cat", "octopus", "rocket", "fox on the left, house on the right"),
+        prompts=("red apple", "banana", "cat", "octopus", "rocket", "fox (on the left), house (on the right)"),
     ),
     validation=ValidationConfig(every=1100),
     logging=LoggingConfig(every=50),
