@@ -155,6 +155,11 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
     return mask & (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] >= 3)
 
 
+def _certain(part: _Part) -> bool:
+    """Whether no other explanation of it is looked for."""
+    return part.error < (UNREADABLE / 4 if part.word else _CERTAIN)
+
+
 class _Search:
     """The explanations of one image."""
 
@@ -186,19 +191,22 @@ class _Search:
         if part.error >= _CERTAIN:
             part = self._read(part)
         best = part.cost, (part,)
-        certain = part.error < (UNREADABLE / 4 if part.word else _CERTAIN)
-        if certain or not depth:
+        if _certain(part) or not depth:
             return best
-        pairs = [pair for pair in (self._halves(box, cut) for cut in self._cuts(box)) if pair]
-        if not pairs:
+        cuts = [(crossing, self._halves(box, axis, place)) for crossing, axis, place in self._cuts(box)]
+        cuts = [(crossing, pair) for crossing, pair in cuts if pair]
+        if not cuts:
             return best
-        self._match([half for pair in pairs for half in pair])
-        pairs.sort(key=lambda pair: sum(self.parts[half].cost for half in pair))
-        for pair in pairs[:_CUTS]:
+        self._match([half for _, pair in cuts for half in pair])
+        # Lines through nothing first: a word is known as one only when it is looked at by itself.
+        cuts.sort(key=lambda cut: (cut[0] > 0, sum(self.parts[half].cost for half in cut[1])))
+        for _, pair in cuts[:_CUTS]:
             halves = [self.explain(half, depth - 1) for half in pair]
-            total = sum(cost for cost, _ in halves)
+            total, parts = sum(cost for cost, _ in halves), halves[0][1] + halves[1][1]
             if total < best[0]:
-                best = total, halves[0][1] + halves[1][1]
+                best = total, parts
+            if all(map(_certain, best[1])):
+                break
         return best
 
     def _match(self, boxes: list[Box]) -> list[_Part]:
@@ -263,8 +271,8 @@ class _Search:
         left, top, right, bottom = box
         return int(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
 
-    def _cuts(self, box: Box) -> list[tuple[int, int]]:
-        """(axis, place) of lines through few painted pixels, those through none first."""
+    def _cuts(self, box: Box) -> list[tuple[int, int, int]]:
+        """(painted pixels crossed, axis, place) of lines through few painted pixels."""
         left, top, right, bottom = box
         mask = self.mask[top:bottom, left:right]
         cuts = []
@@ -276,19 +284,23 @@ class _Search:
             legal = (places >= _LEAST) & (places <= length - _LEAST)
             # Few crossings, then few painted pixels beside it, then the middle.
             worth = crossing * 10_000 + gaps * 100 + abs(2 * places - length)
-            chosen = []
+            chosen: list[tuple[int, int]] = []
             for i in np.argsort(worth, kind="stable"):
                 if len(chosen) == 3 or crossing[i] * 3 > inside.shape[1]:
                     break
-                if legal[i] and all(abs(places[i] - other) > 3 for other in chosen):
-                    chosen.append(int(places[i]))
-            start = (left, top)[axis]
-            cuts += [(axis, start + place) for place in chosen]
+                if legal[i] and all(abs(places[i] - other) > 3 for _, other in chosen):
+                    chosen.append((int(crossing[i]), int(places[i])))
+            # Two that touch along a whole side, such as books, have no line between them that crosses little.
+            middle = np.flatnonzero(legal & (abs(2 * places - length) <= 6))
+            if len(middle):
+                i = middle[worth[middle].argmin()]
+                if all(abs(places[i] - other) > 3 for _, other in chosen):
+                    chosen.append((int(crossing[i]), int(places[i])))
+            cuts += [(crossed, axis, (left, top)[axis] + place) for crossed, place in chosen]
         return cuts
 
-    def _halves(self, box: Box, cut: tuple[int, int]) -> tuple[Box, ...] | None:
+    def _halves(self, box: Box, axis: int, place: int) -> tuple[Box, ...] | None:
         left, top, right, bottom = box
-        axis, place = cut
         parts = ((left, top, place, bottom), (place, top, right, bottom))
         if axis:
             parts = ((left, top, right, place), (left, place, right, bottom))
