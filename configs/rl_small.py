@@ -11,7 +11,7 @@ is the trained one (--nft.old-decay 1, the report's, would keep 8 % of it at mos
 
 Meant to end within 20 minutes on two cores; reckoned, not yet measured. `lens-jax plan rl_small` counts 0.57 TFLOP of
 drawing (144 images, 10 passes each) and 0.52 of training (432 samples, two forward passes and a backward one through
-frozen weights) an update: 8 s at 130 GFLOP/s of both cores. Judging takes 28 ms of one core an image, 2 s; so 80 updates
+frozen weights) an update: 8 s at 130 GFLOP/s of both cores. Judging takes 28 ms of a core an image, 2 s; so 80 updates
 take 14 minutes. Each of three evaluations, of 192 held-out prompts with four images, takes 45 s. One size, so that few
 programs are compiled; others by --rollout.sizes, with prompts made for the same --sizes.
 
