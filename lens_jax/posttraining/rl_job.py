@@ -317,7 +317,8 @@ class Rl:
         if (judged := judging()) is not None:
             values = evaluated(judged, [prompt.category for prompt in prompts])
             log.write(step, "evaluation", values)
-            shown = "  ".join(f"{reward} {value:.4f}" for reward, value in values["by_name"].items())
+            named = {name: value for name, value in values["by_name"].items() if "/" not in name}
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
             log.say(f"step {step}: on {len(prompts)} held-out prompts {shown}")
 
     def _draw_sheet(self, state: State, step: int, log: Log) -> None:

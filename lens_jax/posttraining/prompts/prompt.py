@@ -158,6 +158,8 @@ def read_prompts(path: str | os.PathLike) -> list[Prompt]:
     LensError names the first line that is wrong. A set without prompts is wrong.
     """
     path = prompts_file(path)
+    if not path.exists():
+        raise LensError(f"{path}: no such file; lens-jax prompts make, or scenes, writes one")
     prompts, seen = [], {}
     for where, values in iterate_lines(path):
         prompt = from_json(values, where)
