@@ -41,7 +41,10 @@ def find(path: str | os.PathLike) -> Path | None:
 
 def is_packed(path: Path) -> bool:
     """Whether a file is a packed pipeline; by its header alone."""
-    return path.is_file() and path.suffix == ".safetensors" and KEY in SafetensorsFile(path).metadata
+    try:
+        return path.is_file() and path.suffix == ".safetensors" and KEY in SafetensorsFile(path).metadata
+    except LensError:  # whoever reads it as what it is says what is wrong with it
+        return False
 
 
 def shipped(name: str) -> Path:

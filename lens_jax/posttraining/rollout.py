@@ -84,7 +84,7 @@ def row_keys(seed_key: jax.Array, epoch: jax.Array, prompts: jax.Array, members:
 def row_noise(keys: jax.Array, number: jax.Array | int, tokens: int, channels: int) -> jax.Array:
     """Standard normal noise [B, tokens, channels], the `number`-th of each row's key; padding does not change it."""
 
-    def draw(keys):
+    def draw(keys, number):
         def one(key):
             key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), number)
             return jax.random.normal(key, (tokens, channels), jnp.float32)
@@ -92,9 +92,11 @@ def row_noise(keys: jax.Array, number: jax.Array | int, tokens: int, channels: i
         return jax.vmap(one)(keys)
 
     if jax.sharding.get_abstract_mesh().empty:
-        return draw(keys)
+        return draw(keys, number)
     rows = PartitionSpec(jax.typeof(keys).sharding.spec[0])
-    return jax.shard_map(draw, in_specs=rows, out_specs=rows, check_vma=False)(keys)
+    # The number is a tracer within a scan, and shard_map closes over none.
+    mapped = jax.shard_map(draw, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False)
+    return mapped(keys, jnp.asarray(number, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -53,7 +53,7 @@ def test_given_latents_are_the_noise(pipe):
 def test_guidance_of_one_runs_no_second_branch(pipe, monkeypatch):
     calls = []
     apply = denoiser.apply
-    monkeypatch.setattr(denoiser, "apply", lambda *a: calls.append(a[3][0].shape[1]) or apply(*a))
+    monkeypatch.setattr(denoiser, "apply", lambda *a, **k: calls.append(a[3][0].shape[1]) or apply(*a, **k))
     for guidance_scale, text_tokens in {1.0: [4], 3.0: [4, 0]}.items():
         calls.clear()
         drawing.draw_program.clear_cache()

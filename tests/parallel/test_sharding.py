@@ -109,7 +109,9 @@ def test_gradients_summed_in_float32():
 def test_replicas_share_the_reading_of_a_checkpoint():
     """Bit for bit in the layout that was asked for, of which a replica reads its part along `data` alone."""
     found = simulate("restore", "4,2,1,1")
-    assert (found["4,2,1,1"]["state"], found["4,2,1,1"]["share"]) == (0, 0.25)
+    assert found["4,2,1,1"]["state"] == 0
+    # But for the codec's scale, a single number, which every replica reads.
+    assert found["4,2,1,1"]["share"] == pytest.approx(0.25, abs=1e-5)
 
 
 @pytest.mark.parametrize("mesh", MESHES)

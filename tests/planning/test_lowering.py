@@ -29,7 +29,7 @@ def on_devices(name: str, devices: int) -> TrainConfig:
     data, fsdp, *_ = config.mesh.sizes(devices)
     fit = lambda size: -(-size // (data * fsdp)) * data * fsdp
     batches = {"batch_size": fit(config.data.batch_size), "batch_sizes": tuple(map(fit, config.data.batch_sizes))}
-    buckets = config.data.buckets or ("24x24", "28x20", "20x28")
+    buckets = config.data.buckets or ("48x48", "56x40", "40x56")
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, path="nowhere", buckets=buckets, **batches)
     )

@@ -14,7 +14,7 @@ def plan(capsys, *arguments: str) -> tuple[int, str, str]:
     return stop.value.code or 0, captured.out, captured.err
 
 
-SMALL = ("quickstart", "--data.path", "nowhere", "--data.buckets", "24x24", "28x20", "--data.batch-size", "32")
+SMALL = ("quickstart", "--data.path", "nowhere", "--data.buckets", "48x48", "56x40", "--data.batch-size", "32")
 
 
 def test_plan(capsys, tmp_path):

@@ -20,6 +20,8 @@ from lens_jax.pretraining.job import train
 from lens_jax.pretraining.precompute import Precompute, precompute
 from lens_jax.run.log import read_metrics
 
+SMALL = ["--codec.patch", "4", "--codec.components", "48"]
+
 
 def options(config, out, **others) -> Precompute:
     return Precompute(str(out), config.data, config.codec, config.text, batch_size=8, dtype="float32", **others)
@@ -160,7 +162,18 @@ def test_processes_of_a_cluster_end_alone(tiny_config, tmp_path, capsys, monkeyp
     out = tmp_path / "out"
     config = tmp_path / "mine.py"
     config.write_text("from lens_jax.pretraining.config import *\nconfig = TrainConfig()\n")
-    flags = ["--data.path", tiny_config.data.path, "--out", str(out), "--codec.patch", "4", "--batch-size", "16"]
+    flags = [
+        "--data.path",
+        tiny_config.data.path,
+        "--out",
+        str(out),
+        "--codec.patch",
+        "4",
+        "--codec.components",
+        "48",
+        "--batch-size",
+        "16",
+    ]
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     for index, said in (("1", "this process's part is done"), ("0", "records, ")):
@@ -176,7 +189,16 @@ def test_processes_of_a_cluster_end_alone(tiny_config, tmp_path, capsys, monkeyp
 def test_from_the_command_line(tiny_config, tmp_path, capsys, monkeypatch):
     config = tmp_path / "mine.py"
     config.write_text("from lens_jax.pretraining.config import *\nconfig = TrainConfig()\n")
-    flags = ["--data.path", tiny_config.data.path, "--out", str(tmp_path / "out"), "--codec.patch", "4"]
+    flags = [
+        "--data.path",
+        tiny_config.data.path,
+        "--out",
+        str(tmp_path / "out"),
+        "--codec.patch",
+        "4",
+        "--codec.components",
+        "48",
+    ]
     with pytest.raises(SystemExit) as stop:
         cli.main(["precompute", str(config), *flags, "--batch-size", "16"])
     assert stop.value.code == 0
