@@ -25,7 +25,7 @@ def test_estimates_are_seldom_too_short(release_tokenizer):
         texts = [captions.caption(scene, language) for scene in drawn]
         counted = np.array([len(release_tokenizer.encode(text)) for text in texts])
         estimated = np.array([caption_length.estimate(text) for text in texts])
-        assert (estimated < counted).mean() <= {"tr": 0.2, "it": 0.15, "pt": 0.05}.get(language, 0), language
+        assert (estimated < counted).mean() <= {"tr": 0.3, "it": 0.15, "pt": 0.05}.get(language, 0), language
         assert estimated.sum() < 2.7 * counted.sum()
 
 
