@@ -41,9 +41,9 @@ def test_plan(capsys, tmp_path):
     assert found["device_hours"] == pytest.approx(2200 * seconds * 16 / 3600, rel=1e-9)
     assert found["cost"] == pytest.approx(2 * found["device_hours"], rel=1e-9)
     assert found["mfu"] == pytest.approx(0.5, rel=3e-3)
-    # Of 35 or 36 image tokens none is padding; of four text slots 3 are used, less the tenth that is dropped.
+    # Of 35 or 36 image tokens none is padding; of seven text slots 3 are used, less the tenth that is dropped.
     assert [one["image_waste"] for one in found["buckets"]] == [0, 0]
-    assert found["areas"][0]["text_waste"] == pytest.approx(1 - 0.9 * 3 / 4)
+    assert found["areas"][0]["text_waste"] == pytest.approx(1 - 0.9 * 3 / 7)
     kinds = {(one["what"], one["kind"], one["axes"]) for one in found["traffic"]}
     assert {("weights", "all-gather", "fsdp"), ("gradients", "reduce-scatter", "fsdp")} <= kinds
 
