@@ -159,20 +159,13 @@ def train(argv: list[str]) -> int:
         raise LensError(f"the config comes first: lens-jax train CONFIG {argv[0]} ...")
     base = config_files.load(argv[0], TrainConfig)
     config = parse(TrainConfig, argv[1:], f"lens-jax train {argv[0]}", default=base)
-    from lens_jax.parallel import processes as distributed
+    def run():
+        from lens_jax.planning.fit import choose_remat_here
+        from lens_jax.pretraining.job import train
 
-    if config.deterministic:
-        from lens_jax.pretraining import determinism
+        return train(choose_remat_here(config))
 
-        determinism.set_flag()
-    distributed.initialize(heartbeat=config.heartbeat_seconds)
-    from lens_jax.planning.fit import choose_remat_here
-    from lens_jax.pretraining.job import train as run
-
-    with distributed.ending_alone():
-        stopped_by = run(choose_remat_here(config)).stopped_by
-    # As a shell reports it: an orchestrator must not take a run that was stopped for one that is complete.
-    return 0 if stopped_by is None else 128 + stopped_by
+    return _run_to_its_end(config, run)
 
 
 def rl(argv: list[str]) -> int:
@@ -193,6 +186,18 @@ def rl(argv: list[str]) -> int:
         raise LensError(f"the config comes first: lens-jax rl CONFIG {argv[0]} ...")
     base = config_files.load(argv[0], RlConfig)
     config = parse(RlConfig, argv[1:], f"lens-jax rl {argv[0]}", default=base)
+    def run():
+        from lens_jax.planning.fit import choose_remat_here
+        from lens_jax.planning.rl import choose_remat
+        from lens_jax.posttraining.rl_job import train
+
+        return train(choose_remat_here(config, choose_remat))
+
+    return _run_to_its_end(config, run)
+
+
+def _run_to_its_end(config: Any, run: Callable[[], Any]) -> int:
+    """The exit code of a run of one process or of many; JAX is set up before `run` imports what uses it."""
     from lens_jax.parallel import processes as distributed
 
     if config.deterministic:
@@ -200,12 +205,9 @@ def rl(argv: list[str]) -> int:
 
         determinism.set_flag()
     distributed.initialize(heartbeat=config.heartbeat_seconds)
-    from lens_jax.planning import fit
-    from lens_jax.planning.rl import choose_remat
-    from lens_jax.posttraining.rl_job import train as run
-
     with distributed.ending_alone():
-        stopped_by = run(fit.choose_remat_here(config, choose_remat)).stopped_by
+        stopped_by = run().stopped_by
+    # As a shell reports it: an orchestrator must not take a run that was stopped for one that is complete.
     return 0 if stopped_by is None else 128 + stopped_by
 
 

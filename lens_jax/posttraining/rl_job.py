@@ -290,7 +290,7 @@ class Rl:
         fixed = {**state.frozen, **state.extra}
         try:
             chunks = painter.draw(fixed, tree, images, features, keys, settings, on_group, keep, progress)
-        except Exception:
+        except Exception:  # whatever it is, it goes on from here
             if sitting is not None:
                 sitting.settle()  # what has been asked for is worth writing down
             raise
