@@ -159,6 +159,7 @@ def train(argv: list[str]) -> int:
         raise LensError(f"the config comes first: lens-jax train CONFIG {argv[0]} ...")
     base = config_files.load(argv[0], TrainConfig)
     config = parse(TrainConfig, argv[1:], f"lens-jax train {argv[0]}", default=base)
+
     def run():
         from lens_jax.planning.fit import choose_remat_here
         from lens_jax.pretraining.job import train
@@ -186,6 +187,7 @@ def rl(argv: list[str]) -> int:
         raise LensError(f"the config comes first: lens-jax rl CONFIG {argv[0]} ...")
     base = config_files.load(argv[0], RlConfig)
     config = parse(RlConfig, argv[1:], f"lens-jax rl {argv[0]}", default=base)
+
     def run():
         from lens_jax.planning.fit import choose_remat_here
         from lens_jax.planning.rl import choose_remat
