@@ -93,7 +93,7 @@ def reference_images(concepts, buckets: tuple[Bucket, ...]) -> dict[Bucket, np.n
     longest = max(max(bucket.height, bucket.width) for bucket in buckets)
     sprite = scenes.sprite_cache(openmoji.load_sprites(concepts, 4 * longest))
     return {
-        bucket: np.stack([scenes.draw(scenes.reference_scene(concept, bucket), sprite) for concept in concepts])
+        bucket: np.stack([scenes.draw(scene_sampler.reference_scene(concept, bucket), sprite) for concept in concepts])
         for bucket in buckets
     }
 
