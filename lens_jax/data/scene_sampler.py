@@ -20,8 +20,8 @@ from lens_jax.errors import LensError
 KINDS = {
     "objects": {"one": 0.4, "same two": 0.13, "same three": 0.12, "two": 0.25, "three": 0.1},
     "all": {
-        "one": 0.36, "same two": 0.06, "same three": 0.09, "same four": 0.08, "two": 0.09, "relation": 0.1,
-        "three": 0.03, "four": 0.03, "word": 0.08, "word and one": 0.08,
+        "one": 0.28, "same two": 0.05, "same three": 0.09, "same four": 0.08, "two": 0.09, "relation": 0.11,
+        "three": 0.03, "four": 0.03, "word": 0.12, "word and one": 0.12,
     },
 }  # fmt: skip
 World = Literal["objects", "all"]
