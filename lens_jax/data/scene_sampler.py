@@ -20,8 +20,8 @@ from lens_jax.errors import LensError
 KINDS = {
     "objects": {"one": 0.4, "same two": 0.13, "same three": 0.12, "two": 0.25, "three": 0.1},
     "all": {
-        "one": 0.28, "same two": 0.05, "same three": 0.09, "same four": 0.08, "two": 0.09, "relation": 0.11,
-        "three": 0.03, "four": 0.03, "word": 0.12, "word and one": 0.12,
+        "one": 0.27, "same two": 0.04, "same three": 0.08, "same four": 0.07, "two": 0.09, "relation": 0.1,
+        "three": 0.06, "four": 0.08, "word": 0.11, "word and one": 0.1,
     },
 }  # fmt: skip
 World = Literal["objects", "all"]
@@ -33,7 +33,7 @@ OBJECTS = {
 }  # fmt: skip
 
 Cell = tuple[float, float, float, float]
-# Fractions of the image (left, top, right, bottom) by layout. An object fills the shorter side of its cell.
+# Fractions of the image (left, top, right, bottom) by layout. An object stands in the middle of its cell.
 LAYOUTS: dict[str, dict[str, Cell]] = {
     "centre": {"centre": (0.07, 0.07, 0.93, 0.93)},
     "halves": {"left": (0.01, 0, 0.5, 1), "right": (0.5, 0, 0.99, 1)},
@@ -46,7 +46,7 @@ LAYOUTS: dict[str, dict[str, Cell]] = {
         "top_left": (0.01, 0.01, 0.5, 0.5), "top_right": (0.5, 0.01, 0.99, 0.5),
         "bottom_left": (0.01, 0.5, 0.5, 0.99), "bottom_right": (0.5, 0.5, 0.99, 0.99),
     },
-    # One object off centre: larger than half an image, and still clearly on one side.
+    # One object off centre.
     "left": {"left": (0.02, 0, 0.62, 1)},
     "right": {"right": (0.38, 0, 0.98, 1)},
     "top": {"top": (0, 0.02, 1, 0.62)},
@@ -66,8 +66,13 @@ BESIDE_WORD: dict[str, Cell] = {"top": (0.1, 0.38, 0.9, 0.98), "bottom": (0.1, 0
 RELATIONS = {"left": "left_of", "right": "right_of", "top": "above", "bottom": "below"}
 HELD_OUT = 12  # one combination of so many
 # Everything lies on a grid of so many pixels, the side of the linear codec's squares. A pictogram of some size is then
-# the same latent tokens wherever it is: an hour on two cores is enough to learn to draw 128 of them.
+# the same latent tokens wherever it is.
 GRID = 8
+# Sides of the squares that pictograms are drawn in: alone in the middle, and elsewhere. With two, a model has 45 tokens
+# of each pictogram to learn where the largest square of each cell, as it was, makes it 163.
+LARGE, SMALL = 6 * GRID, 3 * GRID
+# The larger one in images of less than this on their shorter side, as those of the quickstart.
+NARROW, LARGE_IN_NARROW = 56, 4 * GRID
 
 
 def reference_scene(concept: Concept, bucket: Bucket) -> Scene:
@@ -156,7 +161,7 @@ def _layout(rng: np.random.Generator, count: int, bucket: Bucket, size: str) -> 
     if count == 1:
         if size == "large":
             return "large"
-        place = rng.choice(["", "left", "right", "top", "bottom"], p=[0.4, 0.15, 0.15, 0.15, 0.15])
+        place = rng.choice(["", "left", "right", "top", "bottom"], p=[0.6, 0.1, 0.1, 0.1, 0.1])
         return f"small {place}".strip() if size else place or "centre"
     wide = bucket.width >= bucket.height
     elongation = max(bucket.width / bucket.height, bucket.height / bucket.width)
@@ -179,15 +184,17 @@ def _scaled(cell: Cell, bucket: Bucket) -> Cell:
     return tuple(fraction * side for fraction, side in zip(cell, scale))
 
 
+def large_side(height: int, width: int) -> int:
+    """Side of the square of a large object, pixels."""
+    return LARGE if min(height, width) >= NARROW else LARGE_IN_NARROW
+
+
 def _square(cell: Cell, bucket: Bucket) -> Box:
-    """The largest square of the grid in the middle of a cell, less a pixel on each side."""
+    """The square of an object in a cell: the larger of the two that it has room for, on the grid, less a pixel."""
     left, top, right, bottom = cell
+    large = large_side(bucket.height, bucket.width)
     # Two pixels over the cell are no matter: the pixel on each side is left free.
-    side = max(GRID, int(min(right - left, bottom - top) + 2) // GRID * GRID)
-    # One that stands in the exact middle of the image is better than one that is a size larger.
-    middle = abs(left + right - bucket.width) < 1 and abs(top + bottom - bucket.height) < 1
-    if middle and side > 4 * GRID and ((bucket.width - side) // GRID % 2 or (bucket.height - side) // GRID % 2):
-        side -= GRID
+    side = large if min(right - left, bottom - top) + 2 >= large else SMALL
     x, y = _on_grid((left + right - side) / 2), _on_grid((top + bottom - side) / 2)
     x, y = min(max(x, 0), bucket.width - side), min(max(y, 0), bucket.height - side)
     return (x + 1, y + 1, x + side - 1, y + side - 1)
