@@ -101,7 +101,7 @@ def sample_scene(
     size = ""
     if kind == "one" and world == "all":
         size = rng.choice(["", "small", "large"], p=[0.6, 0.25, 0.15])
-    cells = _cells(_layout(rng, count, bucket, size), bucket)
+    cells = _cells(_layout(rng, count, different < count, bucket, size), bucket)
     if kind == "relation" and rng.random() < 0.5:
         cells = cells[::-1]
     # A lone centred object and a group of the same need no place in words.
@@ -150,14 +150,16 @@ def _with_word(rng: np.random.Generator, chosen: Sequence[Concept], background: 
 
 
 def _word_box(letters: int, position: str, bucket: Bucket) -> Box:
-    """Squares of 16 pixels for the letters where the image is wide enough for them, and of 8 elsewhere."""
-    side = 2 * GRID if letters * 2 * GRID <= bucket.width else GRID
-    x = _on_grid((bucket.width - letters * side) / 2)
+    """Squares of 16 pixels for the letters where the image is wide enough for them, and of 8 elsewhere.
+
+    One square of the grid from the left edge, so that a place in a word is a place in the image, however long it is.
+    """
+    side = 2 * GRID if GRID + letters * 2 * GRID <= bucket.width else GRID
     y = min(max(_on_grid(WORD_MIDDLE[position] * bucket.height - side / 2), 0), bucket.height - side)
-    return (x, y, x + letters * side, y + side)
+    return (GRID, y, GRID + letters * side, y + side)
 
 
-def _layout(rng: np.random.Generator, count: int, bucket: Bucket, size: str) -> str:
+def _layout(rng: np.random.Generator, count: int, same: bool, bucket: Bucket, size: str) -> str:
     if count == 1:
         if size == "large":
             return "large"
@@ -167,9 +169,12 @@ def _layout(rng: np.random.Generator, count: int, bucket: Bucket, size: str) -> 
     elongation = max(bucket.width / bucket.height, bucket.height / bucket.width)
     # Objects side by side across the short side of a long image would be too small to recognise.
     if count == 2:
-        options = ["halves", "stack"] if elongation < 1.25 else ["halves" if wide else "stack"]
+        options = ["halves", "stack"] if elongation < 1.25 and not same else ["halves" if wide else "stack"]
     elif count == 3:
-        options = ["pyramid", "wedge"] if elongation < 1.6 else ["row" if wide else "column"]
+        # What no caption says is the same for all: a model need not agree with itself on it.
+        options = ["pyramid"] if same else ["pyramid", "wedge"]
+        if elongation >= 1.6:
+            options = ["row" if wide else "column"]
     else:
         options = ["corners"]
     return options[rng.integers(len(options))]
