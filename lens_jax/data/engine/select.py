@@ -42,7 +42,11 @@ class Select:
 
 
 def decide(
-    config: EngineConfig, source: Source, tables: Tables, removed: frozenset[bytes] = frozenset(), group: int | None = None
+    config: EngineConfig,
+    source: Source,
+    tables: Tables,
+    removed: frozenset[bytes] = frozenset(),
+    group: int | None = None,
 ) -> pa.Table:
     """The table DECISION of a unit, from its tables probe, measure, score and keep.
 
