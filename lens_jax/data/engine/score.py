@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from lens_jax.data.engine.config import EngineConfig, Thresholds
-from lens_jax.data.engine.decode import Limits, Undecodable, decode
+from lens_jax.data.engine.decode import Limits, Undecodable, decode, make_quiet
 from lens_jax.data.engine.measure import weigh
 from lens_jax.data.engine.readers import Item, Problem
 from lens_jax.data.engine.scorers import open_nsfw
@@ -41,6 +41,7 @@ class Score:
     def open(self, config: EngineConfig) -> Callable[[UnitInput], pa.Table]:
         steps = [step for step in ORDERS[config.order] if step in NETWORKS and getattr(config.models, NETWORKS[step])]
         scorers = {step: load(NETWORKS[step], getattr(config.models, NETWORKS[step]), config) for step in steps}
+        make_quiet()
         limits = Limits(config.max_pixels, config.max_bytes, config.strict_jpeg)
 
         def run(given: UnitInput) -> pa.Table:
