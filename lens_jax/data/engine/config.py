@@ -246,6 +246,8 @@ class EngineConfig:
     # Limits of one image that is tried alone: seconds, and bytes of memory beyond what the models take.
     item_seconds: float = 60.0
     item_memory: int = 4 << 30
+    # A worker is ended, and its unit tried again, after so many seconds without a sign of life.
+    stall_seconds: float = 300.0
     # Seed of what is drawn by chance, such as the samples on the report page.
     seed: int = 0
 
@@ -268,8 +270,9 @@ class EngineConfig:
         ):
             if getattr(self, name) < least:
                 raise LensError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.item_seconds <= 0:
-            raise LensError(f"item_seconds is {self.item_seconds}; it must be above 0")
+        for name in ("item_seconds", "stall_seconds"):
+            if getattr(self, name) <= 0:
+                raise LensError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.max_upscale < 1:
             raise LensError(f"max_upscale is {self.max_upscale}; it must be at least 1, which enlarges nothing")
         if not 0 <= self.validation < 1:

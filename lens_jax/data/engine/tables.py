@@ -40,8 +40,8 @@ PROBE = pa.schema(
         ("frames", pa.int32()),
         ("alt_text", TEXTS),
         ("url", pa.string()),
-        ("licence", pa.string()),
-        ("problem", pa.string()),  # null where the image decodes
+        ("licence", pa.string()),  # the image's own; null leaves it to the source
+        ("problem", pa.string()),  # null where its header is in order
         ("detail", pa.string()),
     ]
 )
@@ -51,6 +51,8 @@ MEASURE = pa.schema(
         ("laplacian", pa.float32()),
         ("entropy", pa.float32()),
         ("luminance", pa.float32()),
+        ("problem", pa.string()),  # null where the image decodes; that of the probe where it found one
+        ("detail", pa.string()),
     ]
 )
 SCORE = pa.schema(
