@@ -166,7 +166,7 @@ def check(config: EngineConfig) -> None:
         for source in config.sources:
             if source.kind in ("folder", "imagefolder") and place.is_relative_to(Path(source.path).resolve()):
                 raise LensError(
-                    f"{name} {place}: lies inside of what source {source.name} reads; choose another folder"
+                    f"{name} {place}: lies in what source {source.name} reads; choose another folder"
                 )
 
 

@@ -191,4 +191,4 @@ def action(name: str) -> tuple[type, Callable[[Any], None]]:
 def with_config(kind: type, config: EngineConfig) -> Any:
     """What an action takes by default with a config: what else must be given is missing."""
     names = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
-    return kind(**{name: tyro.MISSING for name in names - {"config"}}, config=config)
+    return kind(**dict.fromkeys(names - {"config"}, tyro.MISSING), config=config)
