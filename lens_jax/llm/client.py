@@ -86,6 +86,11 @@ class Client:
         """US dollars and tokens, of this client and of all before it with the same cache."""
         return self._spending.usd, self._spending.tokens
 
+    @property
+    def key(self) -> str:
+        """The secret that is sent, which no message may hold."""
+        return self._key
+
     def check(self) -> None:
         """LensError where nothing listens at the address, the key is refused, or the cache cannot be written."""
         if self._cache:
@@ -110,6 +115,19 @@ class Client:
         everything.
         """
         return self._run(self._answer(index, request, read, asks))
+
+    def call(self, attempt: Callable[[Any], Awaitable[Any]], seconds: float = 0.0) -> Any:
+        """What `attempt(sdk)` gives, any call of the API: made again as a question would be, beside the pace of those.
+
+        `seconds` in place of the endpoint's time-out. LensError where it fails for good.
+        """
+        return self._run(self._persist(attempt, seconds or self.endpoint.timeout_seconds)).result()
+
+    def paid(self, answer: Answer) -> Answer:
+        """Count an answer that came on another way than by a question of this client; tokens that are not said are 0."""
+        answer = self._counted(answer)
+        self._spending.add(answer.tokens_in, answer.tokens_out, answer.seconds)
+        return answer
 
     def ask(self, requests: Iterable[Request], read: Read | None = None, asks: int = 3) -> list[Result]:
         """The results of all requests, in their order; see `ask_each`."""
@@ -299,6 +317,26 @@ class Client:
                 return dataclasses.replace(outcome, reason=f"{outcome.reason}{tried}")
             self._spending.counts.retried += 1
             await self._sleep(max(outcome.retry_after or 0.0, backoff(self.endpoint.wait_seconds, failures)))
+
+    async def _persist(self, attempt: Callable[[Any], Awaitable[Any]], seconds: float) -> Any:
+        first, tries, failures = time.monotonic(), 0, 0
+        while True:
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(seconds):
+                    return await attempt(self._server())
+            except LensError:
+                raise
+            except Exception as error:
+                failure = self._failure(error)
+            failures += 1
+            tries += failure.counts
+            self._heed(failure, started)
+            too_long = time.monotonic() - first > self.endpoint.give_up_seconds
+            if failure.act == "skip" or tries >= self.endpoint.tries or too_long:
+                raise LensError(f"{self.endpoint.url}: {failure.reason}")
+            self._spending.counts.retried += 1
+            await self._sleep(max(failure.retry_after or 0.0, backoff(self.endpoint.wait_seconds, failures)))
 
     async def _try(self, request: Request, started: float) -> Answer | Failure:
         body = request.body(self.endpoint.model, self._extra, self._length_field)
