@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from lens_jax.config import check_numbers, values
+from lens_jax.data.caption_length import check_classes
 from lens_jax.errors import LensError
 
 # What may be a folder of the output and part of a file name on every system.
@@ -225,6 +226,9 @@ class EngineConfig:
     buckets: tuple[str, ...] = ("lens-pretraining",)
     # Most that an image may be enlarged to fill its bucket.
     max_upscale: float = 1.0
+    # Records whose captions are about as long lie together, as `lens-jax prepare --caption-classes` has it; lengths are
+    # estimated, half too long in English. () is for sets that are small beside a batch.
+    caption_classes: tuple[int, ...] = ()
     # How images are stored.
     encoding: Literal["jpeg", "png", "webp"] = "jpeg"
     # Share of images that is held out for validation.
@@ -275,6 +279,7 @@ class EngineConfig:
                 raise LensError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.max_upscale < 1:
             raise LensError(f"max_upscale is {self.max_upscale}; it must be at least 1, which enlarges nothing")
+        check_classes(self.caption_classes)
         if not 0 <= self.validation < 1:
             raise LensError(f"validation is {self.validation}; it must be at least 0 and below 1")
         for name in ("work", "out"):

@@ -71,6 +71,13 @@ def of_source(units: Sequence[Unit], source: str) -> list[Unit]:
     return [unit for unit in units if unit.source == source]
 
 
+def digest(work: str | os.PathLike, units: Sequence[Unit]) -> str:
+    """Names a set of units and what is in them: what is made of all of them together follows from no less."""
+    stamps = _stamps(Path(work) / "units.parquet")
+    text = "\n".join(f"{unit.id} {stamps.get(unit.id)}" for unit in units)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def _stamps(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
