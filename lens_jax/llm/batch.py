@@ -104,7 +104,10 @@ class Batches:
         return self._batch(self._client.call(lambda sdk: sdk.get(f"/batches/{id}", cast_to=object)))
 
     def results(self, batch: Batch) -> Iterator[tuple[str, Answer | Failure]]:
-        """(key, answer or what went wrong) of what an ended batch gave; questions it says nothing of are missing."""
+        """(key, answer or what went wrong) of what an ended batch gave; questions it says nothing of are missing.
+
+        Answers are not counted yet: see `Client.paid`.
+        """
         for file in (batch.output_file, batch.error_file):
             for line in self._content(file).split(b"\n") if file else ():
                 if found := self._result(line):
@@ -177,13 +180,15 @@ class Batches:
         status = response.get("status_code")
         if status == 200:
             try:
-                return key, self._client.paid(read_reply(response.get("body"), 0.0))
+                return key, read_reply(response.get("body"), 0.0)
             except (ValueError, TypeError, AttributeError, KeyError):
                 return key, Failure("the reply cannot be read", "again")
         if isinstance(status, int):
             return key, of_error_body(status, response.get("body"), "no reason given", {}, True, self._client.key)
         error = as_dict(values.get("error"))
-        return key, Failure(one_line(error.get("message") or error.get("code") or "no answer", self._client.key), "again")
+        return key, Failure(
+            one_line(error.get("message") or error.get("code") or "no answer", self._client.key), "again"
+        )
 
 
 def _id(values: Any, what: str) -> str:

@@ -124,7 +124,7 @@ class Client:
         return self._run(self._persist(attempt, seconds or self.endpoint.timeout_seconds)).result()
 
     def paid(self, answer: Answer) -> Answer:
-        """Count an answer that came on another way than by a question of this client; tokens that are not said are 0."""
+        """Count an answer that came on another way than by a question here. Tokens that are not said are 0."""
         answer = self._counted(answer)
         self._spending.add(answer.tokens_in, answer.tokens_out, answer.seconds)
         return answer

@@ -7,7 +7,6 @@ only what depends on it.
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from lens_jax.atomic import check_writable

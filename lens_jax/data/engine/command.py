@@ -131,7 +131,7 @@ def run_build(options: Build) -> None:
 def run_status(options: Look) -> None:
     layout = load_layout(options.config.work)
     everything = units.read_units(options.config.work)
-    status.show(layout, {stage: everything for stage in layout.fingerprints})
+    status.show(layout, dict.fromkeys(layout.fingerprints, everything))
 
 
 def run_report(options: Look) -> None:
@@ -179,4 +179,4 @@ def action(name: str) -> tuple[type, Callable[[Any], None]]:
 def with_config(kind: type, config: EngineConfig) -> Any:
     """What an action takes by default with a config: what else must be given is missing."""
     names = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
-    return kind(**{name: tyro.MISSING for name in names - {"config"}}, config=config)
+    return kind(**dict.fromkeys(names - {"config"}, tyro.MISSING), config=config)

@@ -30,6 +30,8 @@ from lens_jax.llm.retry import Failure
 _ROUNDS, _LEFT = 3, 0.05
 # A batch that has not ended so long after its window is given up.
 _LONGEST = 30 * 3600.0
+# So many in turn that the server has no place for are no passing crowd.
+_CROWDED = 100
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Batched:
         self._units: list[_Unit] = []
         # Units whose next round waits: for a place among the batches, or until the server has less to do.
         self._waiting: deque[_Unit] = deque()
-        self._crowded_until = 0.0
+        self._crowded_until, self._crowded_times = 0.0, 0
         # The budget holds no further file: what is running is waited for.
         self._spent_out = ""
 
@@ -106,6 +108,19 @@ class Batched:
                     self._look(entry, one)
                 if not entry.running and entry not in self._waiting:
                     self._waiting.append(entry)
+
+    @property
+    def clients(self) -> list[Client]:
+        """Those of `Online`."""
+        return self._online.clients
+
+    def check(self) -> None:
+        """As `Online.check`."""
+        self._online.check()
+
+    def close(self) -> None:
+        """As `Online.close`. Batches that are running go on at the server."""
+        self._online.close()
 
     def _places(self) -> int:
         return self._caption.batches - sum(len(entry.running) for entry in self._units)
@@ -217,8 +232,8 @@ class Batched:
         spent_usd, spent_tokens = self._client.spent
         if endpoint.max_usd and spent_usd + usd + sum(one.usd for one in running) > endpoint.max_usd:
             return (
-                f"{endpoint.url}: endpoint.max_usd is {endpoint.max_usd:g}, {spent_usd:.4f} are spent, and the next file "
-                f"may take {usd:.4f}; raise it to go on: what was answered is kept"
+                f"{endpoint.url}: endpoint.max_usd is {endpoint.max_usd:g}, {spent_usd:.4f} are spent, and the next "
+                f"file may take {usd:.4f}; raise it to go on: what was answered is kept"
             )
         if endpoint.max_tokens and spent_tokens + tokens + sum(one.tokens for one in running) > endpoint.max_tokens:
             return (
@@ -233,8 +248,8 @@ class Batched:
         if not batch.ended:
             if time.time() - one.since > _LONGEST:
                 raise LensError(
-                    f"{self._client.endpoint.url}: batch {batch.id} is {batch.status} after {_LONGEST / 3600:.0f} hours; "
-                    "the same command looks for it again"
+                    f"{self._client.endpoint.url}: batch {batch.id} is {batch.status} after {_LONGEST / 3600:.0f} "
+                    "hours; the same command looks for it again"
                 )
             return
         answers, left = entry.unit.answers, set(one.keys)
@@ -243,7 +258,8 @@ class Batched:
                 continue
             left.discard(key)
             if isinstance(outcome, Answer):
-                answers.put(key, self._client.endpoint.model, outcome)
+                if answers.get(key) is None:  # or a process that was killed here had put it down
+                    answers.put(key, self._client.endpoint.model, self._client.paid(outcome))
                 continue
             answers.fail(key)
             self._heed(entry, key, outcome)
@@ -257,11 +273,19 @@ class Batched:
         self._api.remove(batch)
         if batch.crowded:
             self._crowded_until = time.monotonic() + 5 * self._caption.poll_seconds
+            self._crowded_times += 1
+            if self._crowded_times == _CROWDED:
+                raise LensError(
+                    f"{self._client.endpoint.url}: {_CROWDED} batches in turn were turned down for its limit of tokens "
+                    f"({batch.message}); what else waits there, and is caption.batches={self._caption.batches} too many?"
+                )
         elif batch.status == "failed":
             codes = ", ".join(filter(None, batch.codes))
-            raise LensError(f"{self._client.endpoint.url}: batch {batch.id} failed: {batch.message or codes or 'no reason'}")
+            raise LensError(
+                f"{self._client.endpoint.url}: batch {batch.id} failed: {batch.message or codes or 'no reason'}"
+            )
         else:
-            self._crowded_until = 0.0
+            self._crowded_until, self._crowded_times = 0.0, 0
 
     def _heed(self, entry: _Unit, key: str, failure: Failure) -> None:
         """A question without an answer: sent again in the next round, or left to be asked online."""

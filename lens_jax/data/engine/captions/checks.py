@@ -25,7 +25,8 @@ _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
 _REFUSAL = re.compile(
     r"(i['’]?m (so )?sorry|i am (so )?sorry|sorry\b|my apologies|i apologi[sz]e|(unfortunately,? )?(but )?i (can['’]?t|"
-    r"can ?not|won['’]?t|will not|could ?n['’]t|am unable|am not able|must decline)\b|i['’]m (unable|not able)\b|as an ai\b|"
+    r"can ?not|won['’]?t|will not|could ?n['’]t|am unable|am not able|must decline)\b|i['’]m (unable|not able)\b|"
+    r"as an ai\b|"
     r"(this|the) (request|image|content) (violates|cannot be|can['’]t be))",
     re.IGNORECASE,
 )
@@ -57,7 +58,8 @@ _SEEN = r"(visible|legible|readable|discernible|written|identifiable|apparent|ov
 # "No visible text", "there isn't any writing", "text is not present".
 _NO_TEXT = re.compile(
     rf"\b((no|without|without any|not any|n['’]t any|lacks any|lacks|lacking|devoid of( any)?|free of( any)?|"
-    rf"absence of( any)?|not (contain|include|have|feature|show|bear)( any)?|n['’]t (contain|include|have|feature)( any)?)"
+    rf"absence of( any)?|not (contain|include|have|feature|show|bear)( any)?|"
+    rf"n['’]t (contain|include|have|feature)( any)?)"
     rf" ({_SEEN}[, ]+(and |or )?)*{_TEXT}\b(?! (of|on|from)\b)|"
     rf"{_TEXT} (is|are) (not|n['’]t|absent)\b|{_TEXT}: none\b)",
     re.IGNORECASE,
@@ -67,7 +69,9 @@ _MARKUP = re.compile(
     r"```|\*\*|__\w|^\s*#{1,6} |^\s*\|.*\|\s*$|</?[a-z][a-z0-9]*( [^<>]*)?/?>|\]\(https?://|\\(text|frac|begin)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』|‘[^’]{2,}’(?!\w)|(?<!\w)'[^'\n]{2,}?'(?!\w)")
+_QUOTED = re.compile(
+    r"\"[^\"]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』|‘[^’]{2,}’(?!\w)|(?<!\w)'[^'\n]{2,}?'(?!\w)"
+)
 
 
 class Rejected(Unusable):

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from lens_jax.data.engine.captions import checks, contract
-from lens_jax.data.engine.captions.config import Caption
 from lens_jax.data.engine.captions.checks import Rejected
+from lens_jax.data.engine.captions.config import Caption
 from lens_jax.data.engine.captions.journal import UnitAnswers
 from lens_jax.llm.request import Answer, Image, Request, Result
 

@@ -2,42 +2,37 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pyarrow as pa
 
 from lens_jax import __version__
 from lens_jax.data.engine.captions import contract
+from lens_jax.data.engine.captions.alike import ALIKE
 from lens_jax.data.engine.captions.config import Caption
-from lens_jax.data.engine.captions.job import NOT_ANSWERED, OK, Job
+from lens_jax.data.engine.captions.job import OK, Job
 from lens_jax.data.engine.captions.journal import UnitAnswers
 from lens_jax.data.engine.config import Source
 from lens_jax.data.engine.readers import Problem
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.tables import CAPTION
 
-ALIKE = "same as others"
-# Of an image whose source brings no caption and is asked for none.
-NONE = "no caption"
 
-
-def kinds_of(caption: Caption | None, source: Source) -> tuple[str, ...]:
-    """The kinds of captions that are asked for; none where the source keeps its own."""
-    if caption is None or source.caption == "keep":
-        return ()
+def kinds_of(caption: Caption, source: Source) -> tuple[str, ...]:
+    """The kinds of captions that are asked for of a source's images."""
     return ("brief",) if source.caption == "brief" else caption.kinds
 
 
 class UnitCaptions:
     """Takes finished jobs, gives the table. `given` has the tables probe and select."""
 
-    def __init__(self, caption: Caption | None, given: UnitInput, answers: UnitAnswers | None):
+    def __init__(self, caption: Caption, given: UnitInput, answers: UnitAnswers):
         self.caption, self.given, self.answers = caption, given, answers
         self.name = given.unit.id
         self.counts: Counter[str] = Counter({OK: 0})
         self.rejected: Counter[str] = Counter()
         self.repaired: Counter[str] = Counter()
-        # Jobs that were given out and are not back; None until all have been given out.
+        # Jobs that were given out and are not back.
         self._open = 0
         self._all_out = False
         self._rows: dict[int, list[dict[str, object]]] = {}
@@ -52,9 +47,7 @@ class UnitCaptions:
         kinds = kinds_of(self.caption, self.given.source)
         probe = self.given.tables["probe"]
         kept = self.given.tables["select"]["kept"].to_pylist()
-        if not kinds:
-            self._keep_own(probe, kept)
-        elif any(kept):
+        if any(kept):
             ids, digests = probe["id"].to_pylist(), probe["sha256"].to_pylist()
             left = sum(kept)
             for row, (index, item) in enumerate(self.given.items()):
@@ -88,42 +81,23 @@ class UnitCaptions:
     def table(self) -> pa.Table:
         """The table CAPTION, in the order of the images."""
         rows = [row for index in sorted(self._rows) for row in self._rows[index]]
-        if self.caption is not None:
-            self._refuse_alike(rows, self.caption.most_alike)
+        self._refuse_alike(rows, self.caption.most_alike)
         return pa.Table.from_pylist(rows, CAPTION)
 
     def metadata(self) -> dict[str, str]:
         """What is kept beside the table."""
         noted = {
             "counts": self.counts, "rejected": self.rejected, "repaired": self.repaired, "refused": self.refused,
-            "routed": self.routed, "asked_again": self.answers.asked_again if self.answers else 0,
+            "routed": self.routed, "asked_again": self.answers.asked_again,
         }  # fmt: skip
         about = {"unit": self.name, "source": self.given.source.name, "stage": "caption", "version": __version__}
         return about | {name: json.dumps(value, sort_keys=True) for name, value in noted.items()}
 
-    def _keep_own(self, probe: pa.Table, kept: Sequence[bool]) -> None:
-        """The texts that the source brings, by language, as dense captions."""
-        for row, (id, texts) in enumerate(zip(probe["id"].to_pylist(), probe["alt_text"].to_pylist())):
-            if not kept[row]:
-                continue
-            pairs = texts.items() if isinstance(texts, dict) else texts or ()
-            own = [(language, text) for language, lines in pairs for text in lines or () if text]
-            self.counts[OK if own else NONE] += 1
-            blank = {"id": id, "kind": "dense", "attempts": 0, "tokens_in": 0, "tokens_out": 0, "usd": 0.0}
-            self._rows[row] = [
-                blank | {"language": language, "text": text, "status": OK} for language, text in own
-            ] or [blank | {"status": NONE}]
-
     def _refuse_alike(self, rows: list[dict[str, object]], most: int) -> None:
         """No caption says what is in fifty images: a model that repeats itself, or images that say nothing."""
-        often = Counter(row["text"] for row in rows if row["status"] == OK and row["kind"] == "dense" and row["model"])
+        often = Counter(row["text"] for row in rows if row["status"] == OK and row["kind"] == "dense")
         for row in rows:
             if row["status"] == OK and row["kind"] == "dense" and often[row["text"]] > most:
                 row["status"] = ALIKE
                 self.counts[OK] -= 1
                 self.counts[ALIKE] += 1
-
-
-def may_be_mended(counts: dict[str, int]) -> bool:
-    """Whether a unit has images that the server failed at, not the model."""
-    return counts.get(NOT_ANSWERED, 0) > 0
