@@ -1,7 +1,7 @@
 """A run from its sources to its data sets: `lens-jax data build`, and one stage of it: `lens-jax data run`.
 
-What is there is not made again, so the same command goes on where it was stopped or killed, and a new threshold computes
-only what depends on it.
+What is there is not made again, so the same command goes on where it was stopped or killed, and a new threshold
+computes only what depends on it.
 """
 
 import dataclasses
@@ -12,8 +12,9 @@ from pathlib import Path
 from lens_jax.atomic import check_writable
 from lens_jax.console import make_console
 from lens_jax.data.buckets import parse_buckets
-from lens_jax.data.engine import removed, units
-from lens_jax.data.engine.config import EngineConfig, plain
+from lens_jax.data.engine import groups, manifest, removed, units
+from lens_jax.data.engine.claim import claim
+from lens_jax.data.engine.config import EngineConfig, Source, plain
 from lens_jax.data.engine.dedup.embedded import Embedded
 from lens_jax.data.engine.dedup.keep import Keep, find_duplicates
 from lens_jax.data.engine.layout import Layout
@@ -24,7 +25,7 @@ from lens_jax.data.engine.stage import fingerprints
 from lens_jax.data.engine.stages import MAPS, make_stages
 from lens_jax.data.engine.supervisor import Options, Progress
 from lens_jax.data.engine.unit import Unit
-from lens_jax.errors import LensError
+from lens_jax.errors import LensError, nearest
 
 
 class Run:
@@ -57,8 +58,8 @@ class Run:
         return run_stage(self.stages[name], self.config, self.layout, of, options, self.show)
 
     def join(self) -> list[Unit]:
-        """The units that the stages from `keep` on are about, which are named by them; LensError where the stages before
-        have not been run on some, unless losses are accepted."""
+        """The units that the stages from `keep` on are about, and whose results are named by them. LensError where the
+        stages before have not been run on some, unless losses are accepted."""
         whole = self.whole()
         if len(whole) < len(self.units) and not self.options.accept_losses:
             gone = next(unit for unit in self.units if unit not in set(whole))
@@ -74,9 +75,33 @@ class Run:
 
     def keep(self, whole: Sequence[Unit]) -> Progress:
         """Step 9: look through all units, then make their tables."""
-        find_duplicates(self.config, self.layout, tuple(whole), survivors, Embedded(max(self.options.workers, 1), self.show))
+        search = Embedded(max(self.options.workers, 1), self.show)
+        find_duplicates(self.config, self.layout, tuple(whole), survivors, search)
         self.stages["keep"].folder = self.layout.folder(Keep.name)
         return self.map("keep", whole)
+
+    def write(self, whole: Sequence[Unit], overwrite: bool = False, verify: bool = False) -> Path:
+        """Write the data sets, those whose shards are all there already excepted; the path of their mixture."""
+        found = groups.find_groups(self.config, self.layout, whole)
+        units.save_units(Path(self.config.work) / "groups.parquet", [(group.unit, "") for group in found])
+        self.stages["write"] = dataclasses.replace(self.stages["write"], members=groups.by_unit(found), verify=verify)
+        of = {source.name: [g for g in found if g.unit.source == source.name] for source in self.config.sources}
+        wanted = [s.name for s in self.config.sources if of[s.name] and self._claim(s, of[s.name], overwrite)]
+        self.map("write", [group.unit for name in wanted for group in of[name]])
+        if self.options.hosts > 1 and not self._all_written(found):
+            return Path(self.config.out)  # the last machine to come here ends it
+        indexes = {
+            source.name: manifest.finish(self.config, source, of[source.name], self.layout)
+            for source in self.config.sources
+            if of[source.name]
+        }
+        return manifest.write_mixture(self.config, indexes)
+
+    def _claim(self, source: Source, of: Sequence[groups.Group], overwrite: bool) -> bool:
+        return claim(self.config, source, of, self.layout, overwrite)
+
+    def _all_written(self, found: Sequence[groups.Group]) -> bool:
+        return self.layout.finished("write") >= {group.unit.id for group in found}
 
     def report(self) -> Path:
         """Write the page of what there is."""
@@ -85,8 +110,15 @@ class Run:
         return path
 
 
-def build(config: EngineConfig, options: Options, retry: bool = False, show: bool = True) -> Path:
-    """All stages on this machine; the path of the report page."""
+def build(
+    config: EngineConfig,
+    options: Options,
+    retry: bool = False,
+    overwrite: bool = False,
+    verify: bool = False,
+    show: bool = True,
+) -> Path:
+    """All stages on this machine; the path of the report page. `overwrite` replaces data sets of other settings."""
     run = Run(config, options, show)
     if retry:
         again = retry_failed(run.layout, [name for name in run.stages if name in MAPS], run.units)
@@ -97,7 +129,32 @@ def build(config: EngineConfig, options: Options, retry: bool = False, show: boo
     whole = run.join()
     run.keep(whole)
     run.map("select", whole)
+    mixture = run.write(whole, overwrite, verify)
+    say(f"data sets: {mixture}", show)
     return run.report()
+
+
+def run_one(config: EngineConfig, stage: str, options: Options, retry: bool = False, show: bool = True) -> None:
+    """One stage on this machine's share of the units. Those before it must have been run on them."""
+    run = Run(config, options, show)
+    if stage not in run.stages:
+        raise LensError(
+            f"no stage {stage!r:.80} in this run{nearest(stage, run.stages)}; it has: {', '.join(run.stages)}"
+        )
+    if retry:
+        retry_failed(run.layout, [name for name in run.stages if name in MAPS], run.units)
+    if stage in MAPS:
+        run.map(stage, run.units)
+        return
+    whole = run.join()
+    if stage == "keep":
+        if options.hosts > 1:
+            raise LensError("stage keep searches all units together: run it on one machine, without --hosts")
+        run.keep(whole)
+    elif stage == "write":
+        run.write(whole)
+    else:
+        run.map(stage, whole)
 
 
 def check(config: EngineConfig) -> None:
@@ -108,7 +165,9 @@ def check(config: EngineConfig) -> None:
         place = Path(getattr(config, name)).resolve()
         for source in config.sources:
             if source.kind in ("folder", "imagefolder") and place.is_relative_to(Path(source.path).resolve()):
-                raise LensError(f"{name} {place}: lies inside source {source.name}, which is read; choose another folder")
+                raise LensError(
+                    f"{name} {place}: lies in what source {source.name} reads; choose another folder"
+                )
 
 
 def cores() -> int:

@@ -18,9 +18,9 @@ from lens_jax.errors import LensError, nearest
 USAGE = """\
 usage: lens-jax data build|run|plan|caption|status|report|why|remove ... [OPTIONS]
 
-From raw collections of images to data sets that training reads: decoded, cleaned in the report's nine steps, captioned,
-packed. CONFIG is a python file that defines `config`, a lens_jax.data.engine.config.EngineConfig, or one that comes with
-the package: data_example. Every field of it is an option.
+From raw collections of images to data sets that training reads: decoded, cleaned in the report's nine steps,
+captioned, packed. CONFIG is a python file that defines `config`, a lens_jax.data.engine.config.EngineConfig, or one
+that comes with the package: data_example. Every field of it is an option.
 
   build CONFIG              all of it on this machine; the same command goes on where it stopped
   run CONFIG STAGE          one stage, or with --host and --hosts this machine's share of it
@@ -49,6 +49,10 @@ class Build:
     retry_failed: bool = False
     # Stop at the first image that cannot be decoded.
     strict: bool = False
+    # Replace data sets in `out` that are of other images or settings.
+    overwrite: bool = False
+    # Decode all that is written again, and not only one in a hundred.
+    verify: bool = False
 
     def __post_init__(self):
         at_least("--workers", self.workers, 0)
@@ -124,14 +128,21 @@ def at_least(name: str, value: int | None, least: int) -> None:
 
 
 def run_build(options: Build) -> None:
-    page = building.build(options.config, options.options(), options.retry_failed)
+    page = building.build(options.config, options.options(), options.retry_failed, options.overwrite, options.verify)
     building.say(f"report: {page}")
+
+
+def run_stage(options: RunStage) -> None:
+    building.run_one(options.config, options.stage, options.options(), options.retry_failed)
 
 
 def run_status(options: Look) -> None:
     layout = load_layout(options.config.work)
     everything = units.read_units(options.config.work)
-    status.show(layout, dict.fromkeys(layout.fingerprints, everything))
+    of = {stage: everything for stage in layout.fingerprints if stage != "write"}
+    if (layout.work / "groups.parquet").is_file():
+        of["write"] = units.read_units(layout.work, "groups")
+    status.show(layout, of)
 
 
 def run_report(options: Look) -> None:
@@ -162,6 +173,7 @@ def run_remove(options: Remove) -> None:
 # By name: what it takes, and what it does. All but `remove` begin with a config.
 ACTIONS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "build": (Build, run_build),
+    "run": (RunStage, run_stage),
     "status": (Look, run_status),
     "report": (Look, run_report),
     "why": (Why, run_why),

@@ -1,5 +1,5 @@
-"""The stage `embed`: a vector of unit length for every image in which near duplicates are looked for (report, section 2,
-step 9: CLIP ViT-L/14)."""
+"""The stage `embed`: a vector of unit length for every image among which near duplicates are looked for (report,
+section 2, step 9: CLIP ViT-L/14)."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,8 +15,8 @@ from lens_jax.data.engine.tables import embed_schema
 
 
 class Embed:
-    """The stage. In the report's order all that decodes and is large enough is embedded, in the cheap one what the other
-    steps leave; what is kept is the same."""
+    """The stage. In the report's order all that decodes and is large enough is embedded, in the cheap one what the
+    other steps leave; what is kept is the same."""
 
     name, version, reads = "embed", 1, ("probe", "measure", "score")
 

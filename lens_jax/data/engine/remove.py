@@ -1,7 +1,7 @@
 """`lens-jax data remove`: take images out of data sets that are packed, by rewriting the shards that hold them.
 
-Every data set is whole at any time but an instant: new shards are written beside the old ones, then a note of what is to
-be renamed, then they are renamed and the index is written. Where that is cut off, the next call ends it.
+Every data set is whole at any time but an instant: new shards are written beside the old ones, then a note of what is
+to be renamed, then they are renamed and the index is written. Where that is cut off, the next call ends it.
 """
 
 import json

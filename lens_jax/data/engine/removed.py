@@ -30,8 +30,8 @@ def read_ids(path: Path) -> frozenset[bytes]:
             continue
         if not _ID.fullmatch(word):
             raise LensError(
-                f"{path}:{number}: {word!r:.80} is no id of an image: 32 hexadecimal digits, as `meta.id` of a record and "
-                "`lens-jax data why` give it"
+                f"{path}:{number}: {word!r:.80} is no id of an image: 32 hexadecimal digits, as `meta.id` of a record "
+                "and `lens-jax data why` give it"
             )
         ids.add(bytes.fromhex(word))
     return frozenset(ids)

@@ -8,6 +8,7 @@ from lens_jax.data.engine.probe import Probe
 from lens_jax.data.engine.score import Score
 from lens_jax.data.engine.select import Select, survivors
 from lens_jax.data.engine.stage import Stage
+from lens_jax.data.engine.write import Write
 
 # Those that look at one unit alone.
 MAPS = ("probe", "measure", "score", "embed")
@@ -20,4 +21,5 @@ def make_stages(config: EngineConfig, taken_down: frozenset[bytes] = frozenset()
         stages["embed"] = Embed()
     stages["keep"] = Keep(survivors)
     stages["select"] = Select(taken_down)
+    stages["write"] = Write(captioned=config.caption is not None)
     return stages
