@@ -13,6 +13,7 @@ from lens_jax.atomic import check_writable
 from lens_jax.console import make_console
 from lens_jax.data.buckets import parse_buckets
 from lens_jax.data.engine import groups, manifest, removed, units
+from lens_jax.data.engine.captions import command as captions
 from lens_jax.data.engine.claim import claim
 from lens_jax.data.engine.config import EngineConfig, Source, plain
 from lens_jax.data.engine.dedup.embedded import Embedded
@@ -80,6 +81,14 @@ class Run:
         self.stages["keep"].folder = self.layout.folder(Keep.name)
         return self.map("keep", whole)
 
+    def caption(self, whole: Sequence[Unit], dry_run: bool = False, retry: bool = False) -> None:
+        """Ask for captions of what was kept; `dry_run` says what that will cost and asks nothing."""
+        at = self.options
+        options = captions.CaptionOptions(
+            dry_run, retry, max(at.workers, 1), at.accept_losses, at.strict, at.host, at.hosts
+        )
+        captions.run(self.config, options, self.layout, whole)
+
     def write(self, whole: Sequence[Unit], overwrite: bool = False, verify: bool = False) -> Path:
         """Write the data sets, those whose shards are all there already excepted; the path of their mixture."""
         found = groups.find_groups(self.config, self.layout, whole)
@@ -129,6 +138,8 @@ def build(
     whole = run.join()
     run.keep(whole)
     run.map("select", whole)
+    if "caption" in run.stages:
+        run.caption(whole, retry=retry)
     mixture = run.write(whole, overwrite, verify)
     say(f"data sets: {mixture}", show)
     return run.report()
@@ -151,6 +162,8 @@ def run_one(config: EngineConfig, stage: str, options: Options, retry: bool = Fa
         if options.hosts > 1:
             raise LensError("stage keep searches all units together: run it on one machine, without --hosts")
         run.keep(whole)
+    elif stage == "caption":
+        run.caption(whole, retry=retry)
     elif stage == "write":
         run.write(whole)
     else:
@@ -165,9 +178,7 @@ def check(config: EngineConfig) -> None:
         place = Path(getattr(config, name)).resolve()
         for source in config.sources:
             if source.kind in ("folder", "imagefolder") and place.is_relative_to(Path(source.path).resolve()):
-                raise LensError(
-                    f"{name} {place}: lies in what source {source.name} reads; choose another folder"
-                )
+                raise LensError(f"{name} {place}: lies in what source {source.name} reads; choose another folder")
 
 
 def cores() -> int:

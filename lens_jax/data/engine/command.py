@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from lens_jax.atomic import write_json
 from lens_jax.data.engine import build as building
+from lens_jax.data.engine import plan, readers, removed, status, units, why
 from lens_jax.data.engine import remove as removing
-from lens_jax.data.engine import removed, status, units, why
 from lens_jax.data.engine.config import EngineConfig
 from lens_jax.data.engine.layout import load_layout
 from lens_jax.data.engine.supervisor import Options
@@ -94,6 +95,54 @@ class RunStage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Caption:
+    """Ask a model for captions of what was kept."""
+
+    # The run itself.
+    config: Annotated[EngineConfig, tyro.conf.arg(name="")]
+    # Say what it will take and cost, and ask nothing.
+    dry_run: bool = False
+    # Ask again about images that the server failed at.
+    retry_failed: bool = False
+    # Threads that decode and encode images; by default one a core.
+    workers: int | None = None
+    # This machine asks about every `hosts`-th unit, from number `host` on.
+    host: int = 0
+    hosts: int = 1
+    # Go on where a source loses more than half of its images.
+    accept_losses: bool = False
+    # Stop at the first image without a caption.
+    strict: bool = False
+
+    def options(self) -> Options:
+        workers = building.cores() if self.workers is None else self.workers
+        return Options(workers, self.accept_losses, self.strict, self.host, self.hosts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Say what so many images will cost, from a timed sample of these."""
+
+    # The run itself.
+    config: Annotated[EngineConfig, tyro.conf.arg(name="")]
+    # How many images are wanted in the end.
+    images: float = 1e6
+    # How many of the sources' are tried.
+    sample: int = 200
+    # Price of a core and of a GPU for an hour, and of a terabyte for a month, in any currency; 0 leaves it out.
+    core_price: float = 0.0
+    gpu_price: float = 0.0
+    terabyte_price: float = 0.0
+    # Also write the plan as JSON here.
+    json: str = ""
+
+    def __post_init__(self):
+        for name, least in (("images", 1), ("sample", 1), ("core_price", 0), ("gpu_price", 0), ("terabyte_price", 0)):
+            if not getattr(self, name) >= least:
+                raise LensError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Look:
     """Look at a run."""
 
@@ -136,6 +185,24 @@ def run_stage(options: RunStage) -> None:
     building.run_one(options.config, options.stage, options.options(), options.retry_failed)
 
 
+def run_caption(options: Caption) -> None:
+    run = building.Run(options.config, options.options())
+    if options.config.caption is None:
+        raise LensError("the config has no `caption`: name an endpoint and a model in it")
+    run.caption(run.join(), options.dry_run, options.retry_failed)
+
+
+def run_plan(options: Plan) -> None:
+    building.check(options.config)
+    everything = [unit for source in options.config.sources for unit in readers.units(source, options.config.unit_rows)]
+    sample = plan.take_sample(options.config, everything, options.sample)
+    lines = plan.cost(options.config, sample, options.images)
+    prices = plan.Prices(options.core_price, options.gpu_price, options.terabyte_price)
+    plan.show(sample, lines, options.images, prices)
+    if options.json:
+        write_json(options.json, plan.to_json(sample, lines, prices))
+
+
 def run_status(options: Look) -> None:
     layout = load_layout(options.config.work)
     everything = units.read_units(options.config.work)
@@ -174,6 +241,8 @@ def run_remove(options: Remove) -> None:
 ACTIONS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "build": (Build, run_build),
     "run": (RunStage, run_stage),
+    "plan": (Plan, run_plan),
+    "caption": (Caption, run_caption),
     "status": (Look, run_status),
     "report": (Look, run_report),
     "why": (Why, run_why),

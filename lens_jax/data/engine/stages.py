@@ -1,5 +1,6 @@
 """The stages of a run, in their order."""
 
+from lens_jax.data.engine.captions.stage import CaptionStage
 from lens_jax.data.engine.config import EngineConfig
 from lens_jax.data.engine.dedup.keep import Keep
 from lens_jax.data.engine.embed import Embed
@@ -21,5 +22,7 @@ def make_stages(config: EngineConfig, taken_down: frozenset[bytes] = frozenset()
         stages["embed"] = Embed()
     stages["keep"] = Keep(survivors)
     stages["select"] = Select(taken_down)
+    if config.caption is not None:
+        stages["caption"] = CaptionStage()
     stages["write"] = Write(captioned=config.caption is not None)
     return stages
