@@ -157,8 +157,9 @@ def data(argv: list[str]) -> None:
         return
     if not rest or rest[0].startswith("-"):
         raise LensError(f"the config comes first: lens-jax data {name} CONFIG ...")
-    base = config_files.load(rest[0], EngineConfig)
-    run(parse(kind, rest[1:], f"lens-jax data {name} {rest[0]}", default=command.with_config(kind, base)))
+    base = config_files.expand_home(config_files.load(rest[0], EngineConfig))
+    flags, beam = command.split(rest[1:]) if name == "run" else (rest[1:], ())
+    run(command.with_beam(parse(kind, flags, f"lens-jax data {name} {rest[0]}", command.with_config(kind, base)), beam))
 
 
 def train(argv: list[str]) -> int:

@@ -13,17 +13,18 @@ from lens_jax.atomic import check_writable
 from lens_jax.console import make_console
 from lens_jax.data.buckets import parse_buckets
 from lens_jax.data.engine import groups, manifest, removed, units
+from lens_jax.data.engine.beam_run import run_by_beam
 from lens_jax.data.engine.captions import command as captions
 from lens_jax.data.engine.claim import claim
 from lens_jax.data.engine.config import EngineConfig, Source, plain
 from lens_jax.data.engine.dedup.embedded import Embedded
-from lens_jax.data.engine.dedup.keep import Keep, find_duplicates
+from lens_jax.data.engine.dedup.keep import find_duplicates
 from lens_jax.data.engine.layout import Layout
 from lens_jax.data.engine.report.page import write_report
 from lens_jax.data.engine.run_stage import retry_failed, run_stage
 from lens_jax.data.engine.select import survivors
 from lens_jax.data.engine.stage import fingerprints
-from lens_jax.data.engine.stages import MAPS, make_stages
+from lens_jax.data.engine.stages import MAPS, make_keep, make_stages
 from lens_jax.data.engine.supervisor import Options, Progress
 from lens_jax.data.engine.unit import Unit
 from lens_jax.errors import LensError, nearest
@@ -32,8 +33,10 @@ from lens_jax.errors import LensError, nearest
 class Run:
     """A run at its present settings."""
 
-    def __init__(self, config: EngineConfig, options: Options, show: bool = True):
+    def __init__(self, config: EngineConfig, options: Options, show: bool = True, beam: tuple[str, ...] | None = None):
+        """`beam` are the arguments of a runner of Beam that does the work in place of this machine's workers."""
         check(config)
+        self.beam = beam
         self.config, self.options, self.show = config, options, show
         self.units = units.find_units(config)
         self.taken_down = removed.read(Path(config.out))
@@ -53,6 +56,8 @@ class Run:
 
     def map(self, name: str, of: Sequence[Unit]) -> Progress:
         """Run a stage on units."""
+        if self.beam is not None and name in MAPS:
+            run_by_beam(self.stages[name], self.config, self.layout, of, max(self.options.workers, 1), self.beam)
         most = getattr(self.stages[name], "processes", None)
         workers = self.options.workers if most is None else min(self.options.workers, most)
         options = dataclasses.replace(self.options, workers=workers)
@@ -77,8 +82,12 @@ class Run:
     def keep(self, whole: Sequence[Unit]) -> Progress:
         """Step 9: look through all units, then make their tables."""
         search = Embedded(max(self.options.workers, 1), self.show)
+        if self.beam is not None:
+            from lens_jax.data.engine.dedup.beam import BeamSearch
+
+            search = BeamSearch(self.beam, max(self.options.workers, 1))
         find_duplicates(self.config, self.layout, tuple(whole), survivors, search)
-        self.stages["keep"].folder = self.layout.folder(Keep.name)
+        self.stages["keep"] = make_keep(self.config, self.layout.folder("keep"))
         return self.map("keep", whole)
 
     def caption(self, whole: Sequence[Unit], dry_run: bool = False, retry: bool = False) -> None:
@@ -145,9 +154,18 @@ def build(
     return run.report()
 
 
-def run_one(config: EngineConfig, stage: str, options: Options, retry: bool = False, show: bool = True) -> None:
-    """One stage on this machine's share of the units. Those before it must have been run on them."""
-    run = Run(config, options, show)
+def run_one(
+    config: EngineConfig,
+    stage: str,
+    options: Options,
+    retry: bool = False,
+    show: bool = True,
+    beam: tuple[str, ...] | None = None,
+) -> None:
+    """One stage on this machine's share of the units, or by Beam. Those before it must have been run on them."""
+    if beam is not None and stage not in (*MAPS, "keep"):
+        raise LensError(f"stage {stage} is not for Beam; those that are: {', '.join((*MAPS, 'keep'))}")
+    run = Run(config, options, show, beam)
     if stage not in run.stages:
         raise LensError(
             f"no stage {stage!r:.80} in this run{nearest(stage, run.stages)}; it has: {', '.join(run.stages)}"

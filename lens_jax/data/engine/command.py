@@ -82,8 +82,18 @@ class RunStage:
     retry_failed: bool = False
     # Stop at the first image that cannot be decoded.
     strict: bool = False
+    # Let Apache Beam do it (probe, measure, score, embed, keep), in this process or by the runner that is named by
+    # options after --, which are all Beam's: --beam -- --runner=FlinkRunner --flink_master=HOST:PORT
+    beam: bool = False
+    beam_arguments: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def __post_init__(self):
+        if self.beam and self.hosts > 1:
+            raise LensError("--beam spreads the work by itself: give it no --hosts")
+        if self.beam_arguments and not self.beam:
+            raise LensError(
+                f"options after -- are Beam's: give --beam too, or leave out {self.beam_arguments[0]!r:.80}"
+            )
         at_least("--workers", self.workers, 0)
         at_least("--hosts", self.hosts, 1)
         if not 0 <= self.host < self.hosts:
@@ -182,7 +192,8 @@ def run_build(options: Build) -> None:
 
 
 def run_stage(options: RunStage) -> None:
-    building.run_one(options.config, options.stage, options.options(), options.retry_failed)
+    beam = options.beam_arguments if options.beam else None
+    building.run_one(options.config, options.stage, options.options(), options.retry_failed, beam=beam)
 
 
 def run_caption(options: Caption) -> None:
@@ -261,3 +272,16 @@ def with_config(kind: type, config: EngineConfig) -> Any:
     """What an action takes by default with a config: what else must be given is missing."""
     names = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     return kind(**dict.fromkeys(names - {"config"}, tyro.MISSING), config=config)
+
+
+def split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Our options, and Beam's, which come after --."""
+    if "--" not in argv:
+        return argv, ()
+    place = argv.index("--")
+    return argv[:place], tuple(argv[place + 1 :])
+
+
+def with_beam(options: Any, arguments: tuple[str, ...]) -> Any:
+    """Options of an action with those of Beam."""
+    return dataclasses.replace(options, beam_arguments=arguments) if arguments else options
