@@ -5,10 +5,13 @@ computes only what depends on it.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lens_jax import __version__
 from lens_jax.atomic import check_writable
 from lens_jax.console import make_console
 from lens_jax.data.buckets import parse_buckets
@@ -121,10 +124,14 @@ class Run:
     def _all_written(self, found: Sequence[groups.Group]) -> bool:
         return self.layout.finished("write") >= {group.unit.id for group in found}
 
-    def report(self) -> Path:
-        """Write the page of what there is."""
+    def report(self, anew: bool = True) -> Path:
+        """Write the page of what there is; without `anew` only where there is another, or none."""
         path = Path(self.config.out) / "report.html"
-        write_report(self.config, self.layout, self.units, list(self.stages), path, self.show)
+        done = {name: len(self.layout.finished(name)) for name in self.stages}
+        text = json.dumps([dict(self.layout.fingerprints), done, __version__, plain(self.config)], default=str)
+        mark = f"<!-- {hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()} -->"
+        if anew or not _begins(path, mark):
+            write_report(self.config, self.layout, self.units, list(self.stages), path, mark, self.show)
         return path
 
 
@@ -151,7 +158,7 @@ def build(
         run.caption(whole, retry=retry)
     mixture = run.write(whole, overwrite, verify)
     say(f"data sets: {mixture}", show)
-    return run.report()
+    return run.report(anew=False)
 
 
 def run_one(
@@ -197,6 +204,14 @@ def check(config: EngineConfig) -> None:
         for source in config.sources:
             if source.kind in ("folder", "imagefolder") and place.is_relative_to(Path(source.path).resolve()):
                 raise LensError(f"{name} {place}: lies in what source {source.name} reads; choose another folder")
+
+
+def _begins(path: Path, mark: str) -> bool:
+    """Whether a file's first line is the mark."""
+    if not path.is_file():
+        return False
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.readline().strip() == mark
 
 
 def cores() -> int:
