@@ -45,7 +45,13 @@ _PACKAGES = (
 
 
 def write_report(
-    config: EngineConfig, layout: Layout, units: Sequence[Unit], stages: Iterable[str], path: Path, mark: str, show: bool = True
+    config: EngineConfig,
+    layout: Layout,
+    units: Sequence[Unit],
+    stages: Iterable[str],
+    path: Path,
+    mark: str,
+    show: bool = True,
 ) -> None:
     """The page of a run, of what there is so far, as `path`, after the line `mark`, a comment. Reads again the images
     that it shows and no others."""
