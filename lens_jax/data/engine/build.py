@@ -24,7 +24,7 @@ from lens_jax.data.engine.dedup.embedded import Embedded
 from lens_jax.data.engine.dedup.keep import find_duplicates
 from lens_jax.data.engine.layout import Layout
 from lens_jax.data.engine.report.page import write_report
-from lens_jax.data.engine.run_stage import retry_failed, run_stage
+from lens_jax.data.engine.run_stage import forget_failures, retry_failed, run_stage
 from lens_jax.data.engine.select import survivors
 from lens_jax.data.engine.stage import fingerprints
 from lens_jax.data.engine.stages import MAPS, make_keep, make_stages
@@ -124,15 +124,18 @@ class Run:
     def _all_written(self, found: Sequence[groups.Group]) -> bool:
         return self.layout.finished("write") >= {group.unit.id for group in found}
 
-    def report(self, anew: bool = True) -> Path:
-        """Write the page of what there is; without `anew` only where there is another, or none."""
-        path = Path(self.config.out) / "report.html"
-        done = {name: len(self.layout.finished(name)) for name in self.stages}
-        text = json.dumps([dict(self.layout.fingerprints), done, __version__, plain(self.config)], default=str)
-        mark = f"<!-- {hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()} -->"
-        if anew or not _begins(path, mark):
-            write_report(self.config, self.layout, self.units, list(self.stages), path, mark, self.show)
-        return path
+
+def write_page(
+    config: EngineConfig, layout: Layout, everything: Sequence[Unit], anew: bool = True, show: bool = True
+) -> Path:
+    """Write the report page of what there is; without `anew` only where there is none of it."""
+    path = Path(config.out) / "report.html"
+    done = {name: len(layout.finished(name)) for name in layout.fingerprints}
+    text = json.dumps([dict(layout.fingerprints), done, __version__, plain(config)], default=str)
+    mark = f"<!-- {hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()} -->"
+    if anew or not _begins(path, mark):
+        write_report(config, layout, everything, list(layout.fingerprints), path, mark, show)
+    return path
 
 
 def build(
@@ -152,13 +155,15 @@ def build(
         if name in run.stages:
             run.map(name, run.units)
     whole = run.join()
+    for name in run.stages if retry else ():
+        forget_failures(run.layout, name)
     run.keep(whole)
     run.map("select", whole)
     if "caption" in run.stages:
         run.caption(whole, retry=retry)
     mixture = run.write(whole, overwrite, verify)
     say(f"data sets: {mixture}", show)
-    return run.report(anew=False)
+    return write_page(config, run.layout, run.units, False, show)
 
 
 def run_one(
@@ -183,6 +188,8 @@ def run_one(
         run.map(stage, run.units)
         return
     whole = run.join()
+    if retry:
+        forget_failures(run.layout, stage)
     if stage == "keep":
         if options.hosts > 1:
             raise LensError("stage keep searches all units together: run it on one machine, without --hosts")

@@ -11,7 +11,7 @@ from lens_jax.atomic import write_json
 from lens_jax.data.engine import build as building
 from lens_jax.data.engine import plan, readers, removed, status, units, why
 from lens_jax.data.engine import remove as removing
-from lens_jax.data.engine.config import EngineConfig
+from lens_jax.data.engine.config import EngineConfig, plain
 from lens_jax.data.engine.layout import load_layout
 from lens_jax.data.engine.supervisor import Options
 from lens_jax.errors import LensError, nearest
@@ -224,9 +224,9 @@ def run_status(options: Look) -> None:
 
 
 def run_report(options: Look) -> None:
-    run = building.Run(options.config, Options(accept_losses=True))
-    run.join()
-    building.say(f"report: {run.report()}")
+    layout = load_layout(options.config.work, plain(options.config))
+    page = building.write_page(options.config, layout, units.read_units(options.config.work))
+    building.say(f"report: {page}")
 
 
 def run_why(options: Why) -> None:

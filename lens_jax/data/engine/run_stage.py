@@ -72,6 +72,13 @@ def retry_failed(layout: Layout, stages: Sequence[str], units: Sequence[Unit]) -
     return count
 
 
+def forget_failures(layout: Layout, stage: str) -> None:
+    """Let the next run try again what has failed in a stage."""
+    for unit in layout.given_up(stage):
+        layout.failed(stage, unit).unlink(missing_ok=True)
+        attempts.clear(layout.attempts(stage, unit))
+
+
 def read_log(layout: Layout, stage: str) -> dict[str, dict]:
     """What is noted of each unit that was run: counts, seconds, cpu_seconds, memory, time. Its last run counts."""
     lines: dict[str, dict] = {}

@@ -100,6 +100,8 @@ def _stamp(source: Source, path: str, unit_rows: int) -> str:
     how = [source.kind, sorted(source.columns.items()), source.licence, source.caption == "keep", unit_rows]
     digest.update(json.dumps(how).encode())
     target = root_of(source) / path
+    if not target.exists():  # a split, which is of all files there
+        target = root_of(source)
     for name, size, changed in sorted(_files(target)):
         digest.update(f"{name}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
