@@ -8,6 +8,7 @@ from typing import Literal
 
 from lens_jax.config import check_numbers, values
 from lens_jax.data.caption_length import check_classes
+from lens_jax.data.engine.captions.config import Caption
 from lens_jax.errors import LensError
 
 # What may be a folder of the output and part of a file name on every system.
@@ -137,52 +138,6 @@ class Dedup:
         known = ("aesthetic", "area", "id")
         if not self.priority or self.priority[-1] != "id" or set(self.priority) - set(known):
             raise LensError(f"dedup.priority is {self.priority}; accepted: some of {', '.join(known)}, id last")
-
-
-@dataclasses.dataclass(frozen=True)
-class Caption:
-    """The model that writes captions, behind any endpoint that speaks OpenAI's protocol."""
-
-    # Where requests go, such as http://127.0.0.1:8000/v1.
-    base_url: str
-    # The report's captions are of GPT-4.1.
-    model: str = "gpt-4.1"
-    # One request an image, or files of requests that are answered within a day.
-    mode: Literal["online", "batch"] = "online"
-    # What is written: dense captions as the report trains on, brief ones as its ablation.
-    kinds: tuple[str, ...] = ("dense",)
-    # Most requests at once.
-    max_in_flight: int = 64
-    # Limits of the endpoint; None is without.
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    # Stop before this is spent.
-    max_usd: float | None = None
-    # Price of a million tokens, of the question and of the answer.
-    usd_per_million: tuple[float, float] | None = None
-    # Images are sent with their short side at most this, in pixels.
-    short_side: int = 768
-    # The environment variable that holds the key.
-    key_env: str = "OPENAI_API_KEY"
-    # Asked for what `model` refuses or fails at; empty asks no other.
-    second_model: str = ""
-
-    def __post_init__(self):
-        check_numbers(self, "caption")
-        if not re.match(r"https?://", self.base_url):
-            raise LensError(f"caption.base_url is {self.base_url!r:.80}; it must begin with http:// or https://")
-        for name, least in (("max_in_flight", 1), ("short_side", 64)):
-            if getattr(self, name) < least:
-                raise LensError(f"caption.{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("requests_per_minute", "tokens_per_minute", "max_usd"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise LensError(f"caption.{name} is {getattr(self, name)}; it must be above 0, or None")
-        if self.usd_per_million is not None and min(self.usd_per_million) < 0:
-            raise LensError(f"caption.usd_per_million is {self.usd_per_million}; prices are at least 0")
-        if self.max_usd is not None and self.usd_per_million is None:
-            raise LensError("caption.max_usd needs caption.usd_per_million: no price is built in")
-        if not self.kinds or set(self.kinds) - {"dense", "brief"}:
-            raise LensError(f"caption.kinds is {self.kinds}; accepted: dense, brief, or both")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lens_jax.data.engine.extra import needed
 from lens_jax.data.file_kind import ACCEPTED, what_is
 from lens_jax.errors import LensError
 
-# Why an image cannot be used, for counting. `decoder crashed` is said by whoever runs a decoder in a process of its own.
+# Why an image cannot be used, for counting. `decoder crashed` is said by whoever runs decoders in a process of theirs.
 REASONS = ("format", "bomb", "truncated", "corrupt data", "colour", "decoder crashed")
 # Encoders write some ten passes of a progressive JPEG. Ten thousand of an empty one fit in little, and take minutes.
 MAX_SCANS = 100

@@ -42,7 +42,7 @@ def is_finished(config: EngineConfig, source: Source, groups: Sequence[Group], l
     if not (folder / NAME).exists():
         return False
     index = load_index(folder)
-    if index.source != SOURCE or index.config.get("made_of") != _made_of(layout, groups):
+    if index.source != SOURCE or index.config.get("made_of") != made_of(layout, groups):
         raise LensError(
             f"{folder}: holds another data set, of other images or settings; remove it, or choose another `out`"
         )
@@ -76,7 +76,7 @@ def finish(config: EngineConfig, source: Source, groups: Sequence[Group], layout
         index = writer.finish(
             parse_buckets(config.buckets),
             source=SOURCE,
-            config=_settings(config, seen.funnel, _made_of(layout, groups)),
+            config=_settings(config, seen.funnel, made_of(layout, groups)),
             licence=source.licence,
             languages=languages,
             holdout_languages=brief,
@@ -173,14 +173,14 @@ class _Seen:
         return tuple(known), ()
 
 
-def _made_of(layout: Layout, groups: Sequence[Group]) -> str:
+def made_of(layout: Layout, groups: Sequence[Group]) -> str:
     """Names a data set by the settings and the images that it is made of."""
     text = "\n".join([layout.fingerprints["write"], *(group.unit.id for group in groups)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _settings(config: EngineConfig, funnel: Funnel, made_of: str) -> dict[str, object]:
-    text = json.dumps({"made_of": made_of, "steps": funnel.rows(), **plain(config)}, default=str)
+def _settings(config: EngineConfig, funnel: Funnel, name: str) -> dict[str, object]:
+    text = json.dumps({"made_of": name, "steps": funnel.rows(), **plain(config)}, default=str)
     # A path need not be UTF-8; what is stored must be.
     return json.loads(text.encode("utf-8", "replace"))
 

@@ -1,5 +1,6 @@
-"""The classical scores of an image: clarity, entropy and luminance (report, section 2, steps 6 to 8), and the stage that
-stores them, which is where every image is decoded for the first time.
+"""The classical scores of an image: clarity, entropy and luminance (report, section 2, steps 6 to 8).
+
+The stage that stores them is where every image is decoded for the first time.
 
 The report names the scores, and neither their constants nor the thresholds. The definitions here are exact, and the
 resize is part of that of clarity: another filter or size moves it by a third.

@@ -140,6 +140,22 @@ def write_table(path: str | os.PathLike, table: pa.Table, metadata: Mapping[str,
             partial.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """A text as a file that is there whole or not at all; LensError where it cannot be written."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial-{os.uname().nodename}-{os.getpid()}")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+    except OSError as error:
+        raise LensError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def read_table(path: str | os.PathLike, columns: list[str] | None = None) -> pa.Table:
     """A table that `write_table` wrote, or some columns of it; LensError names a file that cannot be read."""
     import pyarrow.parquet as pq

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,15 +50,19 @@ def find_units(config: EngineConfig) -> list[Unit]:
     if changed:
         _forget(Path(config.work), changed)
     if before != {unit.id: stamp for unit, stamp in stamped}:
-        rows = [(u.id, u.source, u.path, u.part, u.parts, stamp) for u, stamp in stamped]
-        columns = zip(*rows) if rows else [[] for _ in SCHEMA]
-        write_table(path, pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA)], schema=SCHEMA))
+        save_units(path, stamped)
     return [unit for unit, _ in stamped]
 
 
-def read_units(work: str | os.PathLike) -> list[Unit]:
-    """The units that a run had when it was last started; LensError where it never was."""
-    path = Path(work) / "units.parquet"
+def save_units(path: Path, stamped: Sequence[tuple[Unit, str]]) -> None:
+    """Write units with their stamps as a table."""
+    rows = [asdict(unit) | {"unit": unit.id, "stamp": stamp} for unit, stamp in stamped]
+    write_table(path, pa.Table.from_pylist(rows, SCHEMA))
+
+
+def read_units(work: str | os.PathLike, name: str = "units") -> list[Unit]:
+    """The units that a run had when it was last started, or its `groups`; LensError where it never was."""
+    path = Path(work) / f"{name}.parquet"
     if not path.is_file():
         raise LensError(f"{path}: no run of the data engine there yet; start one with `lens-jax data build CONFIG`")
     table = read_table(path)
@@ -69,6 +74,13 @@ def read_units(work: str | os.PathLike) -> list[Unit]:
 def of_source(units: Sequence[Unit], source: str) -> list[Unit]:
     """Those of one source, in order."""
     return [unit for unit in units if unit.source == source]
+
+
+def digest(work: str | os.PathLike, units: Sequence[Unit]) -> str:
+    """Names a set of units and what is in them: what is made of all of them together follows from no less."""
+    stamps = _stamps(Path(work) / "units.parquet")
+    text = "\n".join(f"{unit.id} {stamps.get(unit.id)}" for unit in units)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _stamps(path: Path) -> dict[str, str]:

@@ -1,0 +1,210 @@
+"""A run from its sources to its data sets: `lens-jax data build`, and one stage of it: `lens-jax data run`.
+
+What is there is not made again, so the same command goes on where it was stopped or killed, and a new threshold
+computes only what depends on it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lens_jax.atomic import check_writable
+from lens_jax.console import make_console
+from lens_jax.data.buckets import parse_buckets
+from lens_jax.data.engine import groups, manifest, removed, units
+from lens_jax.data.engine.beam_run import run_by_beam
+from lens_jax.data.engine.captions import command as captions
+from lens_jax.data.engine.claim import claim
+from lens_jax.data.engine.config import EngineConfig, Source, plain
+from lens_jax.data.engine.dedup.embedded import Embedded
+from lens_jax.data.engine.dedup.keep import find_duplicates
+from lens_jax.data.engine.layout import Layout
+from lens_jax.data.engine.report.page import write_report
+from lens_jax.data.engine.run_stage import retry_failed, run_stage
+from lens_jax.data.engine.select import survivors
+from lens_jax.data.engine.stage import fingerprints
+from lens_jax.data.engine.stages import MAPS, make_keep, make_stages
+from lens_jax.data.engine.supervisor import Options, Progress
+from lens_jax.data.engine.unit import Unit
+from lens_jax.errors import LensError, nearest
+
+
+class Run:
+    """A run at its present settings."""
+
+    def __init__(self, config: EngineConfig, options: Options, show: bool = True, beam: tuple[str, ...] | None = None):
+        """`beam` are the arguments of a runner of Beam that does the work in place of this machine's workers."""
+        check(config)
+        self.beam = beam
+        self.config, self.options, self.show = config, options, show
+        self.units = units.find_units(config)
+        self.taken_down = removed.read(Path(config.out))
+        self.stages = make_stages(config, self.taken_down)
+        self.over: dict[str, str] = {}
+        self.layout = self._layout()
+
+    def _layout(self) -> Layout:
+        layout = Layout(Path(self.config.work), fingerprints(self.stages, self.config, self.over))
+        layout.save(plain(self.config))
+        return layout
+
+    def whole(self, names: Sequence[str] = MAPS) -> list[Unit]:
+        """The units that all of these stages have a table of."""
+        finished = [self.layout.finished(name) for name in names if name in self.stages]
+        return [unit for unit in self.units if all(unit.id in ids for ids in finished)]
+
+    def map(self, name: str, of: Sequence[Unit]) -> Progress:
+        """Run a stage on units."""
+        if self.beam is not None and name in MAPS:
+            run_by_beam(self.stages[name], self.config, self.layout, of, max(self.options.workers, 1), self.beam)
+        most = getattr(self.stages[name], "processes", None)
+        workers = self.options.workers if most is None else min(self.options.workers, most)
+        options = dataclasses.replace(self.options, workers=workers)
+        return run_stage(self.stages[name], self.config, self.layout, of, options, self.show)
+
+    def join(self) -> list[Unit]:
+        """The units that the stages from `keep` on are about, and whose results are named by them. LensError where the
+        stages before have not been run on some, unless losses are accepted."""
+        whole = self.whole()
+        if len(whole) < len(self.units) and not self.options.accept_losses:
+            gone = next(unit for unit in self.units if unit not in set(whole))
+            lacking = next(n for n in MAPS if n in self.stages and gone.id not in self.layout.finished(n))
+            raise LensError(
+                f"{len(self.units) - len(whole):,} of {len(self.units):,} units are not through all stages, the first "
+                f"{gone.id} ({gone.path}): `lens-jax data run CONFIG {lacking}` runs what is missing, --accept-losses "
+                "goes on without them"
+            )
+        self.over["keep"] = units.digest(self.config.work, whole)
+        self.layout = self._layout()
+        return whole
+
+    def keep(self, whole: Sequence[Unit]) -> Progress:
+        """Step 9: look through all units, then make their tables."""
+        search = Embedded(max(self.options.workers, 1), self.show)
+        if self.beam is not None:
+            from lens_jax.data.engine.dedup.beam import BeamSearch
+
+            search = BeamSearch(self.beam, max(self.options.workers, 1))
+        find_duplicates(self.config, self.layout, tuple(whole), survivors, search)
+        self.stages["keep"] = make_keep(self.config, self.layout.folder("keep"))
+        return self.map("keep", whole)
+
+    def caption(self, whole: Sequence[Unit], dry_run: bool = False, retry: bool = False) -> None:
+        """Ask for captions of what was kept; `dry_run` says what that will cost and asks nothing."""
+        at = self.options
+        options = captions.CaptionOptions(
+            dry_run, retry, max(at.workers, 1), at.accept_losses, at.strict, at.host, at.hosts
+        )
+        captions.run(self.config, options, self.layout, whole)
+
+    def write(self, whole: Sequence[Unit], overwrite: bool = False, verify: bool = False) -> Path:
+        """Write the data sets, those whose shards are all there already excepted; the path of their mixture."""
+        found = groups.find_groups(self.config, self.layout, whole)
+        units.save_units(Path(self.config.work) / "groups.parquet", [(group.unit, "") for group in found])
+        self.stages["write"] = dataclasses.replace(self.stages["write"], members=groups.by_unit(found), verify=verify)
+        of = {source.name: [g for g in found if g.unit.source == source.name] for source in self.config.sources}
+        wanted = [s.name for s in self.config.sources if of[s.name] and self._claim(s, of[s.name], overwrite)]
+        self.map("write", [group.unit for name in wanted for group in of[name]])
+        if self.options.hosts > 1 and not self._all_written(found):
+            return Path(self.config.out)  # the last machine to come here ends it
+        indexes = {
+            source.name: manifest.finish(self.config, source, of[source.name], self.layout)
+            for source in self.config.sources
+            if of[source.name]
+        }
+        return manifest.write_mixture(self.config, indexes)
+
+    def _claim(self, source: Source, of: Sequence[groups.Group], overwrite: bool) -> bool:
+        return claim(self.config, source, of, self.layout, overwrite)
+
+    def _all_written(self, found: Sequence[groups.Group]) -> bool:
+        return self.layout.finished("write") >= {group.unit.id for group in found}
+
+    def report(self) -> Path:
+        """Write the page of what there is."""
+        path = Path(self.config.out) / "report.html"
+        write_report(self.config, self.layout, self.units, list(self.stages), path, self.show)
+        return path
+
+
+def build(
+    config: EngineConfig,
+    options: Options,
+    retry: bool = False,
+    overwrite: bool = False,
+    verify: bool = False,
+    show: bool = True,
+) -> Path:
+    """All stages on this machine; the path of the report page. `overwrite` replaces data sets of other settings."""
+    run = Run(config, options, show)
+    if retry:
+        again = retry_failed(run.layout, [name for name in run.stages if name in MAPS], run.units)
+        say(f"{again:,} units are tried again", show)
+    for name in MAPS:
+        if name in run.stages:
+            run.map(name, run.units)
+    whole = run.join()
+    run.keep(whole)
+    run.map("select", whole)
+    if "caption" in run.stages:
+        run.caption(whole, retry=retry)
+    mixture = run.write(whole, overwrite, verify)
+    say(f"data sets: {mixture}", show)
+    return run.report()
+
+
+def run_one(
+    config: EngineConfig,
+    stage: str,
+    options: Options,
+    retry: bool = False,
+    show: bool = True,
+    beam: tuple[str, ...] | None = None,
+) -> None:
+    """One stage on this machine's share of the units, or by Beam. Those before it must have been run on them."""
+    if beam is not None and stage not in (*MAPS, "keep"):
+        raise LensError(f"stage {stage} is not for Beam; those that are: {', '.join((*MAPS, 'keep'))}")
+    run = Run(config, options, show, beam)
+    if stage not in run.stages:
+        raise LensError(
+            f"no stage {stage!r:.80} in this run{nearest(stage, run.stages)}; it has: {', '.join(run.stages)}"
+        )
+    if retry:
+        retry_failed(run.layout, [name for name in run.stages if name in MAPS], run.units)
+    if stage in MAPS:
+        run.map(stage, run.units)
+        return
+    whole = run.join()
+    if stage == "keep":
+        if options.hosts > 1:
+            raise LensError("stage keep searches all units together: run it on one machine, without --hosts")
+        run.keep(whole)
+    elif stage == "caption":
+        run.caption(whole, retry=retry)
+    elif stage == "write":
+        run.write(whole)
+    else:
+        run.map(stage, whole)
+
+
+def check(config: EngineConfig) -> None:
+    """What would only be found after hours: folders that cannot be written, that lie in what is read, and buckets."""
+    parse_buckets(config.buckets)
+    for name in ("work", "out"):
+        check_writable(getattr(config, name))
+        place = Path(getattr(config, name)).resolve()
+        for source in config.sources:
+            if source.kind in ("folder", "imagefolder") and place.is_relative_to(Path(source.path).resolve()):
+                raise LensError(f"{name} {place}: lies in what source {source.name} reads; choose another folder")
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def say(text: str, show: bool = True) -> None:
+    """A line on standard output."""
+    if show:
+        make_console().print(text)
