@@ -9,7 +9,7 @@ from typing import BinaryIO
 from lens_jax.data.engine.config import Source
 from lens_jax.data.engine.readers import tar
 from lens_jax.data.engine.readers.item import Item, Problem, make_item, texts_of
-from lens_jax.data.file_kind import what_is
+from lens_jax.data.file_kind import HEAD, what_is
 from lens_jax.data.images import MAX_ENCODED_BYTES
 from lens_jax.data.sources.folder import MAX_TEXT_FILE, SUFFIXES
 from lens_jax.data.sources.tables import CAPTION_COLUMNS
@@ -17,6 +17,8 @@ from lens_jax.data.sources.tables import CAPTION_COLUMNS
 # Images that are not read are named for what they are; that is for decoding to say.
 IMAGES = (*SUFFIXES, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2")
 TEXTS = ("txt", "caption", "text")
+# What a tar may be called that is cut in its first header.
+_UNKNOWN = ("empty", "text", "of no known format")
 # Fields of a sample's .json, as img2dataset and others name them.
 URLS, LICENCES = ("url", "URL"), ("licence", "license", "LICENSE")
 COLUMNS = {
@@ -55,11 +57,13 @@ def look(file: BinaryIO, name: str) -> Contents:
     problems = []
     for member in tar.members(file):
         if not member.name:
-            detail = member.detail
+            fault, detail = member.fault, member.detail
             if member.start == 0:  # not a tar at all
                 file.seek(0)
-                detail = f"{what_is(file.read(64))}; an uncompressed tar is needed"
-            problems.append((member.start, Problem(name, member.fault, detail)))
+                kind = what_is(file.read(HEAD))
+                fault = fault if kind in _UNKNOWN else "format not accepted"
+                detail = f"{kind}; an uncompressed tar is needed"
+            problems.append((member.start, Problem(name, fault, detail)))
             continue
         path = member.name if member.fault == "outside the folder" else posixpath.normpath(member.name)
         base = posixpath.basename(path)
