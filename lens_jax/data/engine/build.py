@@ -19,7 +19,7 @@ from lens_jax.data.engine import groups, manifest, removed, units
 from lens_jax.data.engine.beam_run import run_by_beam
 from lens_jax.data.engine.captions import command as captions
 from lens_jax.data.engine.claim import claim
-from lens_jax.data.engine.config import EngineConfig, Source, plain
+from lens_jax.data.engine.config import EngineConfig, plain
 from lens_jax.data.engine.dedup.embedded import Embedded
 from lens_jax.data.engine.dedup.keep import find_duplicates
 from lens_jax.data.engine.layout import Layout
@@ -44,13 +44,14 @@ class Run:
         self.units = units.find_units(config)
         self.taken_down = removed.read(Path(config.out))
         self.stages = make_stages(config, self.taken_down)
-        self.over: dict[str, str] = {}
-        self.layout = self._layout()
+        self.layout = Layout(Path(config.work), fingerprints(self.stages, config))
+        self._name(self.whole())
 
-    def _layout(self) -> Layout:
-        layout = Layout(Path(self.config.work), fingerprints(self.stages, self.config, self.over))
-        layout.save(plain(self.config))
-        return layout
+    def _name(self, whole: Sequence[Unit]) -> None:
+        """Name the results of the stages from `keep` on by the units that they are about, and note all names."""
+        over = {"keep": units.digest(self.config.work, whole)}
+        self.layout = Layout(Path(self.config.work), fingerprints(self.stages, self.config, over))
+        self.layout.save(plain(self.config))
 
     def whole(self, names: Sequence[str] = MAPS) -> list[Unit]:
         """The units that all of these stages have a table of."""
@@ -71,15 +72,15 @@ class Run:
         stages before have not been run on some, unless losses are accepted."""
         whole = self.whole()
         if len(whole) < len(self.units) and not self.options.accept_losses:
-            gone = next(unit for unit in self.units if unit not in set(whole))
+            there = set(whole)
+            gone = next(unit for unit in self.units if unit not in there)
             lacking = next(n for n in MAPS if n in self.stages and gone.id not in self.layout.finished(n))
             raise LensError(
                 f"{len(self.units) - len(whole):,} of {len(self.units):,} units are not through all stages, the first "
                 f"{gone.id} ({gone.path}): `lens-jax data run CONFIG {lacking}` runs what is missing, --accept-losses "
                 "goes on without them"
             )
-        self.over["keep"] = units.digest(self.config.work, whole)
-        self.layout = self._layout()
+        self._name(whole)
         return whole
 
     def keep(self, whole: Sequence[Unit]) -> Progress:
@@ -107,9 +108,17 @@ class Run:
         units.save_units(Path(self.config.work) / "groups.parquet", [(group.unit, "") for group in found])
         self.stages["write"] = dataclasses.replace(self.stages["write"], members=groups.by_unit(found), verify=verify)
         of = {source.name: [g for g in found if g.unit.source == source.name] for source in self.config.sources}
-        wanted = [s.name for s in self.config.sources if of[s.name] and self._claim(s, of[s.name], overwrite)]
-        self.map("write", [group.unit for name in wanted for group in of[name]])
-        if self.options.hosts > 1 and not self._all_written(found):
+        wanted = {
+            source.name
+            for source in self.config.sources
+            if of[source.name] and claim(self.config, source, of[source.name], self.layout, overwrite)
+        }
+        at = self.options
+        # Shares are of all groups: another machine may have seen a data set end in between.
+        mine = [group.unit for group in found[at.host :: at.hosts] if group.unit.source in wanted]
+        alone = dataclasses.replace(at, host=0, hosts=1)
+        run_stage(self.stages["write"], self.config, self.layout, mine, alone, self.show)
+        if at.hosts > 1 and {g.unit.id for name in wanted for g in of[name]} - self.layout.finished("write"):
             return Path(self.config.out)  # the last machine to come here ends it
         indexes = {
             source.name: manifest.finish(self.config, source, of[source.name], self.layout)
@@ -117,12 +126,6 @@ class Run:
             if of[source.name]
         }
         return manifest.write_mixture(self.config, indexes)
-
-    def _claim(self, source: Source, of: Sequence[groups.Group], overwrite: bool) -> bool:
-        return claim(self.config, source, of, self.layout, overwrite)
-
-    def _all_written(self, found: Sequence[groups.Group]) -> bool:
-        return self.layout.finished("write") >= {group.unit.id for group in found}
 
 
 def write_page(

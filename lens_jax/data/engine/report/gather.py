@@ -66,7 +66,6 @@ class Gathered:
     kept_of_group: dict[bytes, Example] = field(default_factory=dict)
     # Images by bucket and split.
     buckets: Counter[tuple[str, str]] = field(default_factory=Counter)
-    too_small: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     licences: Counter[str] = field(default_factory=Counter)
     # Captions by kind, int64 [len(WORDS) - 1]; and by what became of the request.
