@@ -7,7 +7,6 @@ computes only what depends on it.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +61,8 @@ class Run:
         """Run a stage on units."""
         if self.beam is not None and name in MAPS:
             run_by_beam(self.stages[name], self.config, self.layout, of, max(self.options.workers, 1), self.beam)
-        most = getattr(self.stages[name], "processes", None)
+        limit = getattr(self.stages[name], "processes", None)
+        most = limit(self.config) if limit else None
         workers = self.options.workers if most is None else min(self.options.workers, most)
         options = dataclasses.replace(self.options, workers=workers)
         return run_stage(self.stages[name], self.config, self.layout, of, options, self.show)
@@ -222,11 +222,6 @@ def _begins(path: Path, mark: str) -> bool:
         return False
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.readline().strip() == mark
-
-
-def cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def say(text: str, show: bool = True) -> None:

@@ -14,6 +14,7 @@ from lens_jax.data.engine import remove as removing
 from lens_jax.data.engine.config import EngineConfig, plain
 from lens_jax.data.engine.layout import load_layout
 from lens_jax.data.engine.supervisor import Options
+from lens_jax.data.engine.threads import cores
 from lens_jax.errors import LensError, nearest
 
 USAGE = """\
@@ -59,7 +60,7 @@ class Build:
         at_least("--workers", self.workers, 0)
 
     def options(self) -> Options:
-        workers = building.cores() if self.workers is None else self.workers
+        workers = cores() if self.workers is None else self.workers
         return Options(workers, self.accept_losses, self.strict)
 
 
@@ -100,7 +101,7 @@ class RunStage:
             raise LensError(f"--host is {self.host}, --hosts {self.hosts}; hosts count from 0")
 
     def options(self) -> Options:
-        workers = building.cores() if self.workers is None else self.workers
+        workers = cores() if self.workers is None else self.workers
         return Options(workers, self.accept_losses, self.strict, self.host, self.hosts)
 
 
@@ -125,7 +126,7 @@ class Caption:
     strict: bool = False
 
     def options(self) -> Options:
-        workers = building.cores() if self.workers is None else self.workers
+        workers = cores() if self.workers is None else self.workers
         return Options(workers, self.accept_losses, self.strict, self.host, self.hosts)
 
 
