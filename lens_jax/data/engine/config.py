@@ -225,7 +225,7 @@ class EngineConfig:
 
     def __post_init__(self):
         check_numbers(self)
-        if not self.sources:
+        if not self.sources and not self.synthetic.count:
             raise LensError("sources is empty; name at least one lens_jax.data.engine.config.Source")
         names = [source.name.lower() for source in self.sources]
         for name in names:

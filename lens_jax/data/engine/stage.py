@@ -72,7 +72,7 @@ class Stage(Protocol):
     version: int
     # Names of the stages whose tables it reads.
     reads: tuple[str, ...]
-    # A stage that cannot be run on one image alone also has `by_item = False`, and one that may need a device a function
+    # A stage that cannot be run on one image alone also has `by_item = False`; one that may need a device a function
     # `processes(config)`: the most processes that should run it on a machine, or None.
 
     def settings(self, config: EngineConfig) -> Mapping[str, object]:
