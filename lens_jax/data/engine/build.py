@@ -28,6 +28,7 @@ from lens_jax.data.engine.select import survivors
 from lens_jax.data.engine.stage import fingerprints
 from lens_jax.data.engine.stages import MAPS, make_keep, make_stages
 from lens_jax.data.engine.supervisor import Options, Progress
+from lens_jax.data.engine.synthesis import synthesize, with_synthetic
 from lens_jax.data.engine.unit import Unit
 from lens_jax.errors import LensError, nearest
 
@@ -37,6 +38,7 @@ class Run:
 
     def __init__(self, config: EngineConfig, options: Options, show: bool = True, beam: tuple[str, ...] | None = None):
         """`beam` are the arguments of a runner of Beam that does the work in place of this machine's workers."""
+        config = with_synthetic(config)
         check(config)
         self.beam = beam
         self.config, self.options, self.show = config, options, show
@@ -132,6 +134,7 @@ def write_page(
     config: EngineConfig, layout: Layout, everything: Sequence[Unit], anew: bool = True, show: bool = True
 ) -> Path:
     """Write the report page of what there is; without `anew` only where there is none of it."""
+    config = with_synthetic(config)
     path = Path(config.out) / "report.html"
     done = {name: len(layout.finished(name)) for name in layout.fingerprints}
     text = json.dumps([dict(layout.fingerprints), done, __version__, plain(config)], default=str)
@@ -150,6 +153,8 @@ def build(
     show: bool = True,
 ) -> Path:
     """All stages on this machine; the path of the report page. `overwrite` replaces data sets of other settings."""
+    if config.synthetic.count:
+        synthesize(config, options, show)
     run = Run(config, options, show)
     if retry:
         again = retry_failed(run.layout, [name for name in run.stages if name in MAPS], run.units)
@@ -180,6 +185,9 @@ def run_one(
     """One stage on this machine's share of the units, or by Beam. Those before it must have been run on them."""
     if beam is not None and stage not in (*MAPS, "keep"):
         raise LensError(f"stage {stage} is not for Beam; those that are: {', '.join((*MAPS, 'keep'))}")
+    if stage == "synthesize" and config.synthetic.count:
+        synthesize(config, options, show)
+        return
     run = Run(config, options, show, beam)
     if stage not in run.stages:
         raise LensError(

@@ -184,11 +184,15 @@ class EngineConfig:
     work: str = "work/data"
     # Folder of the data sets, one a source.
     out: str = "data/engine"
+    # What an image must reach, where its source does not say otherwise.
     thresholds: Thresholds = Thresholds()
+    # What scores and embeds.
     models: Models = Models()
+    # How near duplicates are found.
     dedup: Dedup = Dedup()
     # None writes no captions: sources keep those that they bring.
     caption: Caption | None = None
+    # Images of rendered text as one more source.
     synthetic: Synthetic = Synthetic()
     # Sizes that images are cropped to, as `lens-jax prepare --buckets` takes them.
     buckets: tuple[str, ...] = ("lens-pretraining",)
