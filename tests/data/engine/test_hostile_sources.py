@@ -1,5 +1,6 @@
 """Sources that are damaged or mean harm: everything is counted with its reason, and nothing hangs."""
 
+import hashlib
 import io
 import os
 import signal
@@ -222,6 +223,27 @@ def test_rows_of_parquet_are_all_counted(tmp_path):
     assert [item.texts for item in found if isinstance(item, Item)] == [{"en": ("x",)}, {}, {}, {}]
     found = items(path, "parquet", caption="keep")
     assert reasons(found) == ["ok", "no image", "no image", "bad caption", "no caption", "bad caption"]
+
+
+def test_a_checksum_that_is_asked_for_is_compared(tmp_path):
+    sums = [hashlib.sha256(image(number)).hexdigest() for number in (0, 1, 2)]
+    rows = {
+        "key": ["a", "b", "c"],
+        "image": [image(0), image(1), image(1)],
+        "sha256": [sums[0], sums[1].upper(), sums[2]],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "0.parquet")
+    (tmp_path / "0").mkdir()
+    for key, data in zip(rows["key"], rows["image"]):
+        (tmp_path / "0" / f"{key}.png").write_bytes(data)
+    parts = [
+        member(f"{key}.png", data) + member(f"{key}.json", b'{"sha256": "%s"}' % sum.encode())
+        for key, data, sum in zip(*rows.values())
+    ]
+    (tmp_path / "1.tar").write_bytes(b"".join(parts) + END)
+    for kind in ("parquet", "table", "webdataset"):
+        assert reasons(items(tmp_path, kind, columns={"sha256": "sha256"})) == ["ok", "ok", "checksum"], kind
+        assert reasons(items(tmp_path, kind)) == ["ok"] * 3
 
 
 def test_parquet_that_is_none_or_not_of_images(tmp_path):

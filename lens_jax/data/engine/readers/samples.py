@@ -1,14 +1,16 @@
 """The samples of a tar in WebDataset's layout: files of one name up to its first dot belong together."""
 
 import json
+import os
 import posixpath
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from lens_jax.data.engine.config import Source
 from lens_jax.data.engine.readers import tar
-from lens_jax.data.engine.readers.item import Item, Problem, make_item, texts_of
+from lens_jax.data.engine.readers.item import SHA256, Item, Problem, make_item, texts_of
 from lens_jax.data.file_kind import HEAD, what_is
 from lens_jax.data.images import MAX_ENCODED_BYTES
 from lens_jax.data.sources.folder import MAX_TEXT_FILE, SUFFIXES
@@ -26,6 +28,7 @@ COLUMNS = {
     "text": "ending of the caption's file, or its field in the .json",
     "url": "field of the .json with the address",
     "licence": "field of the .json with the licence",
+    **SHA256,
 }
 
 
@@ -48,11 +51,25 @@ class Contents:
     problems: tuple[tuple[int, Problem], ...]
 
 
-def look(file: BinaryIO, name: str) -> Contents:
+def contents(file: BinaryIO, name: str) -> Contents:
     """The samples of a tar that is called `name`; a sample's files need not lie beside each other.
 
-    A file that is there twice is a problem the second time. Only headers are read.
+    A file that is there twice is a problem the second time. Only headers are read, and of the tar that was looked at
+    last not again: the units of a large one come one after the other.
     """
+    status = os.fstat(file.fileno())
+    key = name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    with _lock:
+        if _last.get("key") != key:
+            _last.update(key=key, contents=_look(file, name))
+        return _last["contents"]
+
+
+_last: dict = {}
+_lock = threading.Lock()
+
+
+def _look(file: BinaryIO, name: str) -> Contents:
     samples: dict[str, Sample] = {}
     problems = []
     for member in tar.members(file):
@@ -91,7 +108,8 @@ def make(source: Source, file: BinaryIO, sample: Sample) -> Item | Problem:
     fields = _fields(file, sample)
     named = lambda column, usual: fields.get(source.columns.get(column) or next((n for n in usual if n in fields), ""))
     texts = _texts(source, file, sample, fields)
-    return make_item(source, sample.key, data, texts, named("url", URLS), named("licence", LICENCES))
+    sha256 = fields.get(source.columns.get("sha256"))
+    return make_item(source, sample.key, data, texts, named("url", URLS), named("licence", LICENCES), sha256)
 
 
 def image(file: BinaryIO, sample: Sample, ending: str = "") -> bytes | Problem:
