@@ -117,7 +117,7 @@ def settings(raw: Path, tmp_path: Path, **changes) -> EngineConfig:
         "out": str(tmp_path / "out"),
         "thresholds": OFF,
         "models": Models(nsfw=""),
-        "caption": Caption("http://127.0.0.1:1/v1", kinds=("dense", "brief")),
+        "caption": Caption(kinds=("dense", "brief")),
         "buckets": BUCKETS,
         "encoding": "png",
         "validation": 0.3,
