@@ -107,7 +107,8 @@ class Run:
     def write(self, whole: Sequence[Unit], overwrite: bool = False, verify: bool = False) -> Path:
         """Write the data sets, those whose shards are all there already excepted; the path of their mixture."""
         found = groups.find_groups(self.config, self.layout, whole)
-        units.save_units(Path(self.config.work) / "groups.parquet", [(group.unit, "") for group in found])
+        named = [(group.unit, " ".join(unit.id for unit in group.members)) for group in found]
+        units.save_units(Path(self.config.work) / "groups.parquet", named)
         self.stages["write"] = dataclasses.replace(self.stages["write"], members=groups.by_unit(found), verify=verify)
         of = {source.name: [g for g in found if g.unit.source == source.name] for source in self.config.sources}
         wanted = {

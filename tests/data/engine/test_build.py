@@ -227,6 +227,9 @@ def test_why_tells_of_an_image(config):
     both = [why.find(layout, everything, key, show=False)[0] for key in ("a.jpg", "copy.jpg")]
     dropped = [s.rows["select"][0]["reason"] for s in both]
     assert sorted(dropped, key=str) == [None, "duplicate"]
+    (kept,) = (story for story in both if story.rows["select"][0]["kept"])
+    written = kept.rows["write"][0]
+    assert (written["bucket"], written["problem"]) == ("32x40", None)
     with pytest.raises(LensError, match=r"no image 'nowhere\.jpg' among the"):
         why.find(layout, everything, "nowhere.jpg", show=False)
 
