@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lens_jax.data.engine import build as building
-from lens_jax.data.engine import readers, remove, removed, units, why
+from lens_jax.data.engine import plan, readers, remove, removed, units, why
 from lens_jax.data.engine.config import EngineConfig, Models, Source, Thresholds
 from lens_jax.data.engine.layout import load_layout
 from lens_jax.data.engine.measure import Measure
@@ -232,6 +232,28 @@ def test_why_tells_of_an_image(config):
     assert (written["bucket"], written["problem"]) == ("32x40", None)
     with pytest.raises(LensError, match=r"no image 'nowhere\.jpg' among the"):
         why.find(layout, everything, "nowhere.jpg", show=False)
+
+
+def test_a_plan_is_of_a_sample_of_these_images(config):
+    everything = [unit for source in config.sources for unit in readers.units(source, config.unit_rows)]
+    sample = plan.take_sample(config, everything, 100)
+    # All of them, as there are fewer: but for the copy, which is found only by looking at all together.
+    assert (sample.images, sample.decoded, sample.kept) == (17, 15, 12)
+    assert set(sample.cpu_seconds) == {"probe", "measure", "score", "select", "write"}
+    assert min(sample.cpu_seconds["measure"], sample.cpu_seconds["write"], sample.stored_bytes) > 0
+    lines = {line.stage: line for line in plan.cost(config, sample, 1000)}
+    more = {line.stage: line for line in plan.cost(config, sample, 1e6)}
+    assert lines["write"].images == 1000
+    assert lines["measure"].images == pytest.approx(1000 * 17 / 12)
+    for stage in ("probe", "measure", "write"):
+        assert more[stage].core_hours == pytest.approx(1000 * lines[stage].core_hours)
+    assert lines["write"].terabytes == pytest.approx(sample.stored_bytes * 1000 / 1e12)
+    prices = plan.Prices(core=0.05)
+    parts = plan.to_json(sample, list(lines.values()), prices)["parts"]
+    assert parts[0]["cost"] == pytest.approx(0.05 * lines["probe"].core_hours)
+    # Nothing is left of it.
+    assert not Path(config.out).exists()
+    assert not Path(config.work).exists()
 
 
 def test_lists_of_what_is_taken_down_are_checked(tmp_path):
