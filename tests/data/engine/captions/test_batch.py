@@ -1,7 +1,6 @@
 """Captions by the batch API: files within its limits, what comes of batches that end badly, and kills."""
 
 import collections
-import json
 
 import pytest
 
@@ -9,15 +8,13 @@ from lens_jax.data.engine.captions import batch as captions_batch
 from lens_jax.errors import LensError
 from lens_jax.llm import batch as api
 
-from .conftest import describe
-
 pytest.importorskip("openai", reason="pip install 'lens-jax[caption]'")
 pytest.importorskip("py3langid", reason="pip install 'lens-jax[data]'")
 FAST = {"mode": "batch", "poll_seconds": 0.05}
 
 
 def whole(place, **changes):
-    return [row["text"] for row in place.rows(**changes)] == [describe(i) for i in range(len(place.numbers))]
+    return [row["text"] for row in place.rows(**changes)] == [place.text(i) for i in range(len(place.numbers))]
 
 
 def test_files_within_limits(site, batches, fake_server, monkeypatch):
@@ -38,7 +35,7 @@ def test_files_within_limits(site, batches, fake_server, monkeypatch):
 
 
 def test_batches_that_end_badly(site, batches, fake_server):
-    """Turned down for its tokens, expired with a part, completed without a file, a part missing, rejected captions."""
+    """Turned down for its tokens, expired with a part, completed without a file; a refusal, an error."""
     place = site(20, **FAST)
     tries = collections.Counter()
 
@@ -51,7 +48,7 @@ def test_batches_that_end_badly(site, batches, fake_server):
         return None
 
     server = batches(place, script)
-    ends = {0: ("failed", 0), 1: ("expired", 7), 2: ("completed", 0), 3: ("cancelled", 5)}
+    ends = {0: ("failed", 0), 1: ("expired", 7), 2: ("completed", 0)}
     server.ends = lambda number, lines: ends.get(number, ("completed", lines))
     outcome = place.caption(poll_seconds=0.02)
     assert outcome.counts == {"ok": 20}
@@ -127,8 +124,7 @@ def test_budget(site, batches, fake_server, monkeypatch):
     server = batches(place)
     with pytest.raises(LensError, match=r"max_usd is 0\.1, .* are spent, and the next file may take"):
         place.caption(usd_per_million=(2.0, 10.0), max_usd=0.1)
-    spent = len(server.answered) * 0.003
-    assert 0 < spent <= 0.1
+    # Three files: 0.045 are spent then, and the next might take 0.06.
+    assert len(server.answered) == 15
     assert place.caption().counts == {"ok": 40}
     assert len(server.answered) == 40
-    assert json.loads(server.batches["batch_0"]["metadata"]["lens_jax"].join('""'))
