@@ -151,9 +151,10 @@ def test_a_new_threshold_computes_no_score_again(config, monkeypatch):
     strict = dataclasses.replace(config, thresholds=dataclasses.replace(config.thresholds, area=48 * 40 + 1))
     with pytest.raises(LensError, match="holds a data set of other images or settings; pass --overwrite"):
         build(strict)
-    loose = dataclasses.replace(config, thresholds=dataclasses.replace(config.thresholds, luminance=None, entropy=None))
+    without = dataclasses.replace(config.thresholds, laplacian=None, entropy=None, luminance=None)
+    loose = dataclasses.replace(config, thresholds=without)
     build(loose, overwrite=True)
-    assert len(ids_in(loose)) == len(GOOD) + 1  # the dark one; white has no edge that could be sharp
+    assert len(ids_in(loose)) == len(GOOD) + 2  # the dark one and the white one
     # And back: what lies there is of the other settings, whatever the tables say.
     build(config, overwrite=True)
     assert len(ids_in(config)) == len(GOOD)

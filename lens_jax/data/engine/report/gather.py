@@ -151,7 +151,9 @@ def _pick(found: Gathered, config: EngineConfig, number: int, unit: Unit, tables
             continue
         values = score.values(tables)
         for bound in score.bounds(thresholds):
-            distances = np.abs(np.log(values / bound)) if score.logarithmic and bound > 0 else np.abs(values - bound)
+            distances = np.abs(values - bound)
+            if score.logarithmic and bound > 0:
+                distances = np.abs(np.log(np.maximum(values, 1e-9) / bound))
             for side, there in (("below", values < bound), ("above", values >= bound)):
                 rows = np.flatnonzero(there & decodes & np.isfinite(distances))
                 rows = rows[np.argsort(distances[rows], kind="stable")[:EXAMPLES]]
