@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from lens_jax.config import check_numbers, values
+from lens_jax.data.caption_length import check_classes
+from lens_jax.data.engine.captions.config import Caption
 from lens_jax.errors import LensError
 
 # What may be a folder of the output and part of a file name on every system.
@@ -139,70 +141,37 @@ class Dedup:
 
 
 @dataclasses.dataclass(frozen=True)
-class Caption:
-    """The model that writes captions, behind any endpoint that speaks OpenAI's protocol."""
-
-    # Where requests go, such as http://127.0.0.1:8000/v1.
-    base_url: str
-    # The report's captions are of GPT-4.1.
-    model: str = "gpt-4.1"
-    # One request an image, or files of requests that are answered within a day.
-    mode: Literal["online", "batch"] = "online"
-    # What is written: dense captions as the report trains on, brief ones as its ablation.
-    kinds: tuple[str, ...] = ("dense",)
-    # Most requests at once.
-    max_in_flight: int = 64
-    # Limits of the endpoint; None is without.
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    # Stop before this is spent.
-    max_usd: float | None = None
-    # Price of a million tokens, of the question and of the answer.
-    usd_per_million: tuple[float, float] | None = None
-    # Images are sent with their short side at most this, in pixels.
-    short_side: int = 768
-    # The environment variable that holds the key.
-    key_env: str = "OPENAI_API_KEY"
-    # Asked for what `model` refuses or fails at; empty asks no other.
-    second_model: str = ""
-
-    def __post_init__(self):
-        check_numbers(self, "caption")
-        if not re.match(r"https?://", self.base_url):
-            raise LensError(f"caption.base_url is {self.base_url!r:.80}; it must begin with http:// or https://")
-        for name, least in (("max_in_flight", 1), ("short_side", 64)):
-            if getattr(self, name) < least:
-                raise LensError(f"caption.{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("requests_per_minute", "tokens_per_minute", "max_usd"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise LensError(f"caption.{name} is {getattr(self, name)}; it must be above 0, or None")
-        if self.usd_per_million is not None and min(self.usd_per_million) < 0:
-            raise LensError(f"caption.usd_per_million is {self.usd_per_million}; prices are at least 0")
-        if self.max_usd is not None and self.usd_per_million is None:
-            raise LensError("caption.max_usd needs caption.usd_per_million: no price is built in")
-        if not self.kinds or set(self.kinds) - {"dense", "brief"}:
-            raise LensError(f"caption.kinds is {self.kinds}; accepted: dense, brief, or both")
-
-
-@dataclasses.dataclass(frozen=True)
 class Synthetic:
-    """Images of rendered text, a source of the report of its own."""
+    """Images of rendered text, a source of the report of its own (report, section 1)."""
 
     # How many are made; 0 makes none.
     count: int = 0
-    # Font files, or folders of them.
+    # Font files, folders of them, or patterns of either.
     fonts: tuple[str, ...] = ()
-    # Files of strings, one a line.
+    # Files of strings in UTF-8, one a line. Without any, English words, numbers, prices and dates are written.
     texts: tuple[str, ...] = ()
-    # Side in pixels.
+    # What text is written on besides plain colours and gradients: images, folders of them, or data sets that
+    # `lens-jax data` or `lens-jax prepare` wrote, whose captions become a part of ours.
+    backgrounds: tuple[str, ...] = ()
+    # Languages of numbers, prices, dates and days: en, de, fr, ar, hi, zh, ...; `synthetic/locales.py` has them all.
+    locales: tuple[str, ...] = ("en",)
+    # "augmented" as the report says; "plain" upright, sharp and in strong contrast, which text readers can read.
+    style: Literal["augmented", "plain"] = "augmented"
+    # The root of an image's area in pixels. Its shape is drawn from the buckets of that area, else it is a square.
     size: int = 1024
     # Of all that is drawn by chance.
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("count", 0), ("size", 64), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise LensError(f"synthetic.{name} is {getattr(self, name)}; it must be at least {least}")
+        for name, least, most in (("count", 0, 10**12), ("size", 64, 4096), ("seed", 0, 2**63 - 1)):
+            if not least <= getattr(self, name) <= most:
+                raise LensError(f"synthetic.{name} is {getattr(self, name)}; it must lie within {least} to {most}")
+        if self.style not in ("augmented", "plain"):
+            raise LensError(f"synthetic.style is {self.style!r:.40}; accepted: augmented, plain")
+        if not self.locales:
+            raise LensError("synthetic.locales is empty; name at least one language, such as en")
+        if self.count and not self.fonts:
+            raise LensError("synthetic.fonts is empty; name font files or folders of them, such as /usr/share/fonts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,16 +184,23 @@ class EngineConfig:
     work: str = "work/data"
     # Folder of the data sets, one a source.
     out: str = "data/engine"
+    # What an image must reach, where its source does not say otherwise.
     thresholds: Thresholds = Thresholds()
+    # What scores and embeds.
     models: Models = Models()
+    # How near duplicates are found.
     dedup: Dedup = Dedup()
     # None writes no captions: sources keep those that they bring.
     caption: Caption | None = None
+    # Images of rendered text as one more source.
     synthetic: Synthetic = Synthetic()
     # Sizes that images are cropped to, as `lens-jax prepare --buckets` takes them.
     buckets: tuple[str, ...] = ("lens-pretraining",)
     # Most that an image may be enlarged to fill its bucket.
     max_upscale: float = 1.0
+    # Records whose captions are about as long lie together, as `lens-jax prepare --caption-classes` has it; lengths are
+    # estimated, half too long in English. () is for sets that are small beside a batch.
+    caption_classes: tuple[int, ...] = ()
     # How images are stored.
     encoding: Literal["jpeg", "png", "webp"] = "jpeg"
     # Share of images that is held out for validation.
@@ -253,7 +229,7 @@ class EngineConfig:
 
     def __post_init__(self):
         check_numbers(self)
-        if not self.sources:
+        if not self.sources and not self.synthetic.count:
             raise LensError("sources is empty; name at least one lens_jax.data.engine.config.Source")
         names = [source.name.lower() for source in self.sources]
         for name in names:
@@ -275,6 +251,7 @@ class EngineConfig:
                 raise LensError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.max_upscale < 1:
             raise LensError(f"max_upscale is {self.max_upscale}; it must be at least 1, which enlarges nothing")
+        check_classes(self.caption_classes)
         if not 0 <= self.validation < 1:
             raise LensError(f"validation is {self.validation}; it must be at least 0 and below 1")
         for name in ("work", "out"):

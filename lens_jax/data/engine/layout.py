@@ -8,10 +8,14 @@ work/running/<host>-<process>.json               what a process of the engine is
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from lens_jax.data.engine.tables import write_text
+from lens_jax.errors import LensError
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,15 @@ class Layout:
         """The folder of what units took."""
         return self.folder(stage) / "log"
 
+    def save(self, config: Mapping[str, object]) -> None:
+        """Note the fingerprints, and the config that they are of, in work/engine.json."""
+        content = {"config": config, "fingerprints": dict(self.fingerprints)}
+        path = self.work / "engine.json"
+        text = json.dumps(content, indent=1, default=str)
+        # Several machines may start at once; and what is the same is not touched.
+        if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+            write_text(path, text)
+
     @property
     def running(self) -> Path:
         """The folder of signs of life."""
@@ -55,6 +68,29 @@ class Layout:
         """Units that have failed for good, and why."""
         folder = self.folder(stage) / "failed"
         return {name[: -len(".txt")]: (folder / name).read_text(errors="replace").strip() for name in names(folder)}
+
+
+def load_layout(work: str | os.PathLike, config: Mapping[str, object] | None = None) -> Layout:
+    """The layout that a run noted last; LensError where there was none, or it was of another `config`."""
+    path = Path(work) / "engine.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, noted = content["fingerprints"], content["config"]
+        if not all(isinstance(word, str) and word.isalnum() for pair in found.items() for word in pair):
+            raise ValueError("fingerprints")
+    except OSError:
+        raise LensError(f"{path}: no run of the data engine there yet; start one: lens-jax data build CONFIG") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LensError(f"{path}: damaged ({error}); run `lens-jax data build CONFIG` again") from None
+    if config is not None:
+        ours = json.loads(json.dumps(config, default=str))
+        other = sorted(name for name in ours.keys() | noted.keys() if ours.get(name) != noted.get(name))
+        if other:
+            raise LensError(
+                f"{path}: the last run was of another config ({', '.join(other[:3])}): look with that one, or run "
+                "`lens-jax data build CONFIG` with this one first"
+            )
+    return Layout(Path(work), found)
 
 
 def names(folder: Path) -> list[str]:

@@ -91,6 +91,9 @@ class Runner:
         return Done(unit.id, unit.source, counts, False, seconds, cpu, memory(), tuple(culprits))
 
     def _table(self, unit: Unit, one_by_one: bool, beat: Callable[[], None]) -> tuple[pa.Table, dict[str, str]]:
+        if (members := getattr(self.stage, "members", None)) is not None:
+            parts = [unit_input(member, self.stage, self.config, self.layout, beat) for member in members[unit.id]]
+            return self._open(unit, parts), {}
         given = unit_input(unit, self.stage, self.config, self.layout, beat)
         if one_by_one and getattr(self.stage, "by_item", True):
             return careful.run(self.stage, self.config, given)
@@ -102,7 +105,8 @@ def unit_input(
 ) -> UnitInput:
     """What `stage` is given of a unit; LensError where a stage that it reads has not been run on it."""
     tables = {}
-    for name in stage.reads:
+    of_unit = getattr(stage, "reads_of", None)
+    for name in of_unit(config, unit) if of_unit else stage.reads:
         path = layout.table(name, unit.id)
         if not path.exists():
             raise LensError(f"{unit.path}: stage {stage.name} reads stage {name}, which has not been run: {path}")

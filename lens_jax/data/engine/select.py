@@ -26,8 +26,13 @@ class Select:
     name, version, reads = "select", 1, ("probe", "measure", "score", "keep")
     by_item = False
 
+    def __init__(self, removed: frozenset[bytes] = frozenset()):
+        """`removed` are ids that were taken down."""
+        self._removed = removed
+
     def settings(self, config: EngineConfig) -> Mapping[str, object]:
         return {
+            "removed": hashlib.sha256(b"".join(sorted(self._removed))).hexdigest(),
             "thresholds": {source.name: repr(config.thresholds_of(source)) for source in config.sources},
             "models": repr(config.models),
             "buckets": config.buckets,
@@ -38,7 +43,7 @@ class Select:
         }
 
     def open(self, config: EngineConfig) -> Callable[[UnitInput], pa.Table]:
-        return lambda given: decide(config, given.source, given.tables)
+        return lambda given: decide(config, given.source, given.tables, self._removed)
 
 
 def decide(

@@ -72,6 +72,8 @@ class Stage(Protocol):
     version: int
     # Names of the stages whose tables it reads.
     reads: tuple[str, ...]
+    # A stage that cannot be run on one image alone also has `by_item = False`; one that may need a device a function
+    # `processes(config)`: the most processes that should run it on a machine, or None.
 
     def settings(self, config: EngineConfig) -> Mapping[str, object]:
         """What its results depend on, of a config and of the weights (their sha256): plain JSON values."""
@@ -80,14 +82,18 @@ class Stage(Protocol):
         """Loads its models, once a worker. What it returns is a pure function."""
 
 
-def fingerprints(stages: Mapping[str, Stage], config: EngineConfig) -> dict[str, str]:
-    """16 hexadecimal digits for each stage: of its version, its settings, and the stages it reads."""
+def fingerprints(
+    stages: Mapping[str, Stage], config: EngineConfig, over: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """16 hexadecimal digits for each stage: of its version, its settings, the stages it reads that are there, and what
+    `over` says of it: of one that looks at all units together, which these are."""
     done: dict[str, str] = {}
 
     def of(name: str) -> str:
         if name not in done:
             stage = stages[name]
-            depends = [stage.name, stage.version, dict(stage.settings(config)), [of(other) for other in stage.reads]]
+            read = [of(other) for other in stage.reads if other in stages]
+            depends = [stage.name, stage.version, dict(stage.settings(config)), read, (over or {}).get(name, "")]
             text = json.dumps(depends, sort_keys=True, default=list)
             done[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return done[name]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,15 +50,19 @@ def find_units(config: EngineConfig) -> list[Unit]:
     if changed:
         _forget(Path(config.work), changed)
     if before != {unit.id: stamp for unit, stamp in stamped}:
-        rows = [(u.id, u.source, u.path, u.part, u.parts, stamp) for u, stamp in stamped]
-        columns = zip(*rows) if rows else [[] for _ in SCHEMA]
-        write_table(path, pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA)], schema=SCHEMA))
+        save_units(path, stamped)
     return [unit for unit, _ in stamped]
 
 
-def read_units(work: str | os.PathLike) -> list[Unit]:
-    """The units that a run had when it was last started; LensError where it never was."""
-    path = Path(work) / "units.parquet"
+def save_units(path: Path, stamped: Sequence[tuple[Unit, str]]) -> None:
+    """Write units with their stamps as a table."""
+    rows = [asdict(unit) | {"unit": unit.id, "stamp": stamp} for unit, stamp in stamped]
+    write_table(path, pa.Table.from_pylist(rows, SCHEMA))
+
+
+def read_units(work: str | os.PathLike, name: str = "units") -> list[Unit]:
+    """The units that a run had when it was last started, or its `groups`; LensError where it never was."""
+    path = Path(work) / f"{name}.parquet"
     if not path.is_file():
         raise LensError(f"{path}: no run of the data engine there yet; start one with `lens-jax data build CONFIG`")
     table = read_table(path)
@@ -66,9 +71,18 @@ def read_units(work: str | os.PathLike) -> list[Unit]:
     return [Unit(r["unit"], r["source"], r["path"], r["part"], r["parts"]) for r in table.to_pylist()]
 
 
-def of_source(units: Sequence[Unit], source: str) -> list[Unit]:
-    """Those of one source, in order."""
-    return [unit for unit in units if unit.source == source]
+def group_of(work: str | os.PathLike, unit: str) -> str | None:
+    """The id of the group that a unit was last written in; None where it was not."""
+    path = Path(work) / "groups.parquet"
+    found = read_table(path, ["unit", "stamp"]).to_pylist() if path.is_file() else []
+    return next((row["unit"] for row in found if unit in (row["stamp"] or "").split()), None)
+
+
+def digest(work: str | os.PathLike, units: Sequence[Unit]) -> str:
+    """Names a set of units and what is in them: what is made of all of them together follows from no less."""
+    stamps = _stamps(Path(work) / "units.parquet")
+    text = "\n".join(f"{unit.id} {stamps.get(unit.id)}" for unit in units)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _stamps(path: Path) -> dict[str, str]:
@@ -88,6 +102,8 @@ def _stamp(source: Source, path: str, unit_rows: int) -> str:
     how = [source.kind, sorted(source.columns.items()), source.licence, source.caption == "keep", unit_rows]
     digest.update(json.dumps(how).encode())
     target = root_of(source) / path
+    if not target.exists():  # a split, which is of all files there
+        target = root_of(source)
     for name, size, changed in sorted(_files(target)):
         digest.update(f"{name}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -1,5 +1,7 @@
 """A data set that tensorflow-datasets prepared, without TensorFlow: its folder of one version, in ArrayRecord files."""
 
+import bisect
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +17,19 @@ _MAX_JSON = 16 << 20
 
 
 def units(source: Source, unit_rows: int) -> list[Unit]:
-    """Runs of the examples of each split; LensError where there is no such data set."""
+    """Runs of the examples, split after split; LensError where there is no such data set."""
     files.check_columns(source, COLUMNS)
     builder = _builder(source)
     _features(source, builder.info.features)
-    found = []
+    count = 0
     for name, split in sorted(builder.info.splits.items()):
         size = sum(path.stat().st_size for path in map(Path, split.filepaths) if path.is_file())
         if split.num_examples > size:
             raise LensError(
                 f"source {source.name}: {source.path}: split {name} cannot have {split.num_examples} images"
             )
-        found += files.split(source, name, split.num_examples, unit_rows)
-    return found
+        count += split.num_examples
+    return files.split(source, ".", count, unit_rows)
 
 
 def read(source: Source, unit: Unit) -> Iterator[Item | Problem]:
@@ -37,11 +39,16 @@ def read(source: Source, unit: Unit) -> Iterator[Item | Problem]:
     builder = _builder(source)
     image, text = _features(source, builder.info.features)
     skip = {image: tfds.decode.SkipDecoding()}
-    examples = builder.as_data_source(unit.path, decoders=skip)
-    for number in files.span(unit, builder.info.splits[unit.path].num_examples):
-        key = f"{unit.path}/{number:08d}"
+    splits, opened = sorted(builder.info.splits.items()), {}
+    ends = list(itertools.accumulate(split.num_examples for _, split in splits))
+    for place in files.span(unit, ends[-1]):
+        name, split = splits[bisect.bisect_right(ends, place)]
+        number = place - (ends[bisect.bisect_right(ends, place)] - split.num_examples)
+        key = f"{name}/{number:08d}"
+        if name not in opened:
+            opened[name] = builder.as_data_source(name, decoders=skip)
         try:
-            example = examples[number]
+            example = opened[name][number]
         except Exception as error:  # of array_record, of protobuf, or of the feature's decoder
             yield Problem(key, "corrupt data", f"{type(error).__name__}: {error}".splitlines()[0][:200])
             continue

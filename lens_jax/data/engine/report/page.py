@@ -45,13 +45,20 @@ _PACKAGES = (
 
 
 def write_report(
-    config: EngineConfig, layout: Layout, units: Sequence[Unit], stages: Iterable[str], path: Path, show: bool = True
+    config: EngineConfig,
+    layout: Layout,
+    units: Sequence[Unit],
+    stages: Iterable[str],
+    path: Path,
+    mark: str,
+    show: bool = True,
 ) -> None:
-    """The page of a run, of what there is so far, as `path`. Reads again the images that it shows and no others."""
+    """The page of a run, of what there is so far, as `path`, after the line `mark`, a comment. Reads again the images
+    that it shows and no others."""
     found = gather(config, layout, units, _tracker("gathering", show))
     ready = [unit for unit in units if layout.table("select", unit.id).exists()]
     uris = thumbnails.make(config, ready, thumbnails.wanted(found), _tracker("drawing", show))
-    write_text(path, render(config, layout, units, list(stages), found, uris))
+    write_text(path, f"{mark}\n" + render(config, layout, units, list(stages), found, uris))
 
 
 def render(
@@ -72,8 +79,8 @@ def render(
         "<h2>What each step left</h2>",
         *_funnel(found),
         "<h2>Scores and thresholds</h2>",
-        "<p>Histograms are of all images that have the score, before any step. Images are the closest to a threshold on "
-        f"either side, of {found.looked_at:,} of {found.units:,} units.</p>",
+        "<p>Histograms are of all images that have the score, before any step. Images are the closest to a threshold "
+        f"on either side, of {found.looked_at:,} of {found.units:,} units.</p>",
         *_scores(config, found, uris),
         "<h2>Duplicates</h2>",
         *_groups(found, uris),
@@ -97,7 +104,8 @@ def _summary(found: Gathered) -> Iterable[str]:
     yield f"<p>{images:,} images of {len(found.funnels)} sources, {kept:,} kept{share}.</p>"
     if found.missing:
         names = ", ".join(f"{unit.id} ({unit.path})" for unit in found.missing[:5])
-        yield f'<p class="warn">{len(found.missing):,} units have no decision and are not part of this: {_text(names)}</p>'
+        count = f"{len(found.missing):,} units have no decision and are not part of this"
+        yield f'<p class="warn">{count}: {_text(names)}</p>'
 
 
 def _not_run(config: EngineConfig) -> Iterable[str]:
@@ -106,9 +114,7 @@ def _not_run(config: EngineConfig) -> Iterable[str]:
     off = [names[network] for network in NETWORKS.values() if not getattr(config.models, network)]
     if not config.models.embedding:
         off.append("near duplicates (only copies of the same bytes are found)")
-    for name in ("laplacian", "entropy", "luminance"):
-        if getattr(config.thresholds, name) is None:
-            off.append(name)
+    off += [name for name in ("laplacian", "entropy", "luminance") if getattr(config.thresholds, name) is None]
     if config.caption is None:
         off.append("captions by a model")
     if off:

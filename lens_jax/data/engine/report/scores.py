@@ -67,8 +67,8 @@ SCORES = (
     Score(4, "aesthetic", "aesthetic score", np.linspace(1, 10, 55), column("score", "aesthetic")),
     Score(5, "watermark", "watermark, probability", np.linspace(0, 1, 51), column("score", "watermark")),
     Score(
-        6, "laplacian", "clarity, variance of the Laplacian", np.geomspace(0.1, 1e5, 61), column("measure", "laplacian"),
-        True,
+        6, "laplacian", "clarity, variance of the Laplacian", np.geomspace(0.1, 1e5, 61),
+        column("measure", "laplacian"), True,
     ),
     Score(7, "entropy", "entropy, bits", np.linspace(0, 8, 65), column("measure", "entropy")),
     Score(8, "luminance", "luminance", np.linspace(0, 1, 51), column("measure", "luminance")),
