@@ -170,7 +170,7 @@ def train(argv: list[str]) -> int:
         print(
             "usage: lens-jax train CONFIG [OPTIONS]\n\n"
             "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(name for name in config_files.available() if not name.startswith('rl_'))}\n\n"
+            f"  {', '.join(name for name in config_files.available() if not name.startswith(('rl_', 'data_')))}\n\n"
             "Every field is an option: lens-jax train quickstart --help lists them.\n"
             "--init-from BASE --lora.rank 64 trains an adapter (LoRA) beside BASE, a run or a release.\n"
             "A run whose folder exists goes on from its newest checkpoint."

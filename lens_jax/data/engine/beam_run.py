@@ -1,4 +1,4 @@
-"""A stage on units by Apache Beam: its runner spreads them, and the tables are those that workers of the engine make."""
+"""A stage on units by Apache Beam: its runner spreads them, and the tables are those that our workers make."""
 
 import functools
 from collections.abc import Sequence

@@ -11,9 +11,11 @@ from lens_jax.atomic import write_json
 from lens_jax.data.engine import build as building
 from lens_jax.data.engine import plan, readers, removed, status, units, why
 from lens_jax.data.engine import remove as removing
-from lens_jax.data.engine.config import EngineConfig
+from lens_jax.data.engine.config import EngineConfig, plain
 from lens_jax.data.engine.layout import load_layout
 from lens_jax.data.engine.supervisor import Options
+from lens_jax.data.engine.synthesis import UNITS, with_layout, with_synthetic
+from lens_jax.data.engine.threads import cores
 from lens_jax.errors import LensError, nearest
 
 USAGE = """\
@@ -59,7 +61,7 @@ class Build:
         at_least("--workers", self.workers, 0)
 
     def options(self) -> Options:
-        workers = building.cores() if self.workers is None else self.workers
+        workers = cores() if self.workers is None else self.workers
         return Options(workers, self.accept_losses, self.strict)
 
 
@@ -67,7 +69,7 @@ class Build:
 class RunStage:
     """Run one stage, here or on one of several machines that share the work folder."""
 
-    # Which: probe, measure, score, embed, keep, select, caption, write.
+    # Which: synthesize, probe, measure, score, embed, keep, select, caption, write.
     stage: tyro.conf.Positional[str]
     # The run itself.
     config: Annotated[EngineConfig, tyro.conf.arg(name="")]
@@ -100,7 +102,7 @@ class RunStage:
             raise LensError(f"--host is {self.host}, --hosts {self.hosts}; hosts count from 0")
 
     def options(self) -> Options:
-        workers = building.cores() if self.workers is None else self.workers
+        workers = cores() if self.workers is None else self.workers
         return Options(workers, self.accept_losses, self.strict, self.host, self.hosts)
 
 
@@ -125,7 +127,7 @@ class Caption:
     strict: bool = False
 
     def options(self) -> Options:
-        workers = building.cores() if self.workers is None else self.workers
+        workers = cores() if self.workers is None else self.workers
         return Options(workers, self.accept_losses, self.strict, self.host, self.hosts)
 
 
@@ -205,6 +207,8 @@ def run_caption(options: Caption) -> None:
 
 def run_plan(options: Plan) -> None:
     building.check(options.config)
+    if not options.config.sources:
+        raise LensError("the config has no sources: what images of text cost, `lens-jax bench synthetic` measures")
     everything = [unit for source in options.config.sources for unit in readers.units(source, options.config.unit_rows)]
     sample = plan.take_sample(options.config, everything, options.sample)
     lines = plan.cost(options.config, sample, options.images)
@@ -220,18 +224,21 @@ def run_status(options: Look) -> None:
     of = {stage: everything for stage in layout.fingerprints if stage != "write"}
     if (layout.work / "groups.parquet").is_file():
         of["write"] = units.read_units(layout.work, "groups")
+    if (layout.work / f"{UNITS}.parquet").is_file():
+        layout, drawn = with_layout(options.config, layout), units.read_units(layout.work, UNITS)
+        of = {"synthesize": drawn} | of
     status.show(layout, of)
 
 
 def run_report(options: Look) -> None:
-    run = building.Run(options.config, Options(accept_losses=True))
-    run.join()
-    building.say(f"report: {run.report()}")
+    layout = load_layout(options.config.work, plain(with_synthetic(options.config)))
+    page = building.write_page(options.config, layout, units.read_units(options.config.work))
+    building.say(f"report: {page}")
 
 
 def run_why(options: Why) -> None:
     layout = load_layout(options.config.work)
-    sources = {source.name: source.path for source in options.config.sources}
+    sources = {source.name: source.path for source in with_synthetic(options.config).sources}
     for story in why.find(layout, units.read_units(options.config.work), options.id):
         for line in why.lines(story, sources.get(story.unit.source, "")):
             building.say(line)

@@ -8,7 +8,6 @@ collections at the end only count. All workers must see the same work folder.
 Keys are integers: a runner may group by Python's hash, which for bytes differs from process to process.
 """
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from lens_jax.data.engine.dedup.found import Cut, write_found
 from lens_jax.data.engine.dedup.near import Pairs, compare
 from lens_jax.data.engine.dedup.priority import part_of
 from lens_jax.data.engine.dedup.rows import comparable, load_arrays, save_arrays
-from lens_jax.data.engine.dedup.task import Counted, Round, Starved, Task
+from lens_jax.data.engine.dedup.task import Counted, Round, Task
 from lens_jax.data.engine.unit import Unit
 from lens_jax.errors import LensError
 
@@ -46,7 +45,6 @@ def runner_options(workers: int = 1, arguments: Sequence[str] = ()) -> PipelineO
         arguments.append("--runner=FnApiRunner")
         if workers > 1:
             arguments += [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
-    # Types of elements are said where they matter; without this the classes of this file are sent with their modules.
     return PipelineOptions(arguments)
 
 

@@ -21,6 +21,7 @@ from lens_jax.data.engine.dedup.task import Search, Task
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.tables import KEEP
 from lens_jax.data.engine.unit import Unit
+from lens_jax.errors import LensError
 
 if TYPE_CHECKING:
     from lens_jax.data.engine.layout import Layout
@@ -36,7 +37,11 @@ class Keep:
 
     def __init__(self, survivors: Survivors, folder: Path | None = None):
         """`survivors` says what the other steps keep; `folder` is the stage's, with what `find_duplicates` wrote."""
-        self._survivors, self._folder = survivors, folder
+        self._survivors, self.folder = survivors, folder
+
+    def reads_of(self, config: EngineConfig, unit: Unit) -> tuple[str, ...]:
+        """Without an embedding there is no table of it, and exact duplicates alone are found."""
+        return self.reads if config.models.embedding else self.reads[:-1]
 
     def settings(self, config: EngineConfig) -> Mapping[str, object]:
         """All that changes what is kept: duplicates are looked for among what the other steps keep."""
@@ -50,7 +55,9 @@ class Keep:
         }
 
     def open(self, config: EngineConfig) -> Callable[[UnitInput], pa.Table]:
-        firsts, resolved = load_arrays(self._folder / "exact", Firsts), load_arrays(self._folder / "resolved", Resolved)
+        if self.folder is None:
+            raise LensError("stage keep: all units are looked through first, by find_duplicates")
+        firsts, resolved = load_arrays(self.folder / "exact", Firsts), load_arrays(self.folder / "resolved", Resolved)
 
         def table(given: UnitInput) -> pa.Table:
             rows = rows_of(config, given.tables, self._survivors(config, given.source, given.tables))
