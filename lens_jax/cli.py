@@ -136,7 +136,7 @@ def prepare(argv: list[str]) -> None:
     usage = (
         "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"
         "  openmoji   pictograms composed into captioned scenes (needs the extra: demo)\n"
-        "  folder     images with captions in text files beside them, or a metadata.jsonl or metadata.csv\n\n"
+        "  folder     images with captions in text files beside them, or a metadata.jsonl, .csv or .parquet\n\n"
         "Each answers --help."
     )
     _choose(argv, "prepare", "source", kinds, usage)
