@@ -53,7 +53,7 @@ class Stored(NamedTuple):
     folder: str
 
     def __call__(self, unit: Unit) -> Rows:
-        load = lambda name: np.load(Path(self.folder) / f"{name}.npy")
+        load = lambda name: np.load(Path(self.folder) / f"{name}.npy", mmap_mode="r")
         vectors, names, sha = load("vectors"), load("keys"), load("sha256")
         index = np.array_split(np.arange(len(names)), unit.parts)[unit.part]
         return Rows(np.arange(len(index)), sha[index], names[index], vectors[index])

@@ -115,7 +115,8 @@ def test_recall_at_a_fifth_of_the_margin(tmp_path, wanted, rows):
 
 @pytest.mark.parametrize("margin", [1.0, 0.2])
 def test_order_and_units_do_not_matter(tmp_path, rows, margin):
-    order = np.random.default_rng(9).permutation(len(rows[0]))
+    rows = rows[0][:1500], rows[1][:1500]
+    order = np.random.default_rng(9).permutation(1500)
     _, pairs, resolved = find(tmp_path / "a", rows, margin=margin)
     _, others, again = find(tmp_path / "b", (rows[0][order], rows[1][order]), units=17, margin=margin, search=Embedded(2))
     assert others == pairs
@@ -197,7 +198,7 @@ def test_rows_without_a_direction_are_left_alone(tmp_path):
     vectors[:3], vectors[3, 0], vectors[4, 2], vectors[5] = 0, np.nan, np.inf, vectors[6]
     outcome, pairs, _ = find(tmp_path, (names, vectors), units=50)  # some units are empty
     assert outcome.vectors == 35
-    assert pairs == made.brute_force(names[5:], vectors[5:]).keys() if np.isfinite(vectors[5:]).all() else False
+    assert pairs == made.brute_force(names[5:], vectors[5:]).keys()
     assert len(pairs) >= 1
 
 

@@ -73,6 +73,7 @@ class _Cell:
     def __init__(self, vectors: np.ndarray, cosine: float):
         self._vectors, self._cosine = vectors, cosine
         self._units = unit_vectors(vectors)
+        self._lengths = np.sqrt(self._products(np.arange(len(vectors)), np.arange(len(vectors))))
 
     def pairs(self, rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, limit: int):
         """(first, second, cosine) of the rows and of the columns that come before them; adds to `counts`."""
@@ -95,11 +96,14 @@ class _Cell:
 
     def cosines(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """In float64, the same for a pair wherever and beside whatever it is computed."""
+        return self._products(a, b) / (self._lengths[a] * self._lengths[b])
+
+    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         found = np.empty(len(a))
         for start in range(0, len(a), _PAIRS):
             some = slice(start, start + _PAIRS)
-            x, y = self._vectors[a[some]].astype(np.float64), self._vectors[b[some]].astype(np.float64)
-            found[some] = (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
+            x, y = self._vectors[a[some]].astype(np.float32), self._vectors[b[some]].astype(np.float32)
+            found[some] = (x * y).sum(1, dtype=np.float64)  # a product of two float16 is exact in float32
         return found
 
 
