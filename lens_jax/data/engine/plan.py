@@ -11,9 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
+from lens_jax.console import make_console
 from lens_jax.data.engine import readers
+from lens_jax.data.engine.captions import contract
+from lens_jax.data.engine.captions.forecast import Forecast
 from lens_jax.data.engine.config import EngineConfig, Source
+from lens_jax.data.engine.groups import is_captioned
 from lens_jax.data.engine.select import decide, survivors
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.stages import MAPS, make_stages
@@ -49,6 +56,16 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Prices:
+    """In any currency; 0 leaves it out."""
+
+    # A core or a GPU for an hour, a terabyte for a month.
+    core: float = 0.0
+    gpu: float = 0.0
+    terabyte: float = 0.0
+
+
+@dataclass(frozen=True)
 class Sample:
     """What was seen of a sample."""
 
@@ -62,6 +79,8 @@ class Sample:
     source_bytes: float
     table_bytes: Mapping[str, float]
     stored_bytes: float
+    # Height and width of the kept images of sources that a model captions.
+    captioned: Sequence[tuple[int, int]] = ()
 
 
 def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sample:
@@ -71,6 +90,7 @@ def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sam
     seconds = dict.fromkeys((*opened, "select", "write"), 0.0)
     table_bytes = dict.fromkeys((*opened, "select"), 0.0)
     count = decoded = kept = stored = source_bytes = 0
+    captioned: list[tuple[int, int]] = []
     with tempfile.TemporaryDirectory(prefix="lens-jax-plan-") as folder:
         for number, (source, unit, most) in enumerate(_chosen(config, units, images)):
             given, tables = _input(source, unit, most), {}
@@ -88,7 +108,11 @@ def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sam
             table_bytes["select"] += _size(Path(folder) / "table", tables["select"])
             count += len(given)
             decoded += tables["measure"]["problem"].null_count
-            kept += int(np.count_nonzero(survivors(config, source, tables)))
+            passed = survivors(config, source, tables)
+            kept += int(np.count_nonzero(passed))
+            if is_captioned(config, source.name):
+                sizes_of = tables["probe"].select(["height", "width"]).to_pylist()
+                captioned += [(row["height"], row["width"]) for row, yes in zip(sizes_of, passed) if yes]
             used, size = _write(config, source, unit, number, given, tables, Path(folder))
             seconds["write"] += used
             stored += size
@@ -96,7 +120,7 @@ def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sam
         raise LensError(f"none of {count} images of the sample decodes: there is nothing to plan by")
     every = {name: value / (max(kept, 1) if name == "write" else count) for name, value in seconds.items()}
     sizes = {name: value / count for name, value in table_bytes.items()}
-    return Sample(count, decoded, kept, every, source_bytes / count, sizes, stored / max(kept, 1))
+    return Sample(count, decoded, kept, every, source_bytes / count, sizes, stored / max(kept, 1), captioned)
 
 
 def cost(config: EngineConfig, sample: Sample, images: float) -> list[Line]:
@@ -122,7 +146,64 @@ def cost(config: EngineConfig, sample: Sample, images: float) -> list[Line]:
     lines.append(Line("select", raw, hours, terabytes=terabytes))
     hours, terabytes = sample.cpu_seconds["write"] * images / 3600, sample.stored_bytes * images / 1e12
     lines.append(Line("write", images, hours, terabytes=terabytes))
+    if config.caption is not None:
+        lines.append(_captions(config, sample, images))
     return lines
+
+
+def _captions(config: EngineConfig, sample: Sample, images: float) -> Line:
+    """Of the images of sources that are captioned, as `lens-jax data caption --dry-run` counts them."""
+    forecast = Forecast()
+    for height, width in sample.captioned:
+        forecast.add(config.caption, contract.tasks(config.caption, config.caption.kinds, bytes(16)), height, width)
+    factor = images / sample.kept
+    usd = forecast.usd(config.caption)
+    asked, answered = forecast.tokens_in * factor, forecast.answer_tokens * factor
+    basis = f"{asked:.2g} tokens in and {answered:.2g} out of {config.caption.endpoint.model}"
+    if usd is None:
+        basis += "; no price: set caption.endpoint.usd_per_million"
+    return Line("captions", forecast.images * factor, usd=(usd or 0.0) * factor, basis=basis)
+
+
+def priced(line: Line, prices: Prices) -> float:
+    """What a part costs: its hours at their prices, and what is paid as such."""
+    return line.usd + line.core_hours * prices.core + line.gpu_hours * prices.gpu
+
+
+def show(sample: Sample, lines: Sequence[Line], images: float, prices: Prices) -> None:
+    """Print the plan."""
+    console = make_console()
+    raw = images * sample.images / sample.kept
+    console.print(
+        f"sample: {sample.images:,} images, {sample.decoded:,} decode, {sample.kept:,} are kept "
+        f"({sample.kept / sample.images:.1%}): {images:,.0f} kept images are of {raw:,.0f}"
+    )
+    console.print("near duplicates are not looked for in a sample, so more images may be needed")
+    priced_at_all = any((prices.core, prices.gpu, *(line.usd for line in lines)))
+    table = Table("stage", "images", "core-hours", "GPU-hours", "TB", *(["cost"] if priced_at_all else []), "basis")
+    table.box = box.SIMPLE
+    for line in lines:
+        numbers = (f"{line.images:,.0f}", _number(line.core_hours), _number(line.gpu_hours), _number(line.terabytes))
+        cost = [f"{priced(line, prices):,.0f}"] if priced_at_all else []
+        table.add_row(line.stage, *numbers, *cost, Text(line.basis))
+    totals = (_number(sum(getattr(line, name) for line in lines)) for name in ("core_hours", "gpu_hours", "terabytes"))
+    total = [f"{sum(priced(line, prices) for line in lines):,.0f}"] if priced_at_all else []
+    table.add_row("all", "", *totals, *total, "")
+    console.print(table)
+    console.print(f"the sources: {sample.source_bytes * raw / 1e12:,.3g} TB")
+    if prices.terabyte:
+        stored = sum(line.terabytes for line in lines if line.stage != "duplicates")
+        console.print(f"what is stored costs {stored * prices.terabyte:,.0f} a month")
+
+
+def to_json(sample: Sample, lines: Sequence[Line], prices: Prices) -> dict[str, object]:
+    """The plan as plain values."""
+    parts = [dataclasses.asdict(line) | {"cost": priced(line, prices)} for line in lines]
+    return {"sample": dataclasses.asdict(sample), "parts": parts}
+
+
+def _number(value: float) -> str:
+    return "" if not value else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _duplicates(config: EngineConfig, images: float) -> Line:

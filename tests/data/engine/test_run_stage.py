@@ -191,9 +191,10 @@ def test_a_source_that_changes_is_noticed(config):
     assert not files(layout)  # of a folder that changed nothing is certain
     run(config, Bytes(), HERE)
     # Behind the engine's back, between two stages.
-    (Path(config.sources[0].path) / "000 [x].jpg").unlink()
+    folder = Path(config.sources[0].path)
+    (folder / "000 [x].jpg").rename(folder / "zzz.jpg")
     with pytest.raises(LensError, match="is not what it was when it was probed"):
-        run_stage(Length(), config, layout, units, HERE, show=False)
+        run_stage(Length(), config, layout, units, Options(workers=1), show=False)
 
 
 def test_units_that_failed_are_tried_again_only_when_asked(config):

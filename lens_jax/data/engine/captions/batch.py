@@ -68,8 +68,9 @@ class Batched:
         # Units whose next round waits: for a place among the batches, or until the server has less to do.
         self._waiting: deque[_Unit] = deque()
         self._crowded_until, self._crowded_times = 0.0, 0
-        # The budget holds no further file: what is running is waited for.
-        self._spent_out = ""
+        # The budget holds no further file: until one that is running has ended and was cheaper than it might have been,
+        # or, where none is running, for good.
+        self._held_back, self._spent_out = False, ""
 
     def run(
         self,
@@ -81,7 +82,7 @@ class Batched:
         ready: deque[UnitCaptions] = deque()
         units, exhausted = iter(units), False
         while True:
-            while not exhausted and not self._spent_out and not self._waiting and self._places() > 0:
+            while not exhausted and not self._stuck and not self._waiting and self._places() > 0:
                 if (unit := next(units, None)) is None:
                     exhausted = True
                     break
@@ -110,6 +111,10 @@ class Batched:
                     self._waiting.append(entry)
 
     @property
+    def _stuck(self) -> bool:
+        return self._held_back or bool(self._spent_out)
+
+    @property
     def clients(self) -> list[Client]:
         """Those of `Online`."""
         return self._online.clients
@@ -133,22 +138,25 @@ class Batched:
 
     def _send_waiting(self, ready: deque[UnitCaptions], beat: Callable[[], None]) -> None:
         """The next round of those that wait; units without open questions go to `ready`."""
-        while self._waiting and self._places() > 0 and time.monotonic() >= self._crowded_until and not self._spent_out:
+        while self._waiting and self._places() > 0 and time.monotonic() >= self._crowded_until and not self._stuck:
             entry = self._waiting.popleft()
-            if not self._send(entry, beat) and not self._spent_out:
+            if self._send(entry, beat):
+                continue
+            if self._stuck:
+                self._waiting.appendleft(entry)
+            else:
                 self._units.remove(entry)
                 # Read anew: the rounds have gone through its images and left no trace in it.
                 ready.append(UnitCaptions(entry.unit.caption, entry.unit.given, entry.unit.answers))
 
     def _send(self, entry: _Unit, beat: Callable[[], None]) -> bool:
         """Send a unit's open questions in as many files as they need; False where there are none."""
-        total = left = 0
+        left = 0
         lines: list[bytes] = []
         asked: list[tuple[str, Request]] = []
         size = 0
         for key, request in self._open_questions(entry):
             beat()
-            total += 1
             if key in entry.given_up:
                 left += 1
                 continue
@@ -156,12 +164,12 @@ class Batched:
             if lines and (len(lines) == api.MAX_REQUESTS or size + len(line) > api.MAX_BYTES):
                 self._send_file(entry, lines, asked)
                 lines, asked, size = [], [], 0
-            if self._spent_out:
+            if self._stuck:
                 break
             lines.append(line)
             asked.append((key, request))
             size += len(line)
-        if lines and not self._spent_out:
+        if lines and not self._stuck:
             self._send_file(entry, lines, asked)
         kept = sum(entry.unit.given.tables["select"]["kept"].to_pylist())
         if left > max(1, _LEFT * kept):
@@ -201,11 +209,12 @@ class Batched:
         """Upload a file and begin its batch: each step stands in the journal before the next is taken."""
         usd, tokens = self._most(asked)
         if reason := self._over_budget(usd, tokens):
-            self._spent_out = reason
+            self._held_back = any(entry.running for entry in self._units)
+            self._spent_out = "" if self._held_back else reason
             return
         answers = entry.unit.answers
         one = _Sent(uuid.uuid4().hex, tuple(key for key, _ in asked), usd=usd, tokens=tokens)
-        answers.write({"batch": one.name, "keys": list(one.keys), "since": one.since})
+        answers.write({"batch": one.name, "keys": one.keys, "since": one.since, "usd": usd, "tokens": tokens})
         one.file = self._api.upload(one.name, lines)
         answers.write({"batch": one.name, "file": one.file})
         for key in one.keys:
@@ -270,14 +279,15 @@ class Batched:
         answers.write({"batch": one.name, "done": True})
         answers.sync()
         del entry.running[one.name]
+        self._held_back = False
         self._api.remove(batch)
         if batch.crowded:
             self._crowded_until = time.monotonic() + 5 * self._caption.poll_seconds
             self._crowded_times += 1
             if self._crowded_times == _CROWDED:
                 raise LensError(
-                    f"{self._client.endpoint.url}: {_CROWDED} batches in turn were turned down for its limit of tokens "
-                    f"({batch.message}); what else waits there, and is caption.batches={self._caption.batches} too many?"
+                    f"{self._client.endpoint.url}: {_CROWDED} batches in turn were turned down for a limit of tokens "
+                    f"({batch.message}); what else waits there? caption.batches is {self._caption.batches}"
                 )
         elif batch.status == "failed":
             codes = ", ".join(filter(None, batch.codes))
@@ -301,7 +311,9 @@ class Batched:
         for note in entry.unit.answers.notes:
             name = note.get("batch")
             if isinstance(note.get("keys"), list):
-                noted[name] = _Sent(name, tuple(map(str, note["keys"])), since=float(note.get("since") or 0))
+                numbers = [note.get(field, 0) for field in ("since", "usd", "tokens")]
+                since, usd, tokens = (n if isinstance(n, int | float) else 0 for n in numbers)
+                noted[name] = _Sent(name, tuple(map(str, note["keys"])), "", "", since, usd, int(tokens))
             elif name in noted:
                 noted[name].file = str(note.get("file") or noted[name].file)
                 noted[name].batch = str(note.get("id") or noted[name].batch)

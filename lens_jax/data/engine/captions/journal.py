@@ -53,24 +53,29 @@ class UnitAnswers:
         self._file = _locked(self._journal, unit)
         self._lock = threading.Lock()
         self._dirty = self._grown = False
-        self._answers = {key: entry for key, *entry in _read_table(self._table)}
-        begun = set()
+        try:
+            self._answers = {key: (model, answer) for key, model, answer in _read_table(self._table)}
+        except LensError:
+            os.close(self._file)
+            raise
+        # Questions that were begun by a process that was killed, perhaps paid for though no answer came; and how many
+        # of these were asked again.
+        self._begun: set[str] = set()
+        self.asked_again = 0
         # Lines that are no answers: questions that were begun, and notes of files of questions.
         self.notes: list[dict] = []
         for line in _lines(self._journal):
             if "key" in line and (answer := answer_from_json(line.get("answer"))):
                 self._answers[line["key"]] = (str(line.get("model", "")), answer)
                 self._grown = True
-                begun.discard(line["key"])
+                self._begun.discard(line["key"])
             elif "asked" in line:
-                begun.add(line["asked"])
+                self.asked_again += line["asked"] in self._begun
+                self._begun.add(line["asked"])
             elif "failed" in line:
-                begun.discard(line["failed"])
+                self._begun.discard(line["failed"])
             else:
                 self.notes.append(line)
-        # In flight when a process was killed: perhaps paid for, though no answer came.
-        self._begun = begun
-        self.asked_again = 0
 
     def get(self, key: str) -> Answer | None:
         entry = self._answers.get(key)

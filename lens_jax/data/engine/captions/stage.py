@@ -21,6 +21,8 @@ class CaptionStage:
 
     name, version, reads = "caption", 1, ("probe", "select")
     by_item = False
+    # One process keeps the pace of the endpoint.
+    processes = 1
 
     def settings(self, config: EngineConfig) -> Mapping[str, object]:
         caption = config.caption
