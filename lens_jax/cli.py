@@ -64,9 +64,9 @@ usage: lens-jax bench suite|train|data|sample|denoiser|attention|text|decode|con
   dedup      near duplicates among vectors, beside all pairs
   copies     at which cosine an embedding tells copies of images from other images
 
-All but data, convert, attention, dedup and copies take --size lens|toy|tiny, with random weights. train, data, denoiser, text and
-decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each
-answers --help.
+All but data, convert, attention, dedup and copies take --size lens|toy|tiny, with random weights. train, data,
+denoiser, text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers,
+in turn. Each answers --help.
 """
 
 
@@ -355,7 +355,19 @@ def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(BENCH_USAGE, end="")
         return
-    kinds = ("suite", "train", "data", "sample", "denoiser", "attention", "text", "decode", "convert", "dedup", "copies")
+    kinds = (
+        "suite",
+        "train",
+        "data",
+        "sample",
+        "denoiser",
+        "attention",
+        "text",
+        "decode",
+        "convert",
+        "dedup",
+        "copies",
+    )
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
     module = importlib.import_module(f"lens_jax.bench.{'suite.command' if argv[0] == 'suite' else argv[0]}")

@@ -98,8 +98,8 @@ def bench_copies(bench: CopiesBench) -> dict:
 def figures(originals: np.ndarray, copies: dict[str, np.ndarray], precision: float) -> dict:
     """Of unit vectors [n, D] of different images, and of a copy of each [n, D] by kind.
 
-    At each threshold: recall by kind; pairs of different originals above it, the images that have one, and the precision
-    of all pairs above it among originals and copies, each copy with each original.
+    At each threshold: recall by kind, the precision of all pairs of an original and a copy above it, and the pairs of
+    different originals above it.
     """
     count = len(originals)
     among = (originals @ originals.T)[np.triu_indices(count, 1)]
@@ -151,6 +151,8 @@ def _embedded(bench: CopiesBench, scorer: Scorer) -> tuple[np.ndarray, dict[str,
         if len(rows) == bench.count:
             break
     if len(rows) < 2:
-        raise LensError(f"--images {bench.images}: fewer than two images of {bench.least_area} pixels that can be decoded")
+        raise LensError(
+            f"--images {bench.images}: fewer than two images of {bench.least_area} pixels that can be decoded"
+        )
     originals, *copies = np.stack(rows, 1)
     return originals, dict(zip(KINDS, copies))

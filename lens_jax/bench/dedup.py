@@ -33,7 +33,7 @@ class DedupBench:
     centroids: int = 0
     # What it is compared with, in turn.
     against: tuple[Literal["numpy", "faiss"], ...] = ("numpy",)
-    # All pairs are timed on this share of their blocks, chosen evenly, and multiplied up. Below 1 pairs are not compared.
+    # All pairs are timed on this share of their blocks, chosen evenly, and multiplied up. Below 1 no recall is known.
     share: float = 1.0
     # Runs of each; the least of the seconds is reported.
     repeats: int = 1

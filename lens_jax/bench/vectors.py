@@ -1,4 +1,4 @@
-"""Made vectors with duplicates among them, and the plain way to find these; for `lens-jax bench dedup` and the tests."""
+"""Made vectors with duplicates among them, and the plain way to find these: for `lens-jax bench dedup` and tests."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +15,8 @@ WIDTH = priority.key_bytes(("id",))
 
 
 def clustered(count: int, dim: int, seed: int = 0) -> np.ndarray:
-    """float16 [count, dim]: clusters of very different sizes with a common part, a twentieth of it planted at cosines of
-    0.975 to 0.9999 beside others."""
+    """float16 [count, dim]: clusters of very different sizes with a common part, a twentieth of it planted beside
+    others at cosines of 0.975 to 0.9999."""
     draw = np.random.default_rng(seed)
     normal = lambda *shape: draw.standard_normal(shape) / np.sqrt(dim)
     clusters = max(2, count // 25)

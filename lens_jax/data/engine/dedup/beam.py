@@ -72,7 +72,9 @@ class BeamSearch:
                 | "ByHash" >> beam.GroupByKey()
                 | "Firsts" >> beam.ParDo(_Firsts(task, folder, self.parts)).with_output_types(int)
             )
-        found = [load_arrays(folder / str(part), exact.Firsts) for part in range(self.parts) if _is_done(folder / str(part))]
+        found = [
+            load_arrays(folder / str(part), exact.Firsts) for part in range(self.parts) if _is_done(folder / str(part))
+        ]
         counted = np.zeros(3, np.int64)
         for unit in task.units:
             rows, vectors, width = json.loads((folder / f"{unit.id}.json").read_text())
@@ -189,7 +191,9 @@ class _Write(beam.DoFn):
         pairs, cut = found[found["cell"] == _PAIR], found[found["cell"] != _PAIR]
         column = lambda rows, name: np.ascontiguousarray(rows[name])
         columns = Pairs(*(column(pairs, name) for name in ("first", "second", "cosine")))
-        write_found(self._round.folder / f"part-{part:06d}.parquet", columns, Cut(column(cut, "second"), column(cut, "cell")))
+        write_found(
+            self._round.folder / f"part-{part:06d}.parquet", columns, Cut(column(cut, "second"), column(cut, "cell"))
+        )
         yield len(pairs)
 
 
@@ -223,10 +227,10 @@ def _is_done(folder: Path) -> bool:
 
 
 class RunUnits(beam.PTransform):
-    """Units to the totals of a stage over all of them: {"done": n, ...}, one element.
+    """Units to the totals of a stage over all of them, one element: {"units": 6, "ok": 26, ...}.
 
-    `open` is called once in each worker, and what it returns for each unit: it makes the table of the unit where it is not
-    there, and says what it found as counts, or a mapping with "counts". `run_unit.Runner` is one.
+    `open` is called once in each worker, and what it returns once for each unit: it makes the unit's table where there
+    is none, and what it returns has the `counts` of it. `run_unit.Runner` is such, of a stage.
     """
 
     def __init__(self, open: Callable[[], Callable[[Unit], Any]]):

@@ -61,8 +61,9 @@ def compare(
         # Those at home meet all, visitors meet those at home.
         for some, others in ((rows[at_home], columns), (rows[~at_home], columns[home[columns]])):
             if len(others):
-                for block in np.array_split(some, -(-len(some) * len(others) // _BLOCK)) if len(some) else ():
-                    parts.append(cell.pairs(block, others, counts, limit))
+                step = _BLOCK // len(others)
+                blocks = (some[place : place + step] for place in range(0, len(some), step))
+                parts += [cell.pairs(block, others, counts, limit) for block in blocks]
     first, second, value = (np.concatenate(column) for column in zip(*parts)) if parts else _NOTHING
     return Pairs(keys[first], keys[second], value), keys[counts >= limit]
 
