@@ -18,7 +18,7 @@ def clustered(count: int, dim: int, seed: int = 0) -> np.ndarray:
     """float16 [count, dim]: clusters of very different sizes with a common part, a twentieth of it planted beside
     others at cosines of 0.975 to 0.9999."""
     draw = np.random.default_rng(seed)
-    normal = lambda *shape: draw.standard_normal(shape) / np.sqrt(dim)
+    normal = lambda *shape: draw.standard_normal(shape, np.float32) / np.float32(np.sqrt(dim))
     clusters = max(2, count // 25)
     share = 1 / np.arange(1, clusters + 1)
     which = draw.choice(clusters, count, p=share / share.sum())

@@ -9,6 +9,7 @@ Keys are integers: a runner may group by Python's hash, which for bytes differs 
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class BeamSearch:
     def exact(self, task: Task) -> tuple[exact.Firsts, Counted]:
         """The files that are there several times."""
         folder = task.folder / "firsts"
+        # Of a search that did not end, and may have had other parts.
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         with beam.Pipeline(options=runner_options(self.workers, self.arguments)) as pipeline:
             _ = (
@@ -146,6 +149,8 @@ class _ToCells(beam.DoFn):
     def process(self, unit: Unit) -> Iterator[tuple[int, bytes]]:
         task = self._round.task
         keys, vectors = comparable(task.read(unit), self._firsts)
+        if not len(keys):
+            return
         placed = self._cells.place(unit_vectors(vectors), task.reach)
         if self._starved is not None:
             again = np.isin(placed.cell, self._starved.cells)
