@@ -50,7 +50,7 @@ about ten minutes on two cores:
 """
 
 BENCH_USAGE = """\
-usage: lens-jax bench suite|train|data|clean|filters|sample|denoiser|attention|text|decode|convert [OPTIONS]
+usage: lens-jax bench suite|train|data|clean|filters|dedup|copies|sample|denoiser|attention|text|decode|convert [OPTIONS]
 
   suite      all that follows and more in nine minutes, most valuable first, for a GPU that is lent for a while
   train      one training step, beside a plain matrix product, and beside that of an adapter (--lora)
@@ -63,10 +63,12 @@ usage: lens-jax bench suite|train|data|clean|filters|sample|denoiser|attention|t
   text       the features of a prompt by GPT-OSS
   decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
+  dedup      near duplicates among vectors, beside all pairs
+  copies     at which cosine an embedding tells copies of images from other images
 
-All but data, clean, filters, convert and attention take --size lens|toy|tiny, with random weights. train, data,
-denoiser, text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers,
-in turn. Each answers --help.
+All but data, clean, filters, dedup, copies, convert and attention take --size lens|toy|tiny, with random weights.
+train, data, denoiser, text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and
+diffusers, in turn. Each answers --help.
 """
 
 
@@ -356,7 +358,8 @@ def bench(argv: list[str]) -> None:
         print(BENCH_USAGE, end="")
         return
     kinds = (
-        "suite", "train", "data", "clean", "filters", "sample", "denoiser", "attention", "text", "decode", "convert",
+        "suite", "train", "data", "clean", "filters", "dedup", "copies", "sample", "denoiser", "attention", "text",
+        "decode", "convert",
     )  # fmt: skip
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
