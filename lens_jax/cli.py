@@ -63,9 +63,9 @@ usage: lens-jax bench suite|train|data|sample|denoiser|attention|text|decode|con
   convert    a release's denoiser to our layout, beside cp of the same folder
   captions   captions of a server that answers at once, beside the SDK alone
 
-All but data, convert, captions and attention take --size lens|toy|tiny, with random weights. train, data, denoiser, text and
-decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each
-answers --help.
+All but data, convert, captions and attention take --size lens|toy|tiny, with random weights. train, data, denoiser,
+text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn.
+Each answers --help.
 """
 
 
