@@ -158,8 +158,9 @@ def data(argv: list[str]) -> None:
         return
     if not rest or rest[0].startswith("-"):
         raise LensError(f"the config comes first: lens-jax data {name} CONFIG ...")
-    base = config_files.load(rest[0], EngineConfig)
-    run(parse(kind, rest[1:], f"lens-jax data {name} {rest[0]}", default=command.with_config(kind, base)))
+    base = config_files.expand_home(config_files.load(rest[0], EngineConfig))
+    flags, beam = command.split(rest[1:]) if name == "run" else (rest[1:], ())
+    run(command.with_beam(parse(kind, flags, f"lens-jax data {name} {rest[0]}", command.with_config(kind, base)), beam))
 
 
 def train(argv: list[str]) -> int:
@@ -170,7 +171,7 @@ def train(argv: list[str]) -> int:
         print(
             "usage: lens-jax train CONFIG [OPTIONS]\n\n"
             "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(name for name in config_files.available() if not name.startswith('rl_'))}\n\n"
+            f"  {', '.join(name for name in config_files.available() if not name.startswith(('rl_', 'data_')))}\n\n"
             "Every field is an option: lens-jax train quickstart --help lists them.\n"
             "--init-from BASE --lora.rank 64 trains an adapter (LoRA) beside BASE, a run or a release.\n"
             "A run whose folder exists goes on from its newest checkpoint."

@@ -7,12 +7,15 @@ from typing import Annotated, Any
 
 import tyro
 
+from lens_jax.atomic import write_json
 from lens_jax.data.engine import build as building
+from lens_jax.data.engine import plan, readers, removed, status, units, why
 from lens_jax.data.engine import remove as removing
-from lens_jax.data.engine import removed, status, units, why
-from lens_jax.data.engine.config import EngineConfig
+from lens_jax.data.engine.config import EngineConfig, plain
 from lens_jax.data.engine.layout import load_layout
 from lens_jax.data.engine.supervisor import Options
+from lens_jax.data.engine.synthesis import UNITS, with_layout, with_synthetic
+from lens_jax.data.engine.threads import cores
 from lens_jax.errors import LensError, nearest
 
 USAGE = """\
@@ -58,7 +61,7 @@ class Build:
         at_least("--workers", self.workers, 0)
 
     def options(self) -> Options:
-        workers = building.cores() if self.workers is None else self.workers
+        workers = cores() if self.workers is None else self.workers
         return Options(workers, self.accept_losses, self.strict)
 
 
@@ -66,7 +69,7 @@ class Build:
 class RunStage:
     """Run one stage, here or on one of several machines that share the work folder."""
 
-    # Which: probe, measure, score, embed, keep, select, caption, write.
+    # Which: synthesize, probe, measure, score, embed, keep, select, caption, write.
     stage: tyro.conf.Positional[str]
     # The run itself.
     config: Annotated[EngineConfig, tyro.conf.arg(name="")]
@@ -81,16 +84,74 @@ class RunStage:
     retry_failed: bool = False
     # Stop at the first image that cannot be decoded.
     strict: bool = False
+    # Let Apache Beam do it (probe, measure, score, embed, keep), in this process or by the runner that is named by
+    # options after --, which are all Beam's: --beam -- --runner=FlinkRunner --flink_master=HOST:PORT
+    beam: bool = False
+    beam_arguments: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def __post_init__(self):
+        if self.beam and self.hosts > 1:
+            raise LensError("--beam spreads the work by itself: give it no --hosts")
+        if self.beam_arguments and not self.beam:
+            raise LensError(
+                f"options after -- are Beam's: give --beam too, or leave out {self.beam_arguments[0]!r:.80}"
+            )
         at_least("--workers", self.workers, 0)
         at_least("--hosts", self.hosts, 1)
         if not 0 <= self.host < self.hosts:
             raise LensError(f"--host is {self.host}, --hosts {self.hosts}; hosts count from 0")
 
     def options(self) -> Options:
-        workers = building.cores() if self.workers is None else self.workers
+        workers = cores() if self.workers is None else self.workers
         return Options(workers, self.accept_losses, self.strict, self.host, self.hosts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """Ask a model for captions of what was kept."""
+
+    # The run itself.
+    config: Annotated[EngineConfig, tyro.conf.arg(name="")]
+    # Say what it will take and cost, and ask nothing.
+    dry_run: bool = False
+    # Ask again about images that the server failed at.
+    retry_failed: bool = False
+    # Threads that decode and encode images; by default one a core.
+    workers: int | None = None
+    # This machine asks about every `hosts`-th unit, from number `host` on.
+    host: int = 0
+    hosts: int = 1
+    # Go on where a source loses more than half of its images.
+    accept_losses: bool = False
+    # Stop at the first image without a caption.
+    strict: bool = False
+
+    def options(self) -> Options:
+        workers = cores() if self.workers is None else self.workers
+        return Options(workers, self.accept_losses, self.strict, self.host, self.hosts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Say what so many images will cost, from a timed sample of these."""
+
+    # The run itself.
+    config: Annotated[EngineConfig, tyro.conf.arg(name="")]
+    # How many images are wanted in the end.
+    images: float = 1e6
+    # How many of the sources' are tried.
+    sample: int = 200
+    # Price of a core and of a GPU for an hour, and of a terabyte for a month, in any currency; 0 leaves it out.
+    core_price: float = 0.0
+    gpu_price: float = 0.0
+    terabyte_price: float = 0.0
+    # Also write the plan as JSON here.
+    json: str = ""
+
+    def __post_init__(self):
+        for name, least in (("images", 1), ("sample", 1), ("core_price", 0), ("gpu_price", 0), ("terabyte_price", 0)):
+            if not getattr(self, name) >= least:
+                raise LensError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +194,28 @@ def run_build(options: Build) -> None:
 
 
 def run_stage(options: RunStage) -> None:
-    building.run_one(options.config, options.stage, options.options(), options.retry_failed)
+    beam = options.beam_arguments if options.beam else None
+    building.run_one(options.config, options.stage, options.options(), options.retry_failed, beam=beam)
+
+
+def run_caption(options: Caption) -> None:
+    run = building.Run(options.config, options.options())
+    if options.config.caption is None:
+        raise LensError("the config has no `caption`: name an endpoint and a model in it")
+    run.caption(run.join(), options.dry_run, options.retry_failed)
+
+
+def run_plan(options: Plan) -> None:
+    building.check(options.config)
+    if not options.config.sources:
+        raise LensError("the config has no sources: what images of text cost, `lens-jax bench synthetic` measures")
+    everything = [unit for source in options.config.sources for unit in readers.units(source, options.config.unit_rows)]
+    sample = plan.take_sample(options.config, everything, options.sample)
+    lines = plan.cost(options.config, sample, options.images)
+    prices = plan.Prices(options.core_price, options.gpu_price, options.terabyte_price)
+    plan.show(sample, lines, options.images, prices)
+    if options.json:
+        write_json(options.json, plan.to_json(sample, lines, prices))
 
 
 def run_status(options: Look) -> None:
@@ -142,18 +224,21 @@ def run_status(options: Look) -> None:
     of = {stage: everything for stage in layout.fingerprints if stage != "write"}
     if (layout.work / "groups.parquet").is_file():
         of["write"] = units.read_units(layout.work, "groups")
+    if (layout.work / f"{UNITS}.parquet").is_file():
+        layout, drawn = with_layout(options.config, layout), units.read_units(layout.work, UNITS)
+        of = {"synthesize": drawn} | of
     status.show(layout, of)
 
 
 def run_report(options: Look) -> None:
-    run = building.Run(options.config, Options(accept_losses=True))
-    run.join()
-    building.say(f"report: {run.report()}")
+    layout = load_layout(options.config.work, plain(with_synthetic(options.config)))
+    page = building.write_page(options.config, layout, units.read_units(options.config.work))
+    building.say(f"report: {page}")
 
 
 def run_why(options: Why) -> None:
     layout = load_layout(options.config.work)
-    sources = {source.name: source.path for source in options.config.sources}
+    sources = {source.name: source.path for source in with_synthetic(options.config).sources}
     for story in why.find(layout, units.read_units(options.config.work), options.id):
         for line in why.lines(story, sources.get(story.unit.source, "")):
             building.say(line)
@@ -174,6 +259,8 @@ def run_remove(options: Remove) -> None:
 ACTIONS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "build": (Build, run_build),
     "run": (RunStage, run_stage),
+    "plan": (Plan, run_plan),
+    "caption": (Caption, run_caption),
     "status": (Look, run_status),
     "report": (Look, run_report),
     "why": (Why, run_why),
@@ -192,3 +279,16 @@ def with_config(kind: type, config: EngineConfig) -> Any:
     """What an action takes by default with a config: what else must be given is missing."""
     names = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     return kind(**dict.fromkeys(names - {"config"}, tyro.MISSING), config=config)
+
+
+def split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Our options, and Beam's, which come after --."""
+    if "--" not in argv:
+        return argv, ()
+    place = argv.index("--")
+    return argv[:place], tuple(argv[place + 1 :])
+
+
+def with_beam(options: Any, arguments: tuple[str, ...]) -> Any:
+    """Options of an action with those of Beam."""
+    return dataclasses.replace(options, beam_arguments=arguments) if arguments else options

@@ -142,23 +142,36 @@ class Dedup:
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic:
-    """Images of rendered text, a source of the report of its own."""
+    """Images of rendered text, a source of the report of its own (report, section 1)."""
 
     # How many are made; 0 makes none.
     count: int = 0
-    # Font files, or folders of them.
+    # Font files, folders of them, or patterns of either.
     fonts: tuple[str, ...] = ()
-    # Files of strings, one a line.
+    # Files of strings in UTF-8, one a line. Without any, English words, numbers, prices and dates are written.
     texts: tuple[str, ...] = ()
-    # Side in pixels.
+    # What text is written on besides plain colours and gradients: images, folders of them, or data sets that
+    # `lens-jax data` or `lens-jax prepare` wrote, whose captions become a part of ours.
+    backgrounds: tuple[str, ...] = ()
+    # Languages of numbers, prices, dates and days: en, de, fr, ar, hi, zh, ...; `synthetic/locales.py` has them all.
+    locales: tuple[str, ...] = ("en",)
+    # "augmented" as the report says; "plain" upright, sharp and in strong contrast, which text readers can read.
+    style: Literal["augmented", "plain"] = "augmented"
+    # The root of an image's area in pixels. Its shape is drawn from the buckets of that area, else it is a square.
     size: int = 1024
     # Of all that is drawn by chance.
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("count", 0), ("size", 64), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise LensError(f"synthetic.{name} is {getattr(self, name)}; it must be at least {least}")
+        for name, least, most in (("count", 0, 10**12), ("size", 64, 4096), ("seed", 0, 2**63 - 1)):
+            if not least <= getattr(self, name) <= most:
+                raise LensError(f"synthetic.{name} is {getattr(self, name)}; it must lie within {least} to {most}")
+        if self.style not in ("augmented", "plain"):
+            raise LensError(f"synthetic.style is {self.style!r:.40}; accepted: augmented, plain")
+        if not self.locales:
+            raise LensError("synthetic.locales is empty; name at least one language, such as en")
+        if self.count and not self.fonts:
+            raise LensError("synthetic.fonts is empty; name font files or folders of them, such as /usr/share/fonts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +184,15 @@ class EngineConfig:
     work: str = "work/data"
     # Folder of the data sets, one a source.
     out: str = "data/engine"
+    # What an image must reach, where its source does not say otherwise.
     thresholds: Thresholds = Thresholds()
+    # What scores and embeds.
     models: Models = Models()
+    # How near duplicates are found.
     dedup: Dedup = Dedup()
     # None writes no captions: sources keep those that they bring.
     caption: Caption | None = None
+    # Images of rendered text as one more source.
     synthetic: Synthetic = Synthetic()
     # Sizes that images are cropped to, as `lens-jax prepare --buckets` takes them.
     buckets: tuple[str, ...] = ("lens-pretraining",)
@@ -212,7 +229,7 @@ class EngineConfig:
 
     def __post_init__(self):
         check_numbers(self)
-        if not self.sources:
+        if not self.sources and not self.synthetic.count:
             raise LensError("sources is empty; name at least one lens_jax.data.engine.config.Source")
         names = [source.name.lower() for source in self.sources]
         for name in names:

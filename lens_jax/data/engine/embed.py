@@ -12,6 +12,7 @@ from lens_jax.data.engine.score import prepared_images, score_images
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.steps import ORDERS, first_drop
 from lens_jax.data.engine.tables import embed_schema
+from lens_jax.data.engine.threads import THREADS, cores
 
 
 class Embed:
@@ -28,10 +29,17 @@ class Embed:
         network = embedding.fingerprint(config.models.embedding) if config.models.embedding else ""
         return {"network": network, "dtype": config.models.dtype, "order": config.order, "thresholds": sorted(seen)}
 
+    def processes(self, config: EngineConfig) -> int | None:
+        """As of the stage `score`."""
+        from lens_jax.data.engine.scorers import embedding
+
+        return 1 if embedding.on_device(config.models.embedding) else None
+
     def open(self, config: EngineConfig) -> Callable[[UnitInput], pa.Table]:
         from lens_jax.data.engine.scorers import embedding
 
         scorer = embedding.load(config.models.embedding, config.models.dtype)
+        threads = cores() if self.processes(config) else THREADS
         limits = Limits(config.max_pixels, config.max_bytes, config.strict_jpeg)
         before = (1, 2) if config.order == "report" else ORDERS["cheap"][:-1]
 
@@ -39,7 +47,7 @@ class Embed:
             asked = first_drop(given.tables, config, config.thresholds_of(given.source), before)[0] == 0
             vectors = Vectors(len(asked), scorer.width)
             if asked.any():
-                images = prepared_images(given, asked, [scorer], limits)
+                images = prepared_images(given, asked, [scorer], limits, threads)
                 score_images([scorer], images, config.models.batch, vectors)
             return vectors.table(given.tables["probe"]["id"])
 

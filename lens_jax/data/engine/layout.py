@@ -70,17 +70,26 @@ class Layout:
         return {name[: -len(".txt")]: (folder / name).read_text(errors="replace").strip() for name in names(folder)}
 
 
-def load_layout(work: str | os.PathLike) -> Layout:
-    """The layout that a run noted last; LensError where there was none."""
+def load_layout(work: str | os.PathLike, config: Mapping[str, object] | None = None) -> Layout:
+    """The layout that a run noted last; LensError where there was none, or it was of another `config`."""
     path = Path(work) / "engine.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, noted = content["fingerprints"], content["config"]
         if not all(isinstance(word, str) and word.isalnum() for pair in found.items() for word in pair):
             raise ValueError("fingerprints")
     except OSError:
         raise LensError(f"{path}: no run of the data engine there yet; start one: lens-jax data build CONFIG") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LensError(f"{path}: damaged ({error}); run `lens-jax data build CONFIG` again") from None
+    if config is not None:
+        ours = json.loads(json.dumps(config, default=str))
+        other = sorted(name for name in ours.keys() | noted.keys() if ours.get(name) != noted.get(name))
+        if other:
+            raise LensError(
+                f"{path}: the last run was of another config ({', '.join(other[:3])}): look with that one, or run "
+                "`lens-jax data build CONFIG` with this one first"
+            )
     return Layout(Path(work), found)
 
 

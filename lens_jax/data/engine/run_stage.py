@@ -57,19 +57,22 @@ def retry_failed(layout: Layout, stages: Sequence[str], units: Sequence[Unit]) -
     """
     count = 0
     for position, stage in enumerate(stages):
-        failed = set(layout.given_up(stage))
+        count += len(layout.given_up(stage))
+        forget_failures(layout, stage)
         finished = layout.finished(stage)
-        for unit in units:
-            again = unit.id in failed
-            if unit.id in finished and found(layout, stage, unit).culprits:
-                again = True
-                for later in stages[position:]:
-                    layout.table(later, unit.id).unlink(missing_ok=True)
-            if again:
-                layout.failed(stage, unit.id).unlink(missing_ok=True)
-                attempts.clear(layout.attempts(stage, unit.id))
+        for done in _found(layout, stage, [unit for unit in units if unit.id in finished]):
+            if done.culprits:
                 count += 1
+                for later in stages[position:]:
+                    layout.table(later, done.unit).unlink(missing_ok=True)
     return count
+
+
+def forget_failures(layout: Layout, stage: str) -> None:
+    """Let the next run try again what has failed in a stage."""
+    for unit in layout.given_up(stage):
+        layout.failed(stage, unit).unlink(missing_ok=True)
+        attempts.clear(layout.attempts(stage, unit))
 
 
 def read_log(layout: Layout, stage: str) -> dict[str, dict]:
@@ -91,7 +94,7 @@ def _found(layout: Layout, stage: str, units: Sequence[Unit]) -> Iterator[Done]:
     for unit in units:
         entry = log.get(unit.id)
         if entry is not None and isinstance(entry.get("counts"), dict):
-            yield Done(unit.id, unit.source, entry["counts"], True)
+            yield Done(unit.id, unit.source, entry["counts"], True, culprits=tuple(entry.get("culprits", ())))
         else:
             yield found(layout, stage, unit)
 

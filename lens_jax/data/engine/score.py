@@ -4,7 +4,7 @@ In the report's order every image that decodes and is large enough gets all scor
 other step has dropped is scored, network after network, the largest last: what is kept is the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from lens_jax.data.engine.scorers.scorer import Scorer
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.steps import NETWORKS, ORDERS, STEPS, first_drop, runs
 from lens_jax.data.engine.tables import SCORE
-from lens_jax.data.engine.threads import in_order
+from lens_jax.data.engine.threads import THREADS, cores, in_order
 
 # The last batch of a unit is filled up to a power of two from here on, so that few shapes are compiled.
 _LEAST = 8
@@ -38,7 +38,12 @@ class Score:
         # Not the size of a batch, which moves the last bit of a score at most.
         return {"networks": networks, "dtype": config.models.dtype, "order": config.order, "thresholds": sorted(seen)}
 
+    def processes(self, config: EngineConfig) -> int | None:
+        """One where a network is in JAX: it takes a whole device, and all processors to decode for it."""
+        return 1 if on_device(config, NETWORKS.values()) else None
+
     def open(self, config: EngineConfig) -> Callable[[UnitInput], pa.Table]:
+        threads = cores() if self.processes(config) else THREADS
         steps = [step for step in ORDERS[config.order] if step in NETWORKS and getattr(config.models, NETWORKS[step])]
         scorers = {step: load(NETWORKS[step], getattr(config.models, NETWORKS[step]), config) for step in steps}
         limits = Limits(config.max_pixels, config.max_bytes, config.strict_jpeg)
@@ -48,12 +53,18 @@ class Score:
             asked = _admitted(given, config, thresholds)
             scores = Scores(given.tables["probe"].num_rows)
             if scorers and asked.any():
-                images = prepared_images(given, asked, list(scorers.values()), limits)
+                images = prepared_images(given, asked, list(scorers.values()), limits, threads)
                 goes_on = _cascade(config, thresholds, steps) if config.order == "cheap" else None
                 score_images(list(scorers.values()), images, config.models.batch, scores, goes_on)
             return scores.table(given.tables["probe"]["id"])
 
         return run
+
+
+def on_device(config: EngineConfig, fields: Iterable[str]) -> bool:
+    """Whether a network that one of these fields of Models names is in JAX."""
+    named = {(field, getattr(config.models, field)) for field in fields}
+    return any(name and (field, name) != ("nsfw", open_nsfw.NAME) for field, name in named)
 
 
 def fingerprint(field: str, name: str) -> str:
@@ -118,7 +129,7 @@ class Prepared:
 
 
 def prepared_images(
-    given: UnitInput, asked: np.ndarray, scorers: Sequence[Scorer], limits: Limits
+    given: UnitInput, asked: np.ndarray, scorers: Sequence[Scorer], limits: Limits, threads: int = THREADS
 ) -> Iterator[Prepared | None]:
     """The images of the rows in `asked` (bool [n]), decoded once for all scorers; None for the others."""
 
@@ -133,7 +144,7 @@ def prepared_images(
         return Prepared(row, [scorer.prepare(pixels) for scorer in scorers])
 
     tasks = ((row, item) for row, (_, item) in enumerate(given.items()))
-    return in_order(prepare, tasks, weigh)
+    return in_order(prepare, tasks, weigh, threads)
 
 
 def score_images(

@@ -72,8 +72,8 @@ class Stage(Protocol):
     version: int
     # Names of the stages whose tables it reads.
     reads: tuple[str, ...]
-    # A stage that cannot be run on one image alone also has `by_item = False`, and one that loads a network of its own
-    # in each process `processes`, the most that there should be on a machine.
+    # A stage that cannot be run on one image alone also has `by_item = False`; one that may need a device a function
+    # `processes(config)`: the most processes that should run it on a machine, or None.
 
     def settings(self, config: EngineConfig) -> Mapping[str, object]:
         """What its results depend on, of a config and of the weights (their sha256): plain JSON values."""

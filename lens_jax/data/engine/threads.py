@@ -1,5 +1,6 @@
 """A function over many items by threads, results in order, without holding more than a bounded number of bytes."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,11 @@ THREADS = 2
 AHEAD, AHEAD_BYTES = 16, 128 << 20
 
 
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_order(
     function: Callable[[T], R], items: Iterable[T], weigh: Callable[[T], int], threads: int = THREADS
 ) -> Iterator[R]:
@@ -21,11 +27,11 @@ def in_order(
     What the function raises is raised here, in its turn.
     """
     held: deque = deque()
-    weight = 0
+    weight, ahead = 0, max(AHEAD, 4 * threads)
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
-                while held and (len(held) == AHEAD or weight + weigh(item) > AHEAD_BYTES):
+                while held and (len(held) == ahead or weight + weigh(item) > AHEAD_BYTES):
                     result, light = held.popleft()
                     yield result.result()
                     weight -= light

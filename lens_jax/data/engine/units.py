@@ -71,9 +71,11 @@ def read_units(work: str | os.PathLike, name: str = "units") -> list[Unit]:
     return [Unit(r["unit"], r["source"], r["path"], r["part"], r["parts"]) for r in table.to_pylist()]
 
 
-def of_source(units: Sequence[Unit], source: str) -> list[Unit]:
-    """Those of one source, in order."""
-    return [unit for unit in units if unit.source == source]
+def group_of(work: str | os.PathLike, unit: str) -> str | None:
+    """The id of the group that a unit was last written in; None where it was not."""
+    path = Path(work) / "groups.parquet"
+    found = read_table(path, ["unit", "stamp"]).to_pylist() if path.is_file() else []
+    return next((row["unit"] for row in found if unit in (row["stamp"] or "").split()), None)
 
 
 def digest(work: str | os.PathLike, units: Sequence[Unit]) -> str:
@@ -100,6 +102,8 @@ def _stamp(source: Source, path: str, unit_rows: int) -> str:
     how = [source.kind, sorted(source.columns.items()), source.licence, source.caption == "keep", unit_rows]
     digest.update(json.dumps(how).encode())
     target = root_of(source) / path
+    if not target.exists():  # a split, which is of all files there
+        target = root_of(source)
     for name, size, changed in sorted(_files(target)):
         digest.update(f"{name}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

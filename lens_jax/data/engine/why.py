@@ -13,6 +13,7 @@ from lens_jax.console import make_console
 from lens_jax.data.engine.layout import Layout
 from lens_jax.data.engine.tables import read_table
 from lens_jax.data.engine.unit import Unit
+from lens_jax.data.engine.units import group_of
 from lens_jax.errors import LensError
 
 _HEX = re.compile(r"[0-9a-f]{6,64}")
@@ -71,8 +72,9 @@ def _story(layout: Layout, unit: Unit, index: int) -> Story:
     name = read_table(layout.table("probe", unit.id), ["id"])["id"][index].as_py()
     rows = {}
     for stage in layout.fingerprints:
-        path = layout.table(stage, unit.id)
-        if path.exists():
+        of = group_of(layout.work, unit.id) if stage == "write" else unit.id
+        path = layout.table(stage, of) if of is not None else None
+        if path is not None and path.exists():
             table = read_table(path)
             if "id" in table.column_names:
                 rows[stage] = table.filter(pc.equal(table["id"], pa.scalar(name, table["id"].type))).to_pylist()

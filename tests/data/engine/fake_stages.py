@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lens_jax.data.engine.readers import Problem
 from lens_jax.data.engine.tables import PROBE, image_id
+from lens_jax.errors import LensError
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,15 @@ class Bytes:
     seconds: float = 0.0
     # A file: every image read adds a byte to it.
     reads_seen: str = ""
+    # Its weights are not there.
+    broken: bool = False
 
     def settings(self, config):
         return {"strict": config.strict_jpeg}
 
     def open(self, config):
+        if self.broken:
+            raise LensError("no such weights")
         return self._table
 
     def _table(self, given):

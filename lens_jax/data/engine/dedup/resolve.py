@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lens_jax.data.engine.dedup.exact import Firsts
 from lens_jax.data.engine.dedup.near import Pairs
 
 # Rounds over all pairs, after which what is left is gone through pair by pair: a chain in the order of priority is
@@ -24,7 +25,7 @@ class Resolved(NamedTuple):
     duplicate_of: np.ndarray
     # The cosine with it, float32 [n]; 1 where kept.
     cosine: np.ndarray
-    # How many rows are connected to it by duplicates, itself included, int64 [n].
+    # How many images are connected to it by duplicates of either kind, itself included, int64 [n].
     component: np.ndarray
 
     @property
@@ -33,8 +34,11 @@ class Resolved(NamedTuple):
         return self.duplicate_of < 0
 
 
-def resolve(pairs: Pairs) -> Resolved:
-    """Decide on all rows of some pairs, in any order, in which a pair may be there several times."""
+def resolve(pairs: Pairs, firsts: Firsts | None = None) -> Resolved:
+    """Decide on all rows of some pairs, in any order, in which a pair may be there several times.
+
+    `firsts` tells which rows stand for several files of the same bytes; it matters to `component` alone.
+    """
     keys, places = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
     first, second = places[: len(pairs.first)], places[len(pairs.first) :]
     kept = _kept(len(keys), first, second)
@@ -47,7 +51,12 @@ def resolve(pairs: Pairs) -> Resolved:
     cosine = np.ones(len(keys), np.float32)
     duplicate_of[second[named]] = first[named]
     cosine[second[named]] = pairs.cosine[named]
-    return Resolved(keys, duplicate_of, cosine, _components(len(keys), first, second))
+    copies = np.ones(len(keys), np.int64)
+    if firsts is not None and len(keys) and len(firsts.key):
+        place = np.minimum(np.searchsorted(keys, firsts.key), len(keys) - 1)
+        there = keys[place] == firsts.key
+        copies[place[there]] = firsts.count[there]
+    return Resolved(keys, duplicate_of, cosine, _components(copies, first, second))
 
 
 def starved(resolved: Resolved, cut: np.ndarray) -> np.ndarray:
@@ -80,10 +89,15 @@ def _kept(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return kept | undecided
 
 
-def _components(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _components(copies: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
+    count = len(copies)
+    if not count:
+        return np.empty(0, np.int64)
     graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
     _, label = connected_components(graph, directed=False)
-    return np.bincount(label, minlength=1)[label] if count else np.empty(0, np.int64)
+    sizes = np.zeros(count, np.int64)
+    np.add.at(sizes, label, copies)
+    return sizes[label]

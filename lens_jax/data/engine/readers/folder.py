@@ -15,6 +15,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
+from lens_jax.atomic import writing
 from lens_jax.data.engine.config import Source
 from lens_jax.data.engine.readers import files
 from lens_jax.data.engine.readers.item import Item, Problem, make_item
@@ -65,12 +66,13 @@ class _Listing:
         self._root = os.fsencode(root)
         self._file = tempfile.TemporaryFile(prefix="lens-jax-listing-")  # noqa: SIM115  (as long as the process)
         offsets = [0]
-        with tempfile.TemporaryDirectory(prefix="lens-jax-listing-") as work:
+        place = tempfile.gettempdir()
+        with writing(place), tempfile.TemporaryDirectory(prefix="lens-jax-listing-", dir=place) as work:
             self.scan = folder.Scan(root, Path(work), folder.Options(columns))
             for item in itertools.chain(self.scan.look(), self.scan.items()):
                 if item is not None:
                     offsets.append(offsets[-1] + self._file.write(msgpack.packb(self._plain(item))))
-        self._file.flush()
+            self._file.flush()
         self._offsets = np.array(offsets, np.int64)
 
     def _plain(self, item: folder.Found | folder.Problem) -> list:

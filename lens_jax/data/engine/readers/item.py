@@ -1,5 +1,6 @@
 """What readers give: an image of a source as it lies there, or what is wrong with one."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,9 @@ from lens_jax.data.sources import folder
 
 # Of texts that say no language.
 LANGUAGE = "en"
+# What `columns` of a source may name besides: only where it is named, since img2dataset's is of the file as it was
+# downloaded, before it was encoded again.
+SHA256 = {"sha256": "the sha256 of each image as it is stored, which is then compared"}
 MAX_URL = 4096
 MAX_LICENCE = 1000
 
@@ -46,16 +50,20 @@ def make_item(
     texts: Mapping[str, list[str]] | Problem,
     url: object = "",
     licence: object = "",
+    sha256: object = None,
 ) -> Item | Problem:
     """An item, if all is well with it.
 
     Texts that cannot be used cost the image only where the source's captions are kept: where new ones are written, it
-    goes on without. An address or a licence that is no text, or far too long for one, is left out.
+    goes on without. An address or a licence that is no text, or far too long for one, is left out. `sha256` is what the
+    source says of the file, in hexadecimal digits, where it is asked for by its columns.
     """
     if not data:
         return Problem(key, "no image", "empty")
     if len(data) > MAX_ENCODED_BYTES:
         return Problem(key, "too large", f"over {MAX_ENCODED_BYTES} bytes")
+    if "sha256" in source.columns and hashlib.sha256(data).hexdigest() != str(sha256).lower():
+        return Problem(key, "checksum", f"the source says {sha256!r:.70}")
     found = texts if isinstance(texts, Problem) else check_texts(key, texts)
     if isinstance(found, Problem):
         if source.caption == "keep":

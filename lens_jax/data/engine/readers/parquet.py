@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lens_jax.data.engine.config import Source
 from lens_jax.data.engine.readers import files, rows
-from lens_jax.data.engine.readers.item import Item, Problem, make_item, texts_of
+from lens_jax.data.engine.readers.item import SHA256, Item, Problem, make_item, texts_of
 from lens_jax.data.engine.unit import Unit
 from lens_jax.errors import LensError
 
@@ -17,6 +17,7 @@ COLUMNS = {
     "url": "addresses",
     "licence": "licences",
     "language": "the language of each row's captions",
+    **SHA256,
 }
 
 
@@ -74,6 +75,7 @@ def _columns(source: Source, schema) -> dict[str, str]:
         "url": wanted("url", rows.URLS),
         "licence": wanted("licence", rows.LICENCES),
         "language": wanted("language", ("language",)),
+        "sha256": wanted("sha256", ()),
     }
 
 
@@ -94,7 +96,7 @@ def _make(source: Source, root: Path, table: str, key: str, values: Mapping) -> 
     if not isinstance(image, bytes):
         return Problem(key, "no image", "null")
     texts = texts_of(key, values["text"], values["language"])
-    return make_item(source, key, image, texts, values["url"], values["licence"])
+    return make_item(source, key, image, texts, values["url"], values["licence"], values["sha256"])
 
 
 def _named(root: Path, table: str, key: str, path: object) -> bytes | Problem | None:

@@ -1,15 +1,17 @@
 """The samples of a tar in WebDataset's layout: files of one name up to its first dot belong together."""
 
 import json
+import os
 import posixpath
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from lens_jax.data.engine.config import Source
 from lens_jax.data.engine.readers import tar
-from lens_jax.data.engine.readers.item import Item, Problem, make_item, texts_of
-from lens_jax.data.file_kind import what_is
+from lens_jax.data.engine.readers.item import SHA256, Item, Problem, make_item, texts_of
+from lens_jax.data.file_kind import HEAD, what_is
 from lens_jax.data.images import MAX_ENCODED_BYTES
 from lens_jax.data.sources.folder import MAX_TEXT_FILE, SUFFIXES
 from lens_jax.data.sources.tables import CAPTION_COLUMNS
@@ -17,6 +19,8 @@ from lens_jax.data.sources.tables import CAPTION_COLUMNS
 # Images that are not read are named for what they are; that is for decoding to say.
 IMAGES = (*SUFFIXES, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2")
 TEXTS = ("txt", "caption", "text")
+# What a tar may be called that is cut in its first header.
+_UNKNOWN = ("empty", "text", "of no known format")
 # Fields of a sample's .json, as img2dataset and others name them.
 URLS, LICENCES = ("url", "URL"), ("licence", "license", "LICENSE")
 COLUMNS = {
@@ -24,6 +28,7 @@ COLUMNS = {
     "text": "ending of the caption's file, or its field in the .json",
     "url": "field of the .json with the address",
     "licence": "field of the .json with the licence",
+    **SHA256,
 }
 
 
@@ -46,20 +51,36 @@ class Contents:
     problems: tuple[tuple[int, Problem], ...]
 
 
-def look(file: BinaryIO, name: str) -> Contents:
+def contents(file: BinaryIO, name: str) -> Contents:
     """The samples of a tar that is called `name`; a sample's files need not lie beside each other.
 
-    A file that is there twice is a problem the second time. Only headers are read.
+    A file that is there twice is a problem the second time. Only headers are read, and of the tar that was looked at
+    last not again: the units of a large one come one after the other.
     """
+    status = os.fstat(file.fileno())
+    key = name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    with _lock:
+        if _last.get("key") != key:
+            _last.update(key=key, contents=_look(file, name))
+        return _last["contents"]
+
+
+_last: dict = {}
+_lock = threading.Lock()
+
+
+def _look(file: BinaryIO, name: str) -> Contents:
     samples: dict[str, Sample] = {}
     problems = []
     for member in tar.members(file):
         if not member.name:
-            detail = member.detail
+            fault, detail = member.fault, member.detail
             if member.start == 0:  # not a tar at all
                 file.seek(0)
-                detail = f"{what_is(file.read(64))}; an uncompressed tar is needed"
-            problems.append((member.start, Problem(name, member.fault, detail)))
+                kind = what_is(file.read(HEAD))
+                fault = fault if kind in _UNKNOWN else "format not accepted"
+                detail = f"{kind}; an uncompressed tar is needed"
+            problems.append((member.start, Problem(name, fault, detail)))
             continue
         path = member.name if member.fault == "outside the folder" else posixpath.normpath(member.name)
         base = posixpath.basename(path)
@@ -87,7 +108,8 @@ def make(source: Source, file: BinaryIO, sample: Sample) -> Item | Problem:
     fields = _fields(file, sample)
     named = lambda column, usual: fields.get(source.columns.get(column) or next((n for n in usual if n in fields), ""))
     texts = _texts(source, file, sample, fields)
-    return make_item(source, sample.key, data, texts, named("url", URLS), named("licence", LICENCES))
+    sha256 = fields.get(source.columns.get("sha256"))
+    return make_item(source, sample.key, data, texts, named("url", URLS), named("licence", LICENCES), sha256)
 
 
 def image(file: BinaryIO, sample: Sample, ending: str = "") -> bytes | Problem:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from lens_jax.data.engine.config import Source
 from lens_jax.data.engine.readers import files, rows, samples
-from lens_jax.data.engine.readers.item import Item, Problem, make_item, texts_of
+from lens_jax.data.engine.readers.item import SHA256, Item, Problem, make_item, texts_of
 from lens_jax.data.engine.unit import Unit
 from lens_jax.errors import LensError
 
@@ -23,6 +23,7 @@ COLUMNS = {
     "licence": "licences",
     "language": "the language of each row's captions",
     "status": "whether it was downloaded: `success`, or why not",
+    **SHA256,
 }
 
 # Reads the image of a key.
@@ -81,6 +82,7 @@ def _columns(source: Source, names: list[str]) -> dict[str, str]:
         "language": wanted("language", ("language",)),
         "status": wanted("status", ("status",)),
         "error": wanted("", ("error_message",)),
+        "sha256": wanted("sha256", ()),
     }
     if not found["key"]:
         raise LensError(f"no column key; it has {', '.join(names)[:200]}: say which by columns key")
@@ -109,7 +111,7 @@ def _make(
     if isinstance(data, Problem):
         return Problem(place, data.reason, data.detail)
     texts = texts_of(place, get("text"), get("language"))
-    return make_item(source, place, data, texts, get("url"), get("licence"))
+    return make_item(source, place, data, texts, get("url"), get("licence"), get("sha256"))
 
 
 def _key(value: object) -> str:
@@ -123,7 +125,7 @@ def _images(table: Path, name: str, stack: ExitStack) -> tuple[Images, list[Prob
     tar, folder = table.with_suffix(".tar"), table.with_suffix("")
     if tar.is_file():
         file = stack.enter_context(tar.open("rb"))
-        contents = samples.look(file, os.path.splitext(name)[0] + ".tar")
+        contents = samples.contents(file, os.path.splitext(name)[0] + ".tar")
         # As the names of its files have it, also where its tar has folders.
         of = lambda sample: lambda: _read_sample(file, sample)
         found = {key.rpartition("/")[2]: of(sample) for key, sample in contents.samples.items()}

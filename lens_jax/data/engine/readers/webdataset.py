@@ -31,7 +31,7 @@ def read(source: Source, unit: Unit) -> Iterator[Item | Problem]:
     try:
         with open(files.root_of(source) / unit.path, "rb") as file:
             size = file.seek(0, 2)
-            contents = samples.look(file, unit.path)
+            contents = samples.contents(file, unit.path)
             share = files.span(unit, size)
             last = unit.part == unit.parts - 1
             inside = lambda start: start in share or (last and start >= share.stop)

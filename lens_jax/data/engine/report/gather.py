@@ -66,7 +66,6 @@ class Gathered:
     kept_of_group: dict[bytes, Example] = field(default_factory=dict)
     # Images by bucket and split.
     buckets: Counter[tuple[str, str]] = field(default_factory=Counter)
-    too_small: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     licences: Counter[str] = field(default_factory=Counter)
     # Captions by kind, int64 [len(WORDS) - 1]; and by what became of the request.
@@ -152,7 +151,9 @@ def _pick(found: Gathered, config: EngineConfig, number: int, unit: Unit, tables
             continue
         values = score.values(tables)
         for bound in score.bounds(thresholds):
-            distances = np.abs(np.log(values / bound)) if score.logarithmic and bound > 0 else np.abs(values - bound)
+            distances = np.abs(values - bound)
+            if score.logarithmic and bound > 0:
+                distances = np.abs(np.log(np.maximum(values, 1e-9) / bound))
             for side, there in (("below", values < bound), ("above", values >= bound)):
                 rows = np.flatnonzero(there & decodes & np.isfinite(distances))
                 rows = rows[np.argsort(distances[rows], kind="stable")[:EXAMPLES]]

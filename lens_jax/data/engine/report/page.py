@@ -45,13 +45,20 @@ _PACKAGES = (
 
 
 def write_report(
-    config: EngineConfig, layout: Layout, units: Sequence[Unit], stages: Iterable[str], path: Path, show: bool = True
+    config: EngineConfig,
+    layout: Layout,
+    units: Sequence[Unit],
+    stages: Iterable[str],
+    path: Path,
+    mark: str,
+    show: bool = True,
 ) -> None:
-    """The page of a run, of what there is so far, as `path`. Reads again the images that it shows and no others."""
+    """The page of a run, of what there is so far, as `path`, after the line `mark`, a comment. Reads again the images
+    that it shows and no others."""
     found = gather(config, layout, units, _tracker("gathering", show))
     ready = [unit for unit in units if layout.table("select", unit.id).exists()]
     uris = thumbnails.make(config, ready, thumbnails.wanted(found), _tracker("drawing", show))
-    write_text(path, render(config, layout, units, list(stages), found, uris))
+    write_text(path, f"{mark}\n" + render(config, layout, units, list(stages), found, uris))
 
 
 def render(
