@@ -50,7 +50,7 @@ about ten minutes on two cores:
 """
 
 BENCH_USAGE = """\
-usage: lens-jax bench suite|train|data|clean|filters|dedup|copies|sample|denoiser|attention|text|decode|convert [OPTIONS]
+usage: lens-jax bench WHAT [OPTIONS]
 
   suite      all that follows and more in nine minutes, most valuable first, for a GPU that is lent for a while
   train      one training step, beside a plain matrix product, and beside that of an adapter (--lora)
@@ -69,6 +69,11 @@ usage: lens-jax bench suite|train|data|clean|filters|dedup|copies|sample|denoise
 All but data, clean, filters, dedup, copies, convert and attention take --size lens|toy|tiny, with random weights.
 train, data, denoiser, text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and
 diffusers, in turn. Each answers --help.
+  captions   captions of a server that answers at once, beside the SDK alone
+
+All but data, convert, captions and attention take --size lens|toy|tiny, with random weights. train, data, denoiser,
+text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn.
+Each answers --help.
 """
 
 
@@ -357,9 +362,8 @@ def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(BENCH_USAGE, end="")
         return
-    kinds = (
-        "suite", "train", "data", "clean", "filters", "dedup", "copies", "sample", "denoiser", "attention", "text",
-        "decode", "convert",
+        "suite", "train", "data", "clean", "filters", "dedup", "copies", "captions", "sample", "denoiser", "attention",
+        "text", "decode", "convert",
     )  # fmt: skip
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
