@@ -22,6 +22,8 @@ MAX_FILE = 256 << 20
 # override could show another one than the caption quotes.
 _UNSEEN = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？।॥؟])\s*")
+# What no phrase ends with.
+_UNFINISHED = frozenset("a an the of in on at with and or to from by for its his her their beside behind front".split())
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ class Strings:
 
     def _phrase(self, rng: np.random.Generator) -> String:
         clauses = re.split(r"[,.;:]\s+", self.captions[rng.integers(len(self.captions))].strip(" ."))
-        words = clauses[rng.integers(len(clauses))].split()
-        return _string(_in_case(" ".join(words[: int(rng.integers(2, 9))]), rng)) if words else _words(rng)
+        words = clauses[rng.integers(len(clauses))].split()[: int(rng.integers(2, 9))]
+        while words and words[-1].lower() in _UNFINISHED:
+            words.pop()
+        return _string(_in_case(" ".join(words), rng)) if words else _words(rng)
 
     def _number(self, rng: np.random.Generator) -> String:
         return String(self._locale(rng).number(_some_number(rng)), "number")
