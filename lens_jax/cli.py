@@ -27,6 +27,7 @@ usage: lens-jax COMMAND [OPTIONS]
 Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
 
   prepare openmoji|folder   build a data set from pictograms or from a folder of captioned images
+  data build|run|plan|...   clean, caption and pack collections of images, on one machine or many
   precompute CONFIG         store the latents and text features of a data set, to train without the encoders
   train CONFIG              train a run described by a config, or go on with it where it stopped
   rl CONFIG                 learn from rewards of a model's own images, as Lens-Base became Lens
@@ -142,6 +143,26 @@ def prepare(argv: list[str]) -> None:
     _choose(argv, "prepare", "source", kinds, usage)
 
 
+def data(argv: list[str]) -> None:
+    from lens_jax import config as config_files
+    from lens_jax.data.engine import command
+    from lens_jax.data.engine.config import EngineConfig
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(command.USAGE, end="")
+        return
+    name, *rest = argv
+    kind, run = command.action(name)
+    if name == "remove":
+        run(parse(kind, rest, "lens-jax data remove"))
+        return
+    if not rest or rest[0].startswith("-"):
+        raise LensError(f"the config comes first: lens-jax data {name} CONFIG ...")
+    base = config_files.expand_home(config_files.load(rest[0], EngineConfig))
+    flags, beam = command.split(rest[1:]) if name == "run" else (rest[1:], ())
+    run(command.with_beam(parse(kind, flags, f"lens-jax data {name} {rest[0]}", command.with_config(kind, base)), beam))
+
+
 def train(argv: list[str]) -> int:
     from lens_jax import config as config_files
     from lens_jax.pretraining.config import TrainConfig
@@ -150,7 +171,7 @@ def train(argv: list[str]) -> int:
         print(
             "usage: lens-jax train CONFIG [OPTIONS]\n\n"
             "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(name for name in config_files.available() if not name.startswith('rl_'))}\n\n"
+            f"  {', '.join(name for name in config_files.available() if not name.startswith(('rl_', 'data_')))}\n\n"
             "Every field is an option: lens-jax train quickstart --help lists them.\n"
             "--init-from BASE --lora.rank 64 trains an adapter (LoRA) beside BASE, a run or a release.\n"
             "A run whose folder exists goes on from its newest checkpoint."
@@ -370,6 +391,7 @@ def _choose(argv: list[str], command: str, what: str, kinds: dict[str, tuple[typ
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "prepare": prepare,
+    "data": data,
     "precompute": precompute,
     "train": train,
     "rl": rl,

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from lens_jax.config import check_numbers, values
+from lens_jax.data.caption_length import check_classes
+from lens_jax.data.engine.captions.config import Caption
 from lens_jax.errors import LensError
 
 # What may be a folder of the output and part of a file name on every system.
@@ -139,52 +141,6 @@ class Dedup:
 
 
 @dataclasses.dataclass(frozen=True)
-class Caption:
-    """The model that writes captions, behind any endpoint that speaks OpenAI's protocol."""
-
-    # Where requests go, such as http://127.0.0.1:8000/v1.
-    base_url: str
-    # The report's captions are of GPT-4.1.
-    model: str = "gpt-4.1"
-    # One request an image, or files of requests that are answered within a day.
-    mode: Literal["online", "batch"] = "online"
-    # What is written: dense captions as the report trains on, brief ones as its ablation.
-    kinds: tuple[str, ...] = ("dense",)
-    # Most requests at once.
-    max_in_flight: int = 64
-    # Limits of the endpoint; None is without.
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    # Stop before this is spent.
-    max_usd: float | None = None
-    # Price of a million tokens, of the question and of the answer.
-    usd_per_million: tuple[float, float] | None = None
-    # Images are sent with their short side at most this, in pixels.
-    short_side: int = 768
-    # The environment variable that holds the key.
-    key_env: str = "OPENAI_API_KEY"
-    # Asked for what `model` refuses or fails at; empty asks no other.
-    second_model: str = ""
-
-    def __post_init__(self):
-        check_numbers(self, "caption")
-        if not re.match(r"https?://", self.base_url):
-            raise LensError(f"caption.base_url is {self.base_url!r:.80}; it must begin with http:// or https://")
-        for name, least in (("max_in_flight", 1), ("short_side", 64)):
-            if getattr(self, name) < least:
-                raise LensError(f"caption.{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("requests_per_minute", "tokens_per_minute", "max_usd"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise LensError(f"caption.{name} is {getattr(self, name)}; it must be above 0, or None")
-        if self.usd_per_million is not None and min(self.usd_per_million) < 0:
-            raise LensError(f"caption.usd_per_million is {self.usd_per_million}; prices are at least 0")
-        if self.max_usd is not None and self.usd_per_million is None:
-            raise LensError("caption.max_usd needs caption.usd_per_million: no price is built in")
-        if not self.kinds or set(self.kinds) - {"dense", "brief"}:
-            raise LensError(f"caption.kinds is {self.kinds}; accepted: dense, brief, or both")
-
-
-@dataclasses.dataclass(frozen=True)
 class Synthetic:
     """Images of rendered text, a source of the report of its own (report, section 1)."""
 
@@ -228,16 +184,23 @@ class EngineConfig:
     work: str = "work/data"
     # Folder of the data sets, one a source.
     out: str = "data/engine"
+    # What an image must reach, where its source does not say otherwise.
     thresholds: Thresholds = Thresholds()
+    # What scores and embeds.
     models: Models = Models()
+    # How near duplicates are found.
     dedup: Dedup = Dedup()
     # None writes no captions: sources keep those that they bring.
     caption: Caption | None = None
+    # Images of rendered text as one more source.
     synthetic: Synthetic = Synthetic()
     # Sizes that images are cropped to, as `lens-jax prepare --buckets` takes them.
     buckets: tuple[str, ...] = ("lens-pretraining",)
     # Most that an image may be enlarged to fill its bucket.
     max_upscale: float = 1.0
+    # Records whose captions are about as long lie together, as `lens-jax prepare --caption-classes` has it; lengths are
+    # estimated, half too long in English. () is for sets that are small beside a batch.
+    caption_classes: tuple[int, ...] = ()
     # How images are stored.
     encoding: Literal["jpeg", "png", "webp"] = "jpeg"
     # Share of images that is held out for validation.
@@ -259,12 +222,14 @@ class EngineConfig:
     # Limits of one image that is tried alone: seconds, and bytes of memory beyond what the models take.
     item_seconds: float = 60.0
     item_memory: int = 4 << 30
+    # A worker is ended, and its unit tried again, after so many seconds without a sign of life.
+    stall_seconds: float = 300.0
     # Seed of what is drawn by chance, such as the samples on the report page.
     seed: int = 0
 
     def __post_init__(self):
         check_numbers(self)
-        if not self.sources:
+        if not self.sources and not self.synthetic.count:
             raise LensError("sources is empty; name at least one lens_jax.data.engine.config.Source")
         names = [source.name.lower() for source in self.sources]
         for name in names:
@@ -281,10 +246,12 @@ class EngineConfig:
         ):
             if getattr(self, name) < least:
                 raise LensError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.item_seconds <= 0:
-            raise LensError(f"item_seconds is {self.item_seconds}; it must be above 0")
+        for name in ("item_seconds", "stall_seconds"):
+            if getattr(self, name) <= 0:
+                raise LensError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.max_upscale < 1:
             raise LensError(f"max_upscale is {self.max_upscale}; it must be at least 1, which enlarges nothing")
+        check_classes(self.caption_classes)
         if not 0 <= self.validation < 1:
             raise LensError(f"validation is {self.validation}; it must be at least 0 and below 1")
         for name in ("work", "out"):

@@ -40,8 +40,8 @@ PROBE = pa.schema(
         ("frames", pa.int32()),
         ("alt_text", TEXTS),
         ("url", pa.string()),
-        ("licence", pa.string()),
-        ("problem", pa.string()),  # null where the image decodes
+        ("licence", pa.string()),  # the image's own; null leaves it to the source
+        ("problem", pa.string()),  # null where its header is in order
         ("detail", pa.string()),
     ]
 )
@@ -51,6 +51,8 @@ MEASURE = pa.schema(
         ("laplacian", pa.float32()),
         ("entropy", pa.float32()),
         ("luminance", pa.float32()),
+        ("problem", pa.string()),  # null where the image decodes; that of the probe where it found one
+        ("detail", pa.string()),
     ]
 )
 SCORE = pa.schema(
@@ -130,6 +132,22 @@ def write_table(path: str | os.PathLike, table: pa.Table, metadata: Mapping[str,
             path.parent.mkdir(parents=True, exist_ok=True)
             # One row group in one thread, and no statistics of vectors: the bytes follow from the values alone.
             pq.write_table(table, partial, compression="zstd", row_group_size=max(table.num_rows, 1))
+            os.replace(partial, path)
+    except OSError as error:
+        raise LensError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """A text as a file that is there whole or not at all; LensError where it cannot be written."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial-{os.uname().nodename}-{os.getpid()}")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
             os.replace(partial, path)
     except OSError as error:
         raise LensError(f"{path}: cannot be written: {error.strerror or error}") from None

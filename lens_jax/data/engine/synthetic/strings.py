@@ -82,7 +82,9 @@ class Strings:
         locale = self._locale(rng)
         if rng.random() < 0.3:
             return String(locale.weekdays[rng.integers(7)], "word")
-        return String(locale.date(int(rng.integers(1, 29)), int(rng.integers(12)), int(rng.integers(1950, 2040))), "date")
+        return String(
+            locale.date(int(rng.integers(1, 29)), int(rng.integers(12)), int(rng.integers(1950, 2040))), "date"
+        )
 
     def _locale(self, rng: np.random.Generator):
         return LOCALES[self.locales[rng.integers(len(self.locales))]]
@@ -126,7 +128,9 @@ def clean(lines: Iterable[str], where: str) -> tuple[list[str], list[Refused]]:
         fitting = [piece for piece in pieces if len(piece) <= MAX_LETTERS]
         if len(fitting) < len(pieces):
             longest = max(map(len, pieces))
-            refused.append(Refused(f"{where}:{number}", "too long", f"a sentence of {longest} letters; {MAX_LETTERS} fit"))
+            refused.append(
+                Refused(f"{where}:{number}", "too long", f"a sentence of {longest} letters; {MAX_LETTERS} fit")
+            )
         found.extend(fitting)
     return found, refused
 

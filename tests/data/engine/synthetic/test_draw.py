@@ -42,7 +42,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def materials(latin, amiri, devanagari, pictures, tmp_path_factory):
     texts = tmp_path_factory.mktemp("texts") / "lines.txt"
-    texts.write_text("A line with several words in it\nمرحبا بكم\nनमस्ते दुनिया\n\"quoted\"\n", encoding="utf-8")
+    texts.write_text('A line with several words in it\nمرحبا بكم\nनमस्ते दुनिया\n"quoted"\n', encoding="utf-8")
     config = config_of(
         [*latin, amiri, devanagari], texts=(str(texts),), backgrounds=(str(pictures),), locales=("en", "de", "hi")
     )
