@@ -99,11 +99,8 @@ def _draw_sheet(bench: SyntheticBench, materials: Materials) -> None:
         with Image.open(io.BytesIO(record.image)) as image:
             image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
             row, column = divmod(index, _COLUMNS)
-            corner = (
-                _GAP + column * step + (_SIDE - image.width) // 2,
-                _GAP + row * step + (_SIDE - image.height) // 2,
-            )
-            sheet.paste(image, corner)
+            left, top = _GAP + column * step, _GAP + row * step
+            sheet.paste(image, (left + (_SIDE - image.width) // 2, top + (_SIDE - image.height) // 2))
     try:
         Path(bench.sheet).parent.mkdir(parents=True, exist_ok=True)
         sheet.save(bench.sheet, quality=80)

@@ -128,7 +128,7 @@ def _pieces(text: str) -> list[str]:
             continue
         # Not before closing marks nor behind opening ones.
         apart = _is_wide(letter) and not unicodedata.category(following).startswith(("P", "M"))
-        if letter == " " or (apart and not unicodedata.category(letter) == "Ps"):
+        if letter == " " or (apart and unicodedata.category(letter) != "Ps"):
             pieces.append(piece)
             piece = ""
     return [*pieces, piece]

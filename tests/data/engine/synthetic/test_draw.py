@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_named_colours_are_apart():
 
 @pytest.mark.parametrize("broken", ["empty", "junk", "head", "half"])
 def test_a_font_that_cannot_be_read_is_counted(broken, amiri, latin, tmp_path):
-    data = open(amiri, "rb").read()
+    data = Path(amiri).read_bytes()
     bad = tmp_path / "bad [wght].ttf"
     bad.write_bytes({"empty": b"", "junk": b"font" * 999, "head": data[:500], "half": data[: len(data) // 2]}[broken])
     with pytest.warns(LensWarning, match="left out 1 unreadable font"):
