@@ -57,23 +57,20 @@ usage: lens-jax bench WHAT [OPTIONS]
   data       batches of images: read, decoded, resized, cropped
   clean      decoding an image and its classical scores, beside Pillow and numpy
   filters    no speed: precision and recall of the cleaning's classical filters on constructed images
+  dedup      near duplicates among vectors, beside all pairs
+  copies     at which cosine an embedding tells copies of images from other images
+  captions   captions of a server that answers at once, beside the SDK alone
+  synthetic  images of rendered text, drawn and encoded
   sample     token ids to an image, end to end and by its parts
   denoiser   one forward pass of the denoiser
   attention  a kernel of joint attention, beside a plain softmax
   text       the features of a prompt by GPT-OSS
   decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
-  dedup      near duplicates among vectors, beside all pairs
-  copies     at which cosine an embedding tells copies of images from other images
 
-All but data, clean, filters, dedup, copies, convert and attention take --size lens|toy|tiny, with random weights.
-train, data, denoiser, text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and
-diffusers, in turn. Each answers --help.
-  captions   captions of a server that answers at once, beside the SDK alone
-
-All but data, convert, captions and attention take --size lens|toy|tiny, with random weights. train, data, denoiser,
-text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn.
-Each answers --help.
+All but data, clean, filters, dedup, copies, captions, synthetic, convert and attention take --size lens|toy|tiny, with
+random weights. train, data, denoiser, text and decode take --against torch: the same in eager PyTorch, its DataLoader,
+transformers and diffusers, in turn. Each answers --help.
 """
 
 
@@ -362,8 +359,10 @@ def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(BENCH_USAGE, end="")
         return
-        "suite", "train", "data", "clean", "filters", "dedup", "copies", "captions", "sample", "denoiser", "attention",
-        "text", "decode", "convert",
+<<<<<<< HEAD
+    kinds = (
+        "suite", "train", "data", "clean", "filters", "dedup", "copies", "captions", "synthetic", "sample", "denoiser",
+        "attention", "text", "decode", "convert",
     )  # fmt: skip
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
