@@ -359,7 +359,6 @@ def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(BENCH_USAGE, end="")
         return
-<<<<<<< HEAD
     kinds = (
         "suite", "train", "data", "clean", "filters", "dedup", "copies", "captions", "synthetic", "sample", "denoiser",
         "attention", "text", "decode", "convert",
