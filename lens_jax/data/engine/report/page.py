@@ -122,8 +122,8 @@ def _not_run(config: EngineConfig) -> Iterable[str]:
         yield f'<p class="warn">Not run: {_text(", ".join(off))}.</p>'
     if config.models.embedding == layout_descriptor.NAME:
         yield (
-            "<p>Near duplicates are found by where light and colour are in an image, and not by CLIP: copies, and no two "
-            "photographs of one thing.</p>"
+            "<p>Near duplicates are found by where light and colour are in an image, and not by CLIP: copies, and no "
+            "two photographs of one thing.</p>"
         )
     if config.models.nsfw == "open_nsfw":
         yield (
