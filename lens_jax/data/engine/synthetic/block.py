@@ -11,6 +11,9 @@ from lens_jax.data.engine.synthetic.fonts import Font, drawn_at
 from lens_jax.data.engine.synthetic.shaping import can_shape, is_right_to_left
 
 MAX_LINES = 7
+# Least part of the ink that lies in pixels at least half covered: less, and what is drawn is a haze that no colour
+# makes legible, as hairlines are at small sizes. Text has 0.7 and more.
+_SOLID = 0.45
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Masks:
 
 
 def draw_block(text: str, font: Font, look: Look, breakable: bool) -> Masks | None:
-    """The masks of a text, cut to what they cover; None where it takes too many lines or leaves no ink at all.
+    """The masks of a text, cut to what they cover; None where it takes too many lines, or leaves no ink that could be
+    seen.
 
     text: one paragraph in logical order. Its lines are shaped and put in visual order by raqm.
     """
@@ -89,8 +93,15 @@ def draw_block(text: str, font: Font, look: Look, breakable: bool) -> Masks | No
     layers = [ink, outline, panel]
     if look.angle or look.corners is not None:
         layers = _warp(layers, look)
+    if not _is_solid(layers[0]):
+        return None
     box = _union([layer.getbbox() for layer in layers if layer])
     return Masks(*(layer and layer.crop(box) for layer in layers), lines=tuple(lines))
+
+
+def _is_solid(ink) -> bool:
+    counts = np.array(ink.histogram()) * np.arange(256)
+    return counts[128:].sum() >= _SOLID * max(counts.sum(), 1)
 
 
 def _break(text: str, face, width: int) -> list[str]:
@@ -117,7 +128,7 @@ def _pieces(text: str) -> list[str]:
             continue
         # Not before closing marks nor behind opening ones.
         apart = _is_wide(letter) and not unicodedata.category(following).startswith(("P", "M"))
-        if letter == " " or (apart and not unicodedata.category(letter) == "Ps"):
+        if letter == " " or (apart and unicodedata.category(letter) != "Ps"):
             pieces.append(piece)
             piece = ""
     return [*pieces, piece]
