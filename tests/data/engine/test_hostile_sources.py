@@ -96,6 +96,8 @@ def test_a_tar_that_ends_anywhere_gives_what_is_whole_and_one_problem(tmp_path):
         assert items(path, "webdataset", 1) == found
     path.write_bytes(whole)
     assert reasons(items(path, "webdataset")) == ["ok"] * 4
+    path.write_bytes(member("a.png") + member(".hidden.png")[:560])
+    assert reasons(items(path, "webdataset")) == ["ok", "truncated"]
 
 
 def test_members_that_lead_elsewhere_are_problems(tmp_path):

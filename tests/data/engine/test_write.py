@@ -311,13 +311,15 @@ def test_shards_of_a_group_have_numbers_of_their_own(raw, tmp_path, monkeypatch)
     """Shards that fill up early, and groups that have none in a stream."""
     monkeypatch.setattr(write, "SHARD_BYTES", 2000)
     monkeypatch.setattr("lens_jax.data.engine.groups.SHARD_BYTES", 400)
-    config = settings(raw, tmp_path, caption_classes=(24, 30))
+    config = settings(raw, tmp_path, caption_classes=(25, 26))
     assert shards_a_group(config) == 2
     run = build(config)
     index = run.indexes["photos"]
     numbers = {(s.name, number) for s in index.streams for number in np.flatnonzero(index.shard_records(s))}
     assert {number % 2 for _, number in numbers} == {0, 1}
-    assert {stream.text_class for stream in run.indexes["web"].streams} >= {0, 30}
+    # "photo 12" is about 3 tokens and 22 behind it; what the model wrote is longer than any class.
+    assert {stream.text_class for stream in index.streams} == {25}
+    assert {stream.text_class for stream in run.indexes["web"].streams} == {0}
     assert len(records(index)) == 20
     assert index.check() == len(numbers)
     assert any(not count for stream in index.streams for count in index.shard_records(stream))
