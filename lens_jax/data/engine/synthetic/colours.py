@@ -56,7 +56,7 @@ def contrast(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
 
 
 def tenth(values: np.ndarray) -> float:
-    """What nine in ten of the values reach. Without the interpolation of numpy's quantile, which takes ten times as long."""
+    """What nine in ten of the values reach; ten times as fast as numpy's quantile, which interpolates."""
     number = len(values) // 10
     return float(np.partition(values, number)[number])
 
