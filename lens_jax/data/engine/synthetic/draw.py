@@ -144,11 +144,11 @@ def _paint(rng, canvas, shape, style: str, string: String, font: Font, look: Loo
         box=box,
         lines=len(masks.lines),
         colour=paint.ink.name,
-        outline=paint.outline.name if paint.outline else "",
+        outline=paint.outline.name if paint.outline and masks.outline else "",
         panel=paint.panel.name if paint.panel else "",
         size=look.size / math.sqrt(shape.height * shape.width),
         angle=look.angle,
         perspective=look.corners is not None,
         shadow=shadow is not None,
-        blurred=look.blur >= 0.025 * look.size,
+        blurred=masks.blur >= 0.025 * look.size,
     )

@@ -6,12 +6,15 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from lens_jax.data.engine.build import build
 from lens_jax.data.engine.config import EngineConfig, Source, Synthetic
 from lens_jax.data.engine.stage import UnitInput
-from lens_jax.data.engine.synthetic.draw import synthesize
+from lens_jax.data.engine.supervisor import Options
+from lens_jax.data.engine.synthetic.draw import SOURCE, synthesize
 from lens_jax.data.engine.synthetic.materials import load_materials, shapes
-from lens_jax.data.engine.synthetic.stage import TABLE, Synthesize, numbers, records, source, units
+from lens_jax.data.engine.synthetic.stage import META, TABLE, Synthesize, numbers, records, source, units
 from lens_jax.data.engine.tables import write_table
+from lens_jax.data.index import load_index
 
 
 @pytest.fixture
@@ -71,3 +74,31 @@ def test_shapes_are_the_buckets_of_the_area(config):
 
     assert shapes(1024, LENS_PRETRAINING) == LENS_1024
     assert [str(shape) for shape in shapes(300, LENS_PRETRAINING)] == ["300x300"]
+
+
+def test_a_build_packs_them_with_what_is_written_on_them(config, tmp_path):
+    """From a config without any other source to a data set; more images leave those that are there as they were."""
+
+    def packed(count):
+        given = dataclasses.replace(
+            with_(config, count=count),
+            sources=(),
+            work=str(tmp_path / "work"),
+            out=str(tmp_path / "out"),
+            validation=0.0,
+        )
+        build(given, Options(workers=0), overwrite=True, show=False)
+        return list(load_index(tmp_path / "out" / SOURCE).records("train"))
+
+    few, loaded = packed(4), load_materials(config)
+    made = {record.captions["en"]: record for record in (synthesize(0, index, loaded) for index in range(7))}
+    assert len(few) == 4
+    for record in few:
+        drawn = made[record.captions["en"]]
+        for name in META[:-1]:
+            assert record.meta[name] == drawn.meta[name]
+        assert (record.height, record.width, record.licence) == (128, 128, "generated")
+    table = next((tmp_path / "work" / "synthesize").rglob("*.parquet"))
+    before = table.stat().st_mtime_ns
+    assert {record.captions["en"] for record in packed(7)} == set(made)
+    assert table.stat().st_mtime_ns == before
