@@ -6,6 +6,9 @@ from typing import Any
 from lens_jax.llm.request import Answer
 from lens_jax.llm.retry import Failure, of_status, one_line
 
+# No call takes more; a server that says so does not know.
+_MOST_TOKENS = 1 << 32
+
 
 def read_reply(reply: Any, seconds: float) -> Answer:
     """The answer in a parsed reply; ValueError where there is none.
@@ -19,7 +22,7 @@ def read_reply(reply: Any, seconds: float) -> Answer:
         raise ValueError("a reply without choices")
     usage = as_dict(reply.get("usage"))
     tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    known = all(type(count) is int and count >= 0 for count in tokens)
+    known = all(type(count) is int and 0 <= count < _MOST_TOKENS for count in tokens)
     text = message.get("content")
     return Answer(
         text=text if isinstance(text, str) else "",

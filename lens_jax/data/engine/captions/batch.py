@@ -34,7 +34,7 @@ _LONGEST = 30 * 3600.0
 _CROWDED = 100
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sent:
     """A file of questions at the server."""
 
@@ -48,7 +48,7 @@ class _Sent:
     tokens: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Unit:
     unit: UnitCaptions
     running: dict[str, _Sent] = field(default_factory=dict)

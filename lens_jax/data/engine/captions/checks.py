@@ -57,11 +57,11 @@ _TEXT = r"(text|writing|lettering|words?|letters|inscriptions?|captions?|waterma
 _SEEN = r"(visible|legible|readable|discernible|written|identifiable|apparent|overlaid|other|additional)"
 # "No visible text", "there isn't any writing", "text is not present".
 _NO_TEXT = re.compile(
-    rf"\b((no|without|without any|not any|n['’]t any|lacks any|lacks|lacking|devoid of( any)?|free of( any)?|"
+    rf"\b((no|without|without any|not any|\w*n['’]t any|lacks any|lacks|lacking|devoid of( any)?|free of( any)?|"
     rf"absence of( any)?|not (contain|include|have|feature|show|bear)( any)?|"
-    rf"n['’]t (contain|include|have|feature)( any)?)"
+    rf"\w*n['’]t (contain|include|have|feature)( any)?)"
     rf" ({_SEEN}[, ]+(and |or )?)*{_TEXT}\b(?! (of|on|from)\b)|"
-    rf"{_TEXT} (is|are) (not|n['’]t|absent)\b|{_TEXT}: none\b)",
+    rf"{_TEXT} (is|are) ?(not|n['’]t|absent)\b|{_TEXT}: none\b)",
     re.IGNORECASE,
 )
 _LIST = re.compile(r"^\s*([-*•‣–]|\d{1,2}[.)]|\(?[a-z][.)])\s+\S", re.MULTILINE)

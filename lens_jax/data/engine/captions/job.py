@@ -72,7 +72,7 @@ class Job:
             return checks.read(answer, self.tasks[self._task].kinds, self.repaired)
         except Rejected as rejected:
             self.rejected[rejected.reason] += 1
-            self._last, self._reason = answer.text[:_KEPT], rejected.reason
+            self._last, self._reason = _storable(answer.text), rejected.reason
             if rejected.reason == REFUSED and self._another_is_there():
                 return None
             raise
@@ -159,7 +159,12 @@ class Job:
         spent[1] += answer.tokens_out
         spent[2] += self.endpoint.usd(answer.tokens_in, answer.tokens_out)
         spent[3] += 1
-        spent[4] = answer.finish_reason
+        spent[4] = _storable(answer.finish_reason)
+
+
+def _storable(text: str) -> str:
+    """The beginning of a text; half of a surrogate pair, which JSON can spell and no table can hold, as "?"."""
+    return text[:_KEPT].encode("utf-8", "replace").decode()
 
 
 _NOTHING = (0, 0, 0.0, 0, "")
