@@ -89,8 +89,8 @@ def _decode_by_pillow(data: bytes):
 
 
 def _by_pillow_and_numpy(data: bytes) -> tuple[float, float, float]:
-    """(clarity, entropy, luminance) as one writes them without OpenCV."""
-    from PIL import Image
+    """(clarity, entropy, luminance) by the fastest calls of Pillow and numpy that we found."""
+    from PIL import Image, ImageChops
 
     image = _decode_by_pillow(data)
     scale = scores.SIDE / (image.width * image.height) ** 0.5
@@ -100,9 +100,10 @@ def _by_pillow_and_numpy(data: bytes) -> tuple[float, float, float]:
     around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
     shares = np.bincount(grey.ravel(), minlength=256) / grey.size
     shares = shares[shares > 0]
-    brightest = np.asarray(image).max(axis=-1)
+    red, green, blue = image.split()
+    counts = ImageChops.lighter(ImageChops.lighter(red, green), blue).histogram()  # numpy's max takes ten times as long
     return (
-        float((around - 4 * padded[1:-1, 1:-1]).var()),
+        float((around - 4 * padded[1:-1, 1:-1]).var(dtype=np.float32)),
         float(-(shares * np.log2(shares)).sum()),
-        float(brightest.mean() / 255),
+        float(np.dot(counts, np.arange(256)) / sum(counts) / 255),
     )
