@@ -33,11 +33,11 @@ def _said(number: int) -> dict:
     """A caption of about as many words as the report's, 109."""
     text = (
         f"A weathered fishing boat with a chipped blue hull, numbered {number} in white paint, rests on wet sand at "
-        "low tide. Its mast leans to the right, and a coil of orange rope hangs over the bow. Two gulls stand on the stern "
-        "rail, one with a raised wing, while a third picks at seaweed near a rusted anchor. Behind the boat a stone "
-        "jetty runs into calm grey water, where three smaller dinghies float side by side. A man in a yellow coat and "
-        "black boots walks along the jetty with a bucket. Low clouds cover the sky, and soft light from the left gives "
-        "everything the muted look of an old documentary photograph taken in early spring."
+        "low tide. Its mast leans to the right, and a coil of orange rope hangs over the bow. Two gulls stand on the "
+        "stern rail, one with a raised wing, while a third picks at seaweed near a rusted anchor. Behind the boat a "
+        "stone jetty runs into calm grey water, where three smaller dinghies float side by side. A man in a yellow "
+        "coat and black boots walks along the jetty with a bucket. Low clouds cover the sky, and soft light from the "
+        "left gives everything the muted look of an old documentary photograph taken in early spring."
     )
     message = {"role": "assistant", "content": text}
     usage = {"prompt_tokens": 1115, "completion_tokens": 145, "total_tokens": 1260}
