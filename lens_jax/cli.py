@@ -50,22 +50,27 @@ about ten minutes on two cores:
 """
 
 BENCH_USAGE = """\
-usage: lens-jax bench suite|train|data|sample|denoiser|attention|text|decode|convert|captions [OPTIONS]
+usage: lens-jax bench WHAT [OPTIONS]
 
   suite      all that follows and more in nine minutes, most valuable first, for a GPU that is lent for a while
   train      one training step, beside a plain matrix product, and beside that of an adapter (--lora)
   data       batches of images: read, decoded, resized, cropped
+  clean      decoding an image and its classical scores, beside Pillow and numpy
+  filters    no speed: precision and recall of the cleaning's classical filters on constructed images
+  dedup      near duplicates among vectors, beside all pairs
+  copies     at which cosine an embedding tells copies of images from other images
+  captions   captions of a server that answers at once, beside the SDK alone
+  synthetic  images of rendered text, drawn and encoded
   sample     token ids to an image, end to end and by its parts
   denoiser   one forward pass of the denoiser
   attention  a kernel of joint attention, beside a plain softmax
   text       the features of a prompt by GPT-OSS
   decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
-  captions   captions of a server that answers at once, beside the SDK alone
 
-All but data, convert, captions and attention take --size lens|toy|tiny, with random weights. train, data, denoiser,
-text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn.
-Each answers --help.
+All but data, clean, filters, dedup, copies, captions, synthetic, convert and attention take --size lens|toy|tiny, with
+random weights. train, data, denoiser, text and decode take --against torch: the same in eager PyTorch, its DataLoader,
+transformers and diffusers, in turn. Each answers --help.
 """
 
 
@@ -137,7 +142,7 @@ def prepare(argv: list[str]) -> None:
     usage = (
         "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"
         "  openmoji   pictograms composed into captioned scenes (needs the extra: demo)\n"
-        "  folder     images with captions in text files beside them, or a metadata.jsonl or metadata.csv\n\n"
+        "  folder     images with captions in text files beside them, or a metadata.jsonl, .csv or .parquet\n\n"
         "Each answers --help."
     )
     _choose(argv, "prepare", "source", kinds, usage)
@@ -354,7 +359,10 @@ def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(BENCH_USAGE, end="")
         return
-    kinds = ("suite", "train", "data", "sample", "denoiser", "attention", "text", "decode", "convert", "captions")
+    kinds = (
+        "suite", "train", "data", "clean", "filters", "dedup", "copies", "captions", "synthetic", "sample", "denoiser",
+        "attention", "text", "decode", "convert",
+    )  # fmt: skip
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
     module = importlib.import_module(f"lens_jax.bench.{'suite.command' if argv[0] == 'suite' else argv[0]}")

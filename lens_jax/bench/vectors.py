@@ -1,4 +1,4 @@
-"""Made vectors with duplicates among them, and the plain way to find these; for `lens-jax bench dedup` and the tests."""
+"""Made vectors with duplicates among them, and the plain way to find these: for `lens-jax bench dedup` and tests."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,10 @@ WIDTH = priority.key_bytes(("id",))
 
 
 def clustered(count: int, dim: int, seed: int = 0) -> np.ndarray:
-    """float16 [count, dim]: clusters of very different sizes with a common part, a twentieth of it planted at cosines of
-    0.975 to 0.9999 beside others."""
+    """float16 [count, dim]: clusters of very different sizes with a common part, a twentieth of it planted beside
+    others at cosines of 0.975 to 0.9999."""
     draw = np.random.default_rng(seed)
-    normal = lambda *shape: draw.standard_normal(shape) / np.sqrt(dim)
+    normal = lambda *shape: draw.standard_normal(shape, np.float32) / np.float32(np.sqrt(dim))
     clusters = max(2, count // 25)
     share = 1 / np.arange(1, clusters + 1)
     which = draw.choice(clusters, count, p=share / share.sum())
@@ -53,7 +53,7 @@ class Stored(NamedTuple):
     folder: str
 
     def __call__(self, unit: Unit) -> Rows:
-        load = lambda name: np.load(Path(self.folder) / f"{name}.npy")
+        load = lambda name: np.load(Path(self.folder) / f"{name}.npy", mmap_mode="r")
         vectors, names, sha = load("vectors"), load("keys"), load("sha256")
         index = np.array_split(np.arange(len(names)), unit.parts)[unit.part]
         return Rows(np.arange(len(index)), sha[index], names[index], vectors[index])

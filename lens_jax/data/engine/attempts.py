@@ -29,6 +29,16 @@ def note(folder: Path) -> Path:
         number += 1
 
 
+def last_words(folder: Path) -> str:
+    """What is noted of the end of the last run, after a colon; nothing where nothing is."""
+    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            _, _, said = path.read_text(encoding="utf-8", errors="replace").partition("\n")
+            if said.strip():
+                return f": {said.strip().splitlines()[-1]:.300}"
+    return ""
+
+
 def clear(folder: Path) -> None:
     """Forget the runs of a unit: it has a result, or is to be tried as if for the first time."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,13 +20,13 @@ from lens_jax.data.engine.captions import command as captions
 from lens_jax.data.engine.claim import claim
 from lens_jax.data.engine.config import EngineConfig, plain
 from lens_jax.data.engine.dedup.embedded import Embedded
-from lens_jax.data.engine.dedup.keep import find_duplicates
+from lens_jax.data.engine.dedup.keep import Keep, find_duplicates
 from lens_jax.data.engine.layout import Layout
 from lens_jax.data.engine.report.page import write_report
 from lens_jax.data.engine.run_stage import forget_failures, retry_failed, run_stage
 from lens_jax.data.engine.select import survivors
 from lens_jax.data.engine.stage import fingerprints
-from lens_jax.data.engine.stages import MAPS, make_keep, make_stages
+from lens_jax.data.engine.stages import MAPS, make_stages
 from lens_jax.data.engine.supervisor import Options, Progress
 from lens_jax.data.engine.synthesis import synthesize, with_synthetic
 from lens_jax.data.engine.unit import Unit
@@ -93,7 +93,7 @@ class Run:
 
             search = BeamSearch(self.beam, max(self.options.workers, 1))
         find_duplicates(self.config, self.layout, tuple(whole), survivors, search)
-        self.stages["keep"] = make_keep(self.config, self.layout.folder("keep"))
+        self.stages["keep"] = Keep(survivors, self.layout.folder("keep"))
         return self.map("keep", whole)
 
     def caption(self, whole: Sequence[Unit], dry_run: bool = False, retry: bool = False) -> None:

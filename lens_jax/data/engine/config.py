@@ -100,7 +100,7 @@ class Models:
     aesthetic: str = ""
     # A folder with the SigLIP 2 watermark classifier.
     watermark: str = ""
-    # A folder with CLIP ViT-L/14, or the name of a small embedding that a package carries.
+    # A folder with CLIP ViT-L/14, or "layout", a descriptor that needs no files but another threshold of cosine.
     embedding: str = ""
     # Images a forward pass.
     batch: int = 256

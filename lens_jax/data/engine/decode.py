@@ -8,6 +8,7 @@ that of an animation the first frame is taken.
 import contextlib
 import io
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,6 +58,13 @@ class Header:
     height: int
     # More than 1 for an animation. The further images of an MPO, a photograph's other views, do not count.
     frames: int
+
+
+def make_quiet() -> None:
+    """For a worker: no line of Pillow's for each image with damaged metadata, and no threads of OpenCV's, which would
+    spread one image over the cores of all workers."""
+    warnings.filterwarnings("ignore", module="PIL")
+    needed("cv2").setNumThreads(1)
 
 
 def read_header(data: bytes, limits: Limits = Limits()) -> Header:

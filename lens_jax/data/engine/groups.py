@@ -14,13 +14,15 @@ from lens_jax.data.buckets import parse_buckets
 from lens_jax.data.engine.config import EngineConfig
 from lens_jax.data.engine.layout import Layout
 from lens_jax.data.engine.select import groups as group_numbers
-from lens_jax.data.engine.tables import read_metadata, read_table
+from lens_jax.data.engine.tables import read_table
 from lens_jax.data.engine.unit import Unit, make_unit
 from lens_jax.data.writer import SHARD_BYTES
 from lens_jax.errors import LensError
 
 # What is written depends on these columns of the tables of a unit, besides the settings that stages are named by.
 _READ = {"probe": ["id", "sha256", "bytes"], "select": ["kept", "bucket", "split"]}
+# A caption that failed and was asked for again has another status.
+_CAPTIONS = ["id", "kind", "status"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def shards_a_group(config: EngineConfig) -> int:
 def _digest(config: EngineConfig, layout: Layout, unit: Unit) -> tuple[int, bytes]:
     """(bytes of a unit's images, hash of what will be written of it)."""
     digest, size = hashlib.blake2b(unit.id.encode(), digest_size=16), 0
-    for stage, columns in _READ.items():
+    for stage, columns in (_READ | ({"caption": _CAPTIONS} if is_captioned(config, unit.source) else {})).items():
         path = layout.table(stage, unit.id)
         if not path.exists():
             raise LensError(f"{unit.path}: stage write reads stage {stage}, which has not been run: {path}")
@@ -76,9 +78,6 @@ def _digest(config: EngineConfig, layout: Layout, unit: Unit) -> tuple[int, byte
         digest.update(sink.getvalue())
         if stage == "probe":
             size = sum(value or 0 for value in table["bytes"].to_pylist())
-    if is_captioned(config, unit.source) and (path := layout.table("caption", unit.id)).exists():
-        # A caption that failed and was asked for again has another status.
-        digest.update(read_metadata(path).get("counts", "").encode())
     return size, digest.digest()
 
 

@@ -96,10 +96,12 @@ def finish(config: EngineConfig, source: Source, groups: Sequence[Group], layout
 def write_mixture(config: EngineConfig, indexes: Mapping[str, Index | None]) -> Path:
     """`mixture.json` in `out`, from the indexes by the names of their sources: what there is, with its weight.
 
-    Training reads it in place of a data set; another weight there moves no image.
+    Training reads it in place of a data set; another weight there moves no image. LensError where nothing is left.
     """
     path = Path(config.out) / MIXTURE
     entries = [(source.name, source.weight) for source in config.sources if indexes.get(source.name) is not None]
+    if not entries:
+        raise LensError(f"{config.out}: no image is left of any source; `lens-jax data report` shows where they went")
     mixture_file.write(path, entries)
     return path
 

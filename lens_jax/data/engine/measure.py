@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lens_jax.data.engine.config import EngineConfig
-from lens_jax.data.engine.decode import Limits, Undecodable, decode
+from lens_jax.data.engine.decode import Limits, Undecodable, decode, make_quiet
 from lens_jax.data.engine.extra import needed
 from lens_jax.data.engine.readers import Item, Problem
 from lens_jax.data.engine.stage import UnitInput
@@ -90,7 +90,7 @@ class Measure:
         import pyarrow as pa
 
         limits = Limits(config.max_pixels, config.max_bytes, config.strict_jpeg)
-        needed("cv2").setNumThreads(1)  # images are spread over threads, not parts of one
+        make_quiet()
         needed("simplejpeg")
 
         def row(task: tuple[dict[str, object], Item | Problem]) -> dict[str, object]:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 
 from lens_jax.data.engine.config import EngineConfig, Source
-from lens_jax.data.engine.decode import Limits, Undecodable, read_header
+from lens_jax.data.engine.decode import Limits, Undecodable, make_quiet, read_header
 from lens_jax.data.engine.readers import Item, Problem
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.tables import PROBE, image_id
@@ -25,6 +25,7 @@ class Probe:
     def open(self, config: EngineConfig) -> Callable[[UnitInput], "pa.Table"]:  # noqa: F821
         import pyarrow as pa
 
+        make_quiet()
         limits = Limits(config.max_pixels, config.max_bytes, config.strict_jpeg)
 
         def run(given: UnitInput) -> pa.Table:

@@ -124,7 +124,7 @@ def _remove_from(index: Index, ids: frozenset[bytes], found: set[bytes], show: b
             if name in ids:
                 positions.append(position)
                 found.add(name)
-                captioned[stream.split].subtract(record.captions)
+                captioned[stream.split].subtract(list(record.captions))
         if positions:
             changed[shard.name] = _write_without(index.directory / shard.name, shard, set(positions))
             gone += len(positions)

@@ -63,7 +63,7 @@ class Runner:
         notes = self.layout.attempts(name, unit.id)
         before = attempts.count(notes)
         if before >= self.config.attempts + CAREFUL_ATTEMPTS:
-            raise GivenUp(f"{unit.path}: {before} attempts ended their worker, also with its images tried one by one")
+            raise GivenUp(f"{unit.path}: stage {name} failed {before} times{attempts.last_words(notes)}")
         note = attempts.note(notes)
         started, cpu = time.monotonic(), _cpu()
         try:

@@ -4,6 +4,7 @@ In the report's order every image that decodes and is large enough gets all scor
 other step has dropped is scored, network after network, the largest last: what is kept is the same.
 """
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from lens_jax.data.engine.config import EngineConfig, Thresholds
-from lens_jax.data.engine.decode import Limits, Undecodable, decode
+from lens_jax.data.engine.decode import Limits, Undecodable, decode, make_quiet
 from lens_jax.data.engine.measure import weigh
 from lens_jax.data.engine.readers import Item, Problem
 from lens_jax.data.engine.scorers import open_nsfw
@@ -20,6 +21,7 @@ from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.steps import NETWORKS, ORDERS, STEPS, first_drop, runs
 from lens_jax.data.engine.tables import SCORE
 from lens_jax.data.engine.threads import THREADS, cores, in_order
+from lens_jax.errors import LensError
 
 # The last batch of a unit is filled up to a power of two from here on, so that few shapes are compiled.
 _LEAST = 8
@@ -46,6 +48,7 @@ class Score:
         threads = cores() if self.processes(config) else THREADS
         steps = [step for step in ORDERS[config.order] if step in NETWORKS and getattr(config.models, NETWORKS[step])]
         scorers = {step: load(NETWORKS[step], getattr(config.models, NETWORKS[step]), config) for step in steps}
+        make_quiet()
         limits = Limits(config.max_pixels, config.max_bytes, config.strict_jpeg)
 
         def run(given: UnitInput) -> pa.Table:
@@ -83,10 +86,19 @@ def load(field: str, name: str, config: EngineConfig) -> Scorer:
     return _module(field).load(name, config.models.dtype)
 
 
-def _module(field: str):
-    from lens_jax.data.engine.scorers import aesthetic, nsfw_eva, watermark
+# The modules in `scorers` that load a release folder: load(folder, dtype) -> Scorer, fingerprint(folder) -> str.
+_MODULES = {"nsfw": "nsfw_eva", "aesthetic": "aesthetic", "watermark": "watermark"}
 
-    return {"nsfw": nsfw_eva, "aesthetic": aesthetic, "watermark": watermark}[field]
+
+def _module(field: str):
+    name = f"lens_jax.data.engine.scorers.{_MODULES[field]}"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        accepted = "empty, or open_nsfw" if field == "nsfw" else "empty"
+        raise LensError(f"models.{field}: this version has no network for it; accepted: {accepted}") from None
 
 
 class Scores:

@@ -1,7 +1,5 @@
 """The stages of a run, in their order."""
 
-from pathlib import Path
-
 from lens_jax.data.engine.captions.stage import CaptionStage
 from lens_jax.data.engine.config import EngineConfig
 from lens_jax.data.engine.dedup.keep import Keep
@@ -22,17 +20,9 @@ def make_stages(config: EngineConfig, taken_down: frozenset[bytes] = frozenset()
     stages: dict[str, Stage] = {"probe": Probe(), "measure": Measure(), "score": Score()}
     if config.models.embedding:
         stages["embed"] = Embed()
-    stages["keep"] = make_keep(config)
+    stages["keep"] = Keep(survivors)
     stages["select"] = Select(taken_down)
     if config.caption is not None:
         stages["caption"] = CaptionStage()
     stages["write"] = Write(captioned=config.caption is not None)
     return stages
-
-
-def make_keep(config: EngineConfig, folder: Path | None = None) -> Keep:
-    """The stage of step 9, with the folder of what was found over all units once that is known."""
-    keep = Keep(survivors, folder)
-    if not config.models.embedding:
-        keep.reads = tuple(name for name in Keep.reads if name != "embed")
-    return keep

@@ -31,7 +31,7 @@ def synthesize(config: EngineConfig, options: Options, show: bool = True) -> boo
     # A last unit that was not full, of a smaller count, would be read as well.
     for gone in layout.finished("synthesize") - {unit.id for unit in of}:
         layout.table("synthesize", gone).unlink(missing_ok=True)
-    run_stage(synthetic.Synthesize(), config, layout, of, options, show)
+    run_stage(synthetic.Synthesize(), with_synthetic(config), layout, of, options, show)
     return len(layout.finished("synthesize")) == len(of)
 
 

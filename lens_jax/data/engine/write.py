@@ -243,7 +243,8 @@ def _meta(source: Source, row: Mapping, item: Item, caption: Mapping) -> dict[st
         "caption_prompt": caption.get("prompt_version"),
         "engine": f"lens-jax {__version__}",
     }
-    return {name: value for name, value in values.items() if not _is_missing(value)}
+    # What is known here goes before what the source says under the same name.
+    return {**item.meta, **{name: value for name, value in values.items() if not _is_missing(value)}}
 
 
 def _is_missing(value: object) -> bool:

@@ -1,9 +1,9 @@
 """Captioned images in a folder of your own.
 
 An image's captions stand in a text file beside it, one a line: `photo.txt`, `photo.caption`, or the same behind the
-whole name, `photo.png.txt`. Or in a `metadata.jsonl` or `metadata.csv` in its folder or one above (see `tables`), which
-goes before a text file. In JSON captions may also be a list, or map languages to a text or a list. Rows of the same
-image add up.
+whole name, `photo.png.txt`. Or in a `metadata.jsonl`, `.csv` or `.parquet` in its folder or one above (see `tables`),
+which goes before a text file. In JSON captions may also be a list, or map languages to a text or a list. Rows of the
+same image add up.
 
 Whatever cannot be used comes out as a Problem in place of an example: nothing is skipped silently, but for names that
 begin with a dot. A folder may hold more images than memory their names: what has to be put in order is sorted on disk,

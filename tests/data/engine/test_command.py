@@ -41,7 +41,7 @@ def run(capsys, *argv):
         (["build", "mine.py"], "source pics: pics: no images in it"),
         (["build", "mine.py", "--buckets", "1x"], "1x"),
         (["run", "mine.py", "probe", "--host", "3", "--hosts", "3"], "hosts count from 0"),
-        (["run", "mine.py", "probe", "--", "--runner=X"], "what comes after -- is Beam's: give --beam too"),
+        (["run", "mine.py", "probe", "--", "--runner=X"], "options after -- are Beam's: give --beam too"),
         (["run", "mine.py", "select", "--beam"], "stage select is not for Beam"),
         (["caption", "mine.py", "--dry-run"], "the config has no `caption`"),
         (["status", "mine.py"], "no run of the data engine there yet"),

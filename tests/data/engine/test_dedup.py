@@ -12,6 +12,7 @@ from lens_jax.data.engine.dedup.found import Cut, read_found, write_found
 from lens_jax.data.engine.dedup.rows import load_arrays
 
 DIM = 256
+HERE = Embedded()
 
 
 def kept_of(names: np.ndarray, pairs) -> set[bytes]:
@@ -63,7 +64,7 @@ def wanted(rows):
     return made.brute_force(*rows)
 
 
-def find(folder, rows, units=5, margin=1.0, search=Embedded(), centroids=0, max_cell=20_000, **options):
+def find(folder, rows, units=5, margin=1.0, search=HERE, centroids=0, max_cell=20_000, **options):
     """(outcome, pairs, what is dropped) of a search among rows."""
     names, vectors = rows
     task = made.make_task(folder / "work", made.store(folder / "rows", vectors, names), units, margin, **options)
@@ -115,9 +116,12 @@ def test_recall_at_a_fifth_of_the_margin(tmp_path, wanted, rows):
 
 @pytest.mark.parametrize("margin", [1.0, 0.2])
 def test_order_and_units_do_not_matter(tmp_path, rows, margin):
-    order = np.random.default_rng(9).permutation(len(rows[0]))
+    rows = rows[0][:1500], rows[1][:1500]
+    order = np.random.default_rng(9).permutation(1500)
     _, pairs, resolved = find(tmp_path / "a", rows, margin=margin)
-    _, others, again = find(tmp_path / "b", (rows[0][order], rows[1][order]), units=17, margin=margin, search=Embedded(2))
+    _, others, again = find(
+        tmp_path / "b", (rows[0][order], rows[1][order]), units=17, margin=margin, search=Embedded(2)
+    )
     assert others == pairs
     assert all(np.array_equal(a, b) for a, b in zip(resolved, again))
 
@@ -138,7 +142,7 @@ def test_lists_that_decide_nothing_are_made_longer(tmp_path):
 
 
 def test_copies_of_one_image_take_time_by_their_number():
-    """Not by its square: rows whose lists are full are compared no further, and a cell that is one spot is not divided."""
+    """Not by its square: rows whose lists are full are compared no further; a cell that is one spot is not divided."""
     count, limit = 6000, 32
     vectors = made.beside(np.tile(np.eye(1, 16), (count, 1)), np.full(count, 0.9999), np.random.default_rng(0))
     tree = cells.make_cells(cells.unit_vectors(vectors)[:1000], count, 1, 100, 0.17)
@@ -197,7 +201,7 @@ def test_rows_without_a_direction_are_left_alone(tmp_path):
     vectors[:3], vectors[3, 0], vectors[4, 2], vectors[5] = 0, np.nan, np.inf, vectors[6]
     outcome, pairs, _ = find(tmp_path, (names, vectors), units=50)  # some units are empty
     assert outcome.vectors == 35
-    assert pairs == made.brute_force(names[5:], vectors[5:]).keys() if np.isfinite(vectors[5:]).all() else False
+    assert pairs == made.brute_force(names[5:], vectors[5:]).keys()
     assert len(pairs) >= 1
 
 
@@ -205,17 +209,17 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
     """A search that ended between any two of its files ends as one that was never interrupted."""
     rows = made.keys(800), made.clustered(800, 32)
     whole, pairs, resolved = find(tmp_path / "a", rows)
-    done = []
+    done, allowed = [], [0]
 
     def fail(path, found, cut):
-        if len(done) == len(attempt):
+        if len(done) == allowed[0]:
             raise KeyboardInterrupt
         done.append(path)
         write_found(path, found, cut)
 
     monkeypatch.setattr("lens_jax.data.engine.dedup.embedded.write_found", fail)
     monkeypatch.setattr("lens_jax.data.engine.dedup.embedded._GROUP", 2000)
-    for attempt in ([], [0], [0, 0, 0]):
+    for allowed[0] in (0, 1, 3):
         done.clear()
         with pytest.raises(KeyboardInterrupt):
             find(tmp_path / "b", rows)

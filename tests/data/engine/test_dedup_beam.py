@@ -16,7 +16,7 @@ from lens_jax.data.engine.dedup.rows import load_arrays
 
 pytestmark = pytest.mark.beam
 
-COUNT, DIM = 2000, 64
+COUNT, DIM = 1200, 32
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,19 @@ def dask_workers():
 
 @pytest.fixture(scope="module")
 def rows():
-    """Clusters with duplicates, 120 copies of one image, and files that are there several times."""
+    """Clusters with duplicates, 120 copies of one image, files that are there several times, and rows whose lists
+    decide nothing once they are cut off after 4 (see test_dedup.py)."""
     draw = np.random.default_rng(5)
     vectors = made.clustered(COUNT, DIM)
     copies = made.beside(np.tile(np.eye(1, DIM), (120, 1)), np.full(120, 0.999), draw)
     vectors[:120] = copies.astype(np.float16)
     names = made.keys(COUNT)
     sha = priority.as_keys(np.concatenate([priority.as_bytes(names)] * 2, 1))
-    again = draw.choice(COUNT, 150, replace=False)
+    angles = np.radians([0, 7, 7.1, 7.2, 7.3, 12, 16])
+    those = 120 + np.argsort(names[120:127])
+    vectors[those] = 0
+    vectors[those, 1], vectors[those, 2] = np.cos(angles), np.sin(angles)
+    again = 200 + draw.choice(COUNT - 200, 150, replace=False)
     sha[again], vectors[again] = sha[again[0]], vectors[again[0]]
     sha[again[75:]], vectors[again[75:]] = sha[200], vectors[200]
     return names, vectors, sha

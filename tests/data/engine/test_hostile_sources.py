@@ -96,6 +96,8 @@ def test_a_tar_that_ends_anywhere_gives_what_is_whole_and_one_problem(tmp_path):
         assert items(path, "webdataset", 1) == found
     path.write_bytes(whole)
     assert reasons(items(path, "webdataset")) == ["ok"] * 4
+    path.write_bytes(member("a.png") + member(".hidden.png")[:560])
+    assert reasons(items(path, "webdataset")) == ["ok", "truncated"]
 
 
 def test_members_that_lead_elsewhere_are_problems(tmp_path):
@@ -346,11 +348,18 @@ def test_a_folder_of_everything(tmp_path):
     (root / "metadata.jsonl").write_text(
         '{"file_name": "../x.png", "text": "x"}\n{"file_name": "a.png", "text": "\\ud800"}\n'
     )
+    for name, data in (("damaged", b"PAR1" + bytes(90) + b"PAR1"), ("pointer", LFS)):
+        (root / name).mkdir()
+        (root / name / "metadata.parquet").write_bytes(data)
+    pq.write_table(pa.table({"file_name": ["b.png", None], "text": ["x", "y"]}), root / "metadata.parquet")
     found = items(root, "folder")
     by_key = {item.key: reason for item, reason in zip(found, reasons(found))}
     assert by_key == {
         "metadata.jsonl:1": "outside the folder",
         "metadata.jsonl:2": "bad row",
+        "metadata.parquet:2": "bad row",
+        "damaged/metadata.parquet:1": "bad row",
+        "pointer/metadata.parquet:1": "bad row",
         "a.png": "ok",
         "b.png": "no image",
         "c.png": "ok",  # that it is no image is for decoding to say, which names the pointer

@@ -70,7 +70,7 @@ def png(first=(1, 200, 0), side=20, flat=False) -> bytes:
     return buffer.getvalue()
 
 
-def images(count=75) -> list[bytes]:
+def images(count=48) -> list[bytes]:
     """Of all kinds: good, unsafe, ugly, marked, flat, small, broken."""
     kinds = [
         lambda: png(), lambda: png((255, 200, 0)), lambda: png((1, 5, 0)), lambda: png((1, 200, 255)),

@@ -38,7 +38,7 @@ from lens_jax.errors import LensError, LensWarning  # noqa: E402
 OFF = Thresholds(area=900, nsfw=None, aesthetic=None, watermark=None, laplacian=None, entropy=None, luminance=None)
 BUCKETS = ("32x32", "16x16", "32x16", "16x32")
 PHOTOS, WEB = 25, 14
-SIZES = ((40, 40), (40, 20), (20, 50), (33, 36), (20, 20))  # height, width; the last is below `area`
+SIZES = ((40, 40), (44, 22), (20, 50), (33, 36), (20, 20))  # height, width; the last is below `area`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,7 @@ def raw(tmp_path_factory):
         (photos / f"{number:03d}.jpg").write_bytes(picture(0 if number == 15 else number))
         (photos / f"{number:03d}.txt").write_text(f"photo {number}")
     (photos / "broken.jpg").write_bytes(picture(0)[:300])
+    (photos / "broken.txt").write_text("broken")
     with tarfile.open(root / "web.tar", "w") as tar:
         for number in range(WEB):
             parts = {"png": picture(100 + number, "PNG"), "json": json.dumps({"url": f"http://x/{number}"}).encode()}
@@ -226,7 +227,7 @@ def test_training_reads_the_mixture(built):
     )
     assert data.config.weights == (2.0, 1.0)
     seen, of_web = set(), 0
-    iterator = batches(data, count=60)
+    iterator = batches(data, count=40)
     for batch in iterator:
         assert batch["pixels"].shape[1:] == (*batch["bucket"], 3)
         seen.update(batch["captions"])
@@ -237,7 +238,7 @@ def test_training_reads_the_mixture(built):
     assert {feed.shape.bucket for feed in feeds} == set(parse_buckets(BUCKETS))
     # An image of the photographs is seen twice as often as one of the others, to the rounding of each feed.
     shares = {n: sum(f.weight for f, o in zip(*data.feeds("train")) if o.source == n) for n in (0, 1)}
-    assert abs(of_web - 240 * shares[1] / (shares[0] + shares[1])) <= len(feeds)
+    assert abs(of_web - 160 * shares[1] / (shares[0] + shares[1])) <= len(feeds)
 
 
 def test_a_second_run_changes_nothing_and_another_one_is_refused(raw, built, tmp_path):
@@ -278,7 +279,7 @@ def test_units_of_any_size_and_any_place_give_the_same(raw, built, tmp_path):
         assert load_index(f"{config.out}/{name}").fingerprint == load_index(f"{elsewhere.out}/{name}").fingerprint
 
 
-@pytest.mark.parametrize("moment", [0, 1, 5, 9])
+@pytest.mark.parametrize("moment", [0, 5])
 def test_stopped_while_a_shard_is_written_it_goes_on_to_the_same_bytes(raw, built, tmp_path, monkeypatch, moment):
     reference, _ = built
     config = settings(raw, tmp_path)
@@ -308,15 +309,17 @@ def test_stopped_while_a_shard_is_written_it_goes_on_to_the_same_bytes(raw, buil
 
 def test_shards_of_a_group_have_numbers_of_their_own(raw, tmp_path, monkeypatch):
     """Shards that fill up early, and groups that have none in a stream."""
-    monkeypatch.setattr(write, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(write, "SHARD_BYTES", 2000)
     monkeypatch.setattr("lens_jax.data.engine.groups.SHARD_BYTES", 400)
-    config = settings(raw, tmp_path, caption_classes=(24, 30))
+    config = settings(raw, tmp_path, caption_classes=(25, 26))
     assert shards_a_group(config) == 2
     run = build(config)
     index = run.indexes["photos"]
     numbers = {(s.name, number) for s in index.streams for number in np.flatnonzero(index.shard_records(s))}
     assert {number % 2 for _, number in numbers} == {0, 1}
-    assert {stream.text_class for stream in run.indexes["web"].streams} >= {0, 30}
+    # "photo 12" is about 3 tokens and 22 behind it; what the model wrote is longer than any class.
+    assert {stream.text_class for stream in index.streams} == {25}
+    assert {stream.text_class for stream in run.indexes["web"].streams} == {0}
     assert len(records(index)) == 20
     assert index.check() == len(numbers)
     assert any(not count for stream in index.streams for count in index.shard_records(stream))
@@ -325,9 +328,11 @@ def test_shards_of_a_group_have_numbers_of_their_own(raw, tmp_path, monkeypatch)
 def test_what_does_not_decode_again_is_not_written(raw, tmp_path, monkeypatch):
     original = write.images.encode_image
     monkeypatch.setattr(write.images, "encode_image", lambda pixels, encoding: original(pixels, encoding)[:-40])
-    with pytest.warns(LensWarning, match="photos: no image is left of it: 20 cannot be stored"):
-        run = build(settings(raw, tmp_path), verify=True)
-    assert run.indexes == {"photos": None, "web": None}
+    with (
+        pytest.warns(LensWarning, match="photos: no image is left of it: 20 cannot be stored"),
+        pytest.raises(LensError, match="no image is left of any source"),
+    ):
+        build(settings(raw, tmp_path), verify=True)
     assert not list(Path(tmp_path / "out").rglob("*.array_record"))
 
 

@@ -9,6 +9,7 @@ Keys are integers: a runner may group by Python's hash, which for bytes differs 
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class BeamSearch:
     def exact(self, task: Task) -> tuple[exact.Firsts, Counted]:
         """The files that are there several times."""
         folder = task.folder / "firsts"
+        # Of a search that did not end, and may have had other parts.
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         with beam.Pipeline(options=runner_options(self.workers, self.arguments)) as pipeline:
             _ = (
@@ -72,7 +75,9 @@ class BeamSearch:
                 | "ByHash" >> beam.GroupByKey()
                 | "Firsts" >> beam.ParDo(_Firsts(task, folder, self.parts)).with_output_types(int)
             )
-        found = [load_arrays(folder / str(part), exact.Firsts) for part in range(self.parts) if _is_done(folder / str(part))]
+        found = [
+            load_arrays(folder / str(part), exact.Firsts) for part in range(self.parts) if _is_done(folder / str(part))
+        ]
         counted = np.zeros(3, np.int64)
         for unit in task.units:
             rows, vectors, width = json.loads((folder / f"{unit.id}.json").read_text())
@@ -144,6 +149,8 @@ class _ToCells(beam.DoFn):
     def process(self, unit: Unit) -> Iterator[tuple[int, bytes]]:
         task = self._round.task
         keys, vectors = comparable(task.read(unit), self._firsts)
+        if not len(keys):
+            return
         placed = self._cells.place(unit_vectors(vectors), task.reach)
         if self._starved is not None:
             again = np.isin(placed.cell, self._starved.cells)
@@ -189,7 +196,9 @@ class _Write(beam.DoFn):
         pairs, cut = found[found["cell"] == _PAIR], found[found["cell"] != _PAIR]
         column = lambda rows, name: np.ascontiguousarray(rows[name])
         columns = Pairs(*(column(pairs, name) for name in ("first", "second", "cosine")))
-        write_found(self._round.folder / f"part-{part:06d}.parquet", columns, Cut(column(cut, "second"), column(cut, "cell")))
+        write_found(
+            self._round.folder / f"part-{part:06d}.parquet", columns, Cut(column(cut, "second"), column(cut, "cell"))
+        )
         yield len(pairs)
 
 
@@ -223,10 +232,10 @@ def _is_done(folder: Path) -> bool:
 
 
 class RunUnits(beam.PTransform):
-    """Units to the totals of a stage over all of them: {"done": n, ...}, one element.
+    """Units to the totals of a stage over all of them, one element: {"units": 6, "ok": 26, ...}.
 
-    `open` is called once in each worker, and what it returns for each unit: it makes the table of the unit where it is not
-    there, and says what it found as counts, or a mapping with "counts". `run_unit.Runner` is one.
+    `open` is called once in each worker, and what it returns once for each unit: it makes the unit's table where there
+    is none, and what it returns has the `counts` of it. `run_unit.Runner` is such, of a stage.
     """
 
     def __init__(self, open: Callable[[], Callable[[Unit], Any]]):

@@ -61,7 +61,9 @@ class Embedded:
             _store(round.task, folder, self.show)
         placed = load_arrays(folder / "placed", _Placed)
         # Cells go together until they have enough rows.
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(placed.cell)) + 1]) if len(placed.cell) else np.empty(0, int)
+        starts = (
+            np.concatenate([[0], np.flatnonzero(np.diff(placed.cell)) + 1]) if len(placed.cell) else np.empty(0, int)
+        )
         group = starts // _GROUP
         firsts = starts[np.concatenate([[True], group[1:] != group[:-1]])] if len(starts) else starts
         spans = list(zip(firsts.tolist(), [*firsts[1:].tolist(), len(placed.cell)]))
@@ -159,7 +161,7 @@ def _compare(round: Round, numbered: tuple[int, tuple[int, int]]) -> None:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Processes started inside have one thread each for products of matrices: as many as cores would wait for others."""
+    """Processes started inside multiply matrices in one thread each: with one a core all would wait for each other."""
     names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))

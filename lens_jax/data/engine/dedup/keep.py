@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from lens_jax.data.engine.config import EngineConfig, Source
 from lens_jax.data.engine.dedup import priority
-from lens_jax.data.engine.dedup.embedded import Embedded
 from lens_jax.data.engine.dedup.exact import Firsts, first_of_each
 from lens_jax.data.engine.dedup.resolve import Resolved
 from lens_jax.data.engine.dedup.rows import Reader, Rows, load_arrays, rows_of
@@ -67,7 +66,7 @@ class Keep:
 
 
 def find_duplicates(
-    config: EngineConfig, layout: "Layout", units: tuple[Unit, ...], survivors: Survivors, search: Search = Embedded()
+    config: EngineConfig, layout: "Layout", units: tuple[Unit, ...], survivors: Survivors, search: Search
 ) -> Outcome:
     """Look through all units; then the stage `keep` can make their tables. Its other stages must have run."""
     task = make_task(config, layout, units, survivors)

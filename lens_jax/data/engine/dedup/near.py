@@ -61,8 +61,9 @@ def compare(
         # Those at home meet all, visitors meet those at home.
         for some, others in ((rows[at_home], columns), (rows[~at_home], columns[home[columns]])):
             if len(others):
-                for block in np.array_split(some, -(-len(some) * len(others) // _BLOCK)) if len(some) else ():
-                    parts.append(cell.pairs(block, others, counts, limit))
+                step = _BLOCK // len(others)
+                blocks = (some[place : place + step] for place in range(0, len(some), step))
+                parts += [cell.pairs(block, others, counts, limit) for block in blocks]
     first, second, value = (np.concatenate(column) for column in zip(*parts)) if parts else _NOTHING
     return Pairs(keys[first], keys[second], value), keys[counts >= limit]
 
@@ -73,6 +74,7 @@ class _Cell:
     def __init__(self, vectors: np.ndarray, cosine: float):
         self._vectors, self._cosine = vectors, cosine
         self._units = unit_vectors(vectors)
+        self._lengths = np.sqrt(self._products(np.arange(len(vectors)), np.arange(len(vectors))))
 
     def pairs(self, rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, limit: int):
         """(first, second, cosine) of the rows and of the columns that come before them; adds to `counts`."""
@@ -95,11 +97,14 @@ class _Cell:
 
     def cosines(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """In float64, the same for a pair wherever and beside whatever it is computed."""
+        return self._products(a, b) / (self._lengths[a] * self._lengths[b])
+
+    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         found = np.empty(len(a))
         for start in range(0, len(a), _PAIRS):
             some = slice(start, start + _PAIRS)
-            x, y = self._vectors[a[some]].astype(np.float64), self._vectors[b[some]].astype(np.float64)
-            found[some] = (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
+            x, y = self._vectors[a[some]].astype(np.float32), self._vectors[b[some]].astype(np.float32)
+            found[some] = (x * y).sum(1, dtype=np.float64)  # a product of two float16 is exact in float32
         return found
 
 

@@ -38,8 +38,8 @@ class Reader(NamedTuple):
     config: EngineConfig
     # From the name of a stage and the id of a unit to its table, such as `Layout.table`.
     table: Callable[[str, str], Path]
-    # From a config, a source and its tables to bool [n]: what the other steps keep. An image that is dropped anyway must
-    # not displace a good one.
+    # From a config, a source and its tables to bool [n]: what the other steps keep. An image that is dropped anyway
+    # must not displace a good one.
     survivors: Callable[[EngineConfig, Source, Mapping[str, pa.Table]], np.ndarray]
 
     def __call__(self, unit: Unit) -> Rows:

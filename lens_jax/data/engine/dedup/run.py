@@ -12,7 +12,6 @@ Each is there whole or not at all, and none is made twice.
 import json
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 

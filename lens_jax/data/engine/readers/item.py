@@ -31,6 +31,8 @@ class Item:
     url: str = ""
     # Empty where the source says none of this image.
     licence: str = ""
+    # What else of the source is kept in the record's meta: texts, numbers, lists of them.
+    meta: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Parquet files with a column of images: bytes, or Hugging Face's {bytes, path}."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,8 +18,11 @@ COLUMNS = {
     "url": "addresses",
     "licence": "licences",
     "language": "the language of each row's captions",
+    "meta": "names of columns, with spaces between them, that are kept in the records' meta; by default none",
     **SHA256,
 }
+# Before the names of columns that are kept as they are.
+_META = "meta "
 
 
 def units(source: Source, unit_rows: int) -> list[Unit]:
@@ -69,6 +73,7 @@ def _columns(source: Source, schema) -> dict[str, str]:
     if not _holds_images(pa, schema.field(image).type):
         raise LensError(f"column {image} is of type {schema.field(image).type!s:.80}, not bytes or {{bytes, path}}")
     wanted = lambda what, usual: rows.find_column(names, source.columns.get(what, ""), usual, what)
+    wanted_meta = lambda name: rows.find_column(names, name, (), "meta")
     return {
         "image": image,
         "text": wanted("text", rows.TEXTS),
@@ -76,6 +81,7 @@ def _columns(source: Source, schema) -> dict[str, str]:
         "licence": wanted("licence", rows.LICENCES),
         "language": wanted("language", ("language",)),
         "sha256": wanted("sha256", ()),
+        **{_META + name: wanted_meta(name) for name in source.columns.get("meta", "").split()},
     }
 
 
@@ -96,7 +102,9 @@ def _make(source: Source, root: Path, table: str, key: str, values: Mapping) -> 
     if not isinstance(image, bytes):
         return Problem(key, "no image", "null")
     texts = texts_of(key, values["text"], values["language"])
-    return make_item(source, key, image, texts, values["url"], values["licence"], values["sha256"])
+    item = make_item(source, key, image, texts, values["url"], values["licence"], values["sha256"])
+    meta = {what[len(_META) :]: value for what, value in values.items() if what.startswith(_META) and value is not None}
+    return dataclasses.replace(item, meta=meta) if meta and isinstance(item, Item) else item
 
 
 def _named(root: Path, table: str, key: str, path: object) -> bytes | Problem | None:

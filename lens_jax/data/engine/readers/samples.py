@@ -84,15 +84,17 @@ def _look(file: BinaryIO, name: str) -> Contents:
             continue
         path = member.name if member.fault == "outside the folder" else posixpath.normpath(member.name)
         base = posixpath.basename(path)
-        if base.startswith("."):
-            continue
+        hidden = base.startswith(".")
         stem, _, ending = base.partition(".")
-        key = posixpath.join(posixpath.dirname(path), stem)
-        sample = samples.setdefault(key, Sample(_storable(f"{name}/{key}"), member.start))
-        if member.fault == "truncated" and not f".{ending.lower()}".endswith(IMAGES):
+        if member.fault == "truncated" and (hidden or not f".{ending.lower()}".endswith(IMAGES)):
             # Its sample may be whole without it, and that the tar is not must be said.
             problems.append((member.start, Problem(name, member.fault, f"in {_storable(path)}: {member.detail}")))
-        elif ending.lower() in sample.files:
+            continue
+        if hidden:
+            continue
+        key = posixpath.join(posixpath.dirname(path), stem)
+        sample = samples.setdefault(key, Sample(_storable(f"{name}/{key}"), member.start))
+        if ending.lower() in sample.files:
             problem = Problem(_storable(f"{name}/{path}"), "duplicate key", "this name is there before")
             problems.append((member.start, problem))
         else:

@@ -18,6 +18,7 @@ from lens_jax.data.engine.report import draw, thumbnails
 from lens_jax.data.engine.report.gather import WORDS, Gathered, gather
 from lens_jax.data.engine.report.scores import SCORES
 from lens_jax.data.engine.run_stage import read_log
+from lens_jax.data.engine.scorers import layout as layout_descriptor
 from lens_jax.data.engine.status import stage_status
 from lens_jax.data.engine.steps import NETWORKS, runs
 from lens_jax.data.engine.tables import write_text
@@ -119,6 +120,11 @@ def _not_run(config: EngineConfig) -> Iterable[str]:
         off.append("captions by a model")
     if off:
         yield f'<p class="warn">Not run: {_text(", ".join(off))}.</p>'
+    if config.models.embedding == layout_descriptor.NAME:
+        yield (
+            "<p>Near duplicates are found by where light and colour are in an image, and not by CLIP: copies, and no "
+            "two photographs of one thing.</p>"
+        )
     if config.models.nsfw == "open_nsfw":
         yield (
             "<p>Unsafe content is judged by open_nsfw, a small classifier of pornographic images, and not by the "

@@ -213,7 +213,8 @@ def _gradient(rng: np.random.Generator, shape: Bucket) -> Background:
     y = (np.linspace(0, 1, shape.height, dtype=np.float32) if down > 0 else np.linspace(1, 0, shape.height)) * abs(down)
     share = (np.add.outer(y, x) / (abs(right) + abs(down))).astype(np.float32)[..., None]
     # Half a level of noise instead of bands.
-    noise = rng.random((shape.height, shape.width, 1), dtype=np.float32)
+    few = rng.random((32, shape.width, 1), dtype=np.float32)
+    noise = np.resize(few, (shape.height, shape.width, 1))
     pixels = np.array(a, np.float32) * (1 - share) + np.array(b, np.float32) * share + noise
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     return Background(image, f"a gradient from {first} {start} to {second} {end}", source="gradient")

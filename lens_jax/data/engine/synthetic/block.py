@@ -11,6 +11,11 @@ from lens_jax.data.engine.synthetic.fonts import Font, drawn_at
 from lens_jax.data.engine.synthetic.shaping import can_shape, is_right_to_left
 
 MAX_LINES = 7
+# Least part of the ink that lies in pixels at least half covered: less, and what is drawn is a haze that no colour
+# makes legible, as hairlines are at small sizes. Text has 0.7 and more.
+_SOLID = 0.45
+# Most that an outline may have of the area of its letters: around thin ones it would be all that is seen.
+_OUTLINED = 2.2
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,13 @@ class Masks:
     outline: Any | None
     panel: Any | None
     lines: tuple[str, ...]
+    # Of the letters, as in `Look`, or 0 where they would be lost in it.
+    blur: float
 
 
 def draw_block(text: str, font: Font, look: Look, breakable: bool) -> Masks | None:
-    """The masks of a text, cut to what they cover; None where it takes too many lines or leaves no ink at all.
+    """The masks of a text, cut to what they cover; None where it takes too many lines, or leaves no ink that could be
+    seen.
 
     text: one paragraph in logical order. Its lines are shaped and put in visual order by raqm.
     """
@@ -83,14 +91,30 @@ def draw_block(text: str, font: Font, look: Look, breakable: bool) -> Masks | No
         left, top, right, bottom = covered
         room = (left - look.panel, top - look.panel, right + look.panel, bottom + look.panel)
         ImageDraw.Draw(panel).rounded_rectangle(room, radius=look.panel * 0.6, fill=255)
-    if look.blur:
-        ink = ink.filter(ImageFilter.GaussianBlur(look.blur))
-        outline = outline and outline.filter(ImageFilter.GaussianBlur(look.blur))
-    layers = [ink, outline, panel]
+    if outline and _amount(outline) > _OUTLINED * _amount(ink):
+        outline = None
+    blurred = ink.filter(ImageFilter.GaussianBlur(look.blur)) if look.blur else ink
+    blur = look.blur if _is_solid(blurred) else 0.0
+    if blur:
+        ink, outline = blurred, outline and outline.filter(ImageFilter.GaussianBlur(blur))
+    # Without the room that was left for what reaches far: turning costs by the pixel.
+    room = _union([layer.getbbox() for layer in (ink, outline, panel) if layer])
+    layers = [layer and layer.crop(room) for layer in (ink, outline, panel)]
     if look.angle or look.corners is not None:
         layers = _warp(layers, look)
+    if not _is_solid(layers[0]):
+        return None
     box = _union([layer.getbbox() for layer in layers if layer])
-    return Masks(*(layer and layer.crop(box) for layer in layers), lines=tuple(lines))
+    return Masks(*(layer and layer.crop(box) for layer in layers), lines=tuple(lines), blur=blur)
+
+
+def _is_solid(ink) -> bool:
+    counts = np.array(ink.histogram()) * np.arange(256)
+    return counts[128:].sum() >= _SOLID * max(counts.sum(), 1)
+
+
+def _amount(mask) -> int:
+    return int(np.array(mask.histogram()) @ np.arange(256))
 
 
 def _break(text: str, face, width: int) -> list[str]:
@@ -117,7 +141,7 @@ def _pieces(text: str) -> list[str]:
             continue
         # Not before closing marks nor behind opening ones.
         apart = _is_wide(letter) and not unicodedata.category(following).startswith(("P", "M"))
-        if letter == " " or (apart and not unicodedata.category(letter) == "Ps"):
+        if letter == " " or (apart and unicodedata.category(letter) != "Ps"):
             pieces.append(piece)
             piece = ""
     return [*pieces, piece]

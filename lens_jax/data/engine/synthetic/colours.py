@@ -39,6 +39,11 @@ def _linear() -> np.ndarray:
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
+@functools.cache
+def _linear_table() -> list[int]:
+    return [round(255 * value) for value in _linear()] * 3
+
+
 def luminance(pixels: np.ndarray) -> np.ndarray:
     """Relative luminance, 0 to 1, [...] of uint8 sRGB [..., 3]."""
     return _linear()[pixels] @ np.array(_LUMINANCE)
@@ -50,10 +55,15 @@ def contrast(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
     return (high + 0.05) / (low + 0.05)
 
 
+def tenth(values: np.ndarray) -> float:
+    """What nine in ten of the values reach; ten times as fast as numpy's quantile, which interpolates."""
+    number = len(values) // 10
+    return float(np.partition(values, number)[number])
+
+
 def luminance_image(image):
     """Relative luminance of a PIL image of mode RGB, as one of mode L whose 255 is 1."""
-    table = [round(255 * value) for value in _linear()] * 3
-    return image.point(table).convert("L", (*_LUMINANCE, 0))
+    return image.point(_linear_table()).convert("L", (*_LUMINANCE, 0))
 
 
 class Colour(NamedTuple):

@@ -98,8 +98,8 @@ def _fit(rng, string: String, font: Font, shape: Bucket, plain: bool, taken: lis
     turned, seen_from = (False, False) if plain else (rng.random() < 0.5, rng.random() < 0.2)
     angle = float(rng.uniform(-25, 25)) if turned else 0.0
     corners = rng.uniform(-0.25, 0.25, (4, 2)) if seen_from else None
-    outline, panel, blur = (0, 0, 0) if plain else (rng.random() < 0.25, rng.random() < 0.15, rng.random() < 0.3)
-    outline, panel, blur = outline * rng.uniform(0.03, 0.09), panel * rng.uniform(0.15, 0.5), blur * rng.uniform(0.01, 0.045)
+    chance = lambda share, low, high: 0.0 if plain or rng.random() >= share else rng.uniform(low, high)
+    outline, panel, blur = chance(0.25, 0.02, 0.06), chance(0.15, 0.15, 0.5), chance(0.3, 0.01, 0.045)
     align = ("left", "centre", "right")[rng.integers(3)]
     breakable = string.kind == "words"
     margin, gap = round(0.015 * side), round(0.02 * side)
@@ -144,11 +144,11 @@ def _paint(rng, canvas, shape, style: str, string: String, font: Font, look: Loo
         box=box,
         lines=len(masks.lines),
         colour=paint.ink.name,
-        outline=paint.outline.name if paint.outline else "",
+        outline=paint.outline.name if paint.outline and masks.outline else "",
         panel=paint.panel.name if paint.panel else "",
         size=look.size / math.sqrt(shape.height * shape.width),
         angle=look.angle,
         perspective=look.corners is not None,
         shadow=shadow is not None,
-        blurred=look.blur >= 0.025 * look.size,
+        blurred=masks.blur >= 0.025 * look.size,
     )

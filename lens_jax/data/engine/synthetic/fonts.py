@@ -16,6 +16,8 @@ from lens_jax.errors import LensError
 ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
 # The largest in use, of Chinese, Japanese and Korean together, have about 30 MB.
 MAX_BYTES = 128 << 20
+# Letters that are drawn once to see whether they can be.
+_SAMPLED = 32
 # Name table entries, as OpenType numbers them.
 _FAMILY, _STYLE, _LICENCE, _LICENCE_URL = 1, 2, 13, 14
 
@@ -111,7 +113,7 @@ def _load(path: str) -> list[Font] | Refused:
         letters = frozenset(face.unicodes)
         if not face.glyph_count or not letters:
             return Refused(name, "unreadable font", "no OpenType font with glyphs of characters")
-        if reason := _cannot_draw(path, index):
+        if reason := _cannot_draw(path, index, letters):
             return Refused(name, "unreadable font", reason)
         licence = _said(face, _LICENCE_URL) or _said(face, _LICENCE).partition(".")[0]
         family = _said(face, _FAMILY) or Path(name).stem
@@ -119,15 +121,18 @@ def _load(path: str) -> list[Font] | Refused:
     return fonts
 
 
-def _cannot_draw(path: str, index: int) -> str:
-    """Why FreeType refuses a face at any size, as it does one of coloured bitmaps alone; empty where it does not."""
+def _cannot_draw(path: str, index: int, letters: frozenset[int]) -> str:
+    """Why FreeType refuses a face, as it does one of coloured bitmaps alone or one that ends early, or that it has
+    nothing to show; empty where neither."""
     from PIL import ImageFont
 
     try:
-        ImageFont.truetype(path, 32, index)
+        face = ImageFont.truetype(path, 32, index, layout_engine=ImageFont.Layout.BASIC)
+        ordered = sorted(letters)
+        seen = [face.getmask(chr(code)).getbbox() for code in ordered[:: max(1, len(ordered) // _SAMPLED)]]
     except (OSError, ValueError, MemoryError) as error:
         return str(error)[:120]
-    return ""
+    return "" if any(seen) else "its glyphs are empty"
 
 
 def _said(face, entry: int) -> str:

@@ -113,8 +113,8 @@ def _covered(lines: Sequence[str], fonts: Sequence[Font]) -> tuple[list[str], li
             kept.append(line)
         else:
             missing = {letter for letter in line if not any(ord(letter) in font.letters for font in ordered)}
-            lacking = f"none has {', '.join(f'U+{ord(letter):04X}' for letter in sorted(missing)[:5])}" if missing else ""
-            refused.append(Refused(f"{line:.40}", "no font has all letters", lacking))
+            named = ", ".join(f"U+{ord(letter):04X}" for letter in sorted(missing)[:5])
+            refused.append(Refused(f"{line:.40}", "no font has all letters", f"none has {named}" if named else ""))
     return kept, refused
 
 

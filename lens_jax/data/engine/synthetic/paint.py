@@ -13,6 +13,7 @@ from lens_jax.data.engine.synthetic.colours import (
     luminance,
     luminance_image,
     near,
+    tenth,
 )
 
 # Colours tried before black or white is taken.
@@ -78,7 +79,7 @@ def legibility(image, ink, size: int) -> float:
     if not core.any():
         return 1.0
     found = contrast(np.asarray(light, np.float32)[core] / 255, np.minimum(lit[core] / weight[core], 1))
-    return float(np.quantile(found, 0.1))
+    return tenth(found)
 
 
 def _paints(rng: np.random.Generator, behind, masks: Masks, least: float) -> Iterator[Paint]:
@@ -103,14 +104,14 @@ def _standing_out(rng: np.random.Generator, light: np.ndarray, wanted: float) ->
     """A colour whose contrast with nine in ten of these luminances is what is wanted."""
     for _ in range(_TRIES):
         colour = draw_colour(rng)
-        if np.quantile(contrast(colour.luminance, light), 0.1) >= wanted:
+        if tenth(contrast(colour.luminance, light)) >= wanted:
             return colour
     return _extreme(rng, light)
 
 
 def _extreme(rng: np.random.Generator, light: np.ndarray) -> Colour:
     black, white = near("black", rng), near("white", rng)
-    reached = lambda colour: np.quantile(contrast(colour.luminance, light), 0.1)
+    reached = lambda colour: tenth(contrast(colour.luminance, light))
     return black if reached(black) > reached(white) else white
 
 

@@ -36,7 +36,7 @@ TABLE = pa.schema(
         ("detail", pa.string()),  # backgrounds that could not be read
     ]
 )
-_META = ("text", "fonts", "font_licences", "boxes", "background", "engine")
+META = ("text", "fonts", "font_licences", "boxes", "background", "engine")
 
 
 class Synthesize:
@@ -65,7 +65,7 @@ class Synthesize:
             rows = []
             for index in numbers(given.unit, config.synthetic.count):
                 rows.append(_row(index, synthesize(seed, index, loaded)))
-                getattr(given, "beat", lambda: None)()
+                given.beat()
             return pa.Table.from_pylist(rows, schema=TABLE)
 
         return draw
@@ -96,7 +96,7 @@ def source(folder: str | Path, weight: float = 1.0) -> Source:
         weight=weight,
         licence="generated",
         caption="keep",
-        columns={"image": "image", "text": "caption", "licence": "licence"},
+        columns={"image": "image", "text": "caption", "licence": "licence", "meta": " ".join(META)},
         thresholds=Thresholds(
             area=1, nsfw=None, aesthetic=None, watermark=None, laplacian=None, entropy=None, luminance=None
         ),
@@ -113,7 +113,7 @@ def records(table: pa.Table) -> Iterator[Record]:
             width=row["width"],
             source=f"{SOURCE}/{row['key']}",
             licence=row["licence"] or "",
-            meta={"id": row["id"].hex(), "key": row["key"], **{name: row[name] for name in _META}},
+            meta={"id": row["id"].hex(), "key": row["key"], **{name: row[name] for name in META}},
         )
 
 
@@ -128,7 +128,7 @@ def _row(index: int, record: Record) -> dict[str, object]:
         "width": record.width,
         "caption": record.captions["en"][0],
         "licence": record.licence,
-        **{name: record.meta[name] for name in _META},
+        **{name: record.meta[name] for name in META},
         "detail": "; ".join(record.meta["problems"]) or None,
     }
 

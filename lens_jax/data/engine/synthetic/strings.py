@@ -22,6 +22,11 @@ MAX_FILE = 256 << 20
 # override could show another one than the caption quotes.
 _UNSEEN = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？।॥؟])\s*")
+# What no phrase ends with.
+_UNFINISHED = {
+    "a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "to", "from", "by", "for", "its", "his", "her",
+    "their", "beside", "behind", "front",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,10 @@ class Strings:
 
     def _phrase(self, rng: np.random.Generator) -> String:
         clauses = re.split(r"[,.;:]\s+", self.captions[rng.integers(len(self.captions))].strip(" ."))
-        words = clauses[rng.integers(len(clauses))].split()
-        return _string(_in_case(" ".join(words[: int(rng.integers(2, 9))]), rng)) if words else _words(rng)
+        words = clauses[rng.integers(len(clauses))].split()[: int(rng.integers(2, 9))]
+        while words and words[-1].lower() in _UNFINISHED:
+            words.pop()
+        return _string(_in_case(" ".join(words), rng)) if words else _words(rng)
 
     def _number(self, rng: np.random.Generator) -> String:
         return String(self._locale(rng).number(_some_number(rng)), "number")
@@ -78,7 +85,8 @@ class Strings:
         locale = self._locale(rng)
         if rng.random() < 0.3:
             return String(locale.weekdays[rng.integers(7)], "word")
-        return String(locale.date(int(rng.integers(1, 29)), int(rng.integers(12)), int(rng.integers(1950, 2040))), "date")
+        day, month, year = (int(number) for number in rng.integers((1, 0, 1950), (29, 12, 2040)))
+        return String(locale.date(day, month, year), "date")
 
     def _locale(self, rng: np.random.Generator):
         return LOCALES[self.locales[rng.integers(len(self.locales))]]
@@ -122,7 +130,8 @@ def clean(lines: Iterable[str], where: str) -> tuple[list[str], list[Refused]]:
         fitting = [piece for piece in pieces if len(piece) <= MAX_LETTERS]
         if len(fitting) < len(pieces):
             longest = max(map(len, pieces))
-            refused.append(Refused(f"{where}:{number}", "too long", f"a sentence of {longest} letters; {MAX_LETTERS} fit"))
+            detail = f"a sentence of {longest} letters; {MAX_LETTERS} fit"
+            refused.append(Refused(f"{where}:{number}", "too long", detail))
         found.extend(fitting)
     return found, refused
 

@@ -50,7 +50,7 @@ class Written:
 
 def make_caption(rng: np.random.Generator, shape: Bucket, blocks: Sequence[Written], behind: Background) -> str:
     """One paragraph in English: every text in quotes, where and how it stands, and what is behind."""
-    ordered = sorted(blocks, key=lambda block: _cell(block.box, shape)[::-1])
+    ordered = sorted(blocks, key=lambda block: (*_cell(block.box, shape)[::-1], block.box[1]))
     sentences = [_sentence(rng, block, shape) for block in ordered]
     if behind.description.startswith("plain"):
         scene = ("The background is {}.", "All of it stands on {}.", "Behind is nothing but {}.")
