@@ -31,13 +31,14 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
 
 def _said(number: int) -> dict:
     """A caption of about as many words as the report's, 109."""
-    text = " ".join(
-        f"The {place} shelf on wall {number} carries a {colour} vase of blown glass, an open book with a torn corner "
-        f"and a brass lamp, and its light falls on the {wood} boards below."
-        for place, colour, wood in (
-            ("upper", "blue", "oak"), ("middle", "green", "walnut"), ("lower", "amber", "pine"), ("last", "red", "ash"),
-        )
-    )  # fmt: skip
+    text = (
+        f"A weathered fishing boat with a chipped blue hull, numbered {number} in white paint, rests on wet sand at "
+        "low tide. Its mast leans to the right, and a coil of orange rope hangs over the bow. Two gulls stand on the "
+        "stern rail, one with a raised wing, while a third picks at seaweed near a rusted anchor. Behind the boat a "
+        "stone jetty runs into calm grey water, where three smaller dinghies float side by side. A man in a yellow "
+        "coat and black boots walks along the jetty with a bucket. Low clouds cover the sky, and soft light from the "
+        "left gives everything the muted look of an old documentary photograph taken in early spring."
+    )
     message = {"role": "assistant", "content": text}
     usage = {"prompt_tokens": 1115, "completion_tokens": 145, "total_tokens": 1260}
     choices = [{"index": 0, "message": message, "finish_reason": "stop"}]

@@ -33,14 +33,16 @@ class CopiesBench:
     embedding: str = layout.NAME
     # Images to use, in the order of their names; 0 uses all.
     count: int = 0
-    # Images below this many pixels are left out.
+    # Images below this many pixels are left out; the longer side of others is shrunk to at most this many first.
     least_area: int = 64 * 64
+    side: int = 768
     # The least share of pairs above the threshold that has to be right: the threshold that is proposed has it.
     precision: float = 0.99
     # Also write the result as JSON here.
     json: str = ""
 
     def __post_init__(self):
+        measure.check_positive(self, "least_area", "side")
         if not 0 < self.precision <= 1:
             raise LensError(f"--precision is {self.precision}; it must be above 0 and at most 1")
 
@@ -144,6 +146,7 @@ def _embedded(bench: CopiesBench, scorer: Scorer) -> tuple[np.ndarray, dict[str,
             continue
         if image.width * image.height < bench.least_area:
             continue
+        image.thumbnail((bench.side, bench.side), Image.Resampling.BOX)
         made = [image, *(make(image) for make in KINDS.values())]
         vectors = scorer.score(np.stack([scorer.prepare(np.asarray(one)) for one in made]))["embedding"]
         if vectors[0].any():

@@ -324,7 +324,9 @@ class Client:
             started = time.monotonic()
             try:
                 async with asyncio.timeout(seconds):
-                    return await attempt(self._server())
+                    found = await attempt(self._server())
+                self._trouble_since = None
+                return found
             except LensError:
                 raise
             except Exception as error:

@@ -10,9 +10,9 @@ from lens_jax.data.buckets import Bucket, areas, parse_buckets
 from lens_jax.data.caption_length import text_class
 from lens_jax.data.config import DataConfig
 from lens_jax.data.datasets import Origin, batch_sizes, make_feeds, open_data
-from lens_jax.data.mixture_file import resolve
 from lens_jax.data.index import NAME, Stream
 from lens_jax.data.mixture import Shape, batch_shares
+from lens_jax.data.mixture_file import resolve
 from lens_jax.errors import LensError
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.tokens import Tokens, token_counts

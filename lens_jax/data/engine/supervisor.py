@@ -31,6 +31,8 @@ OPEN_SECONDS = 1800.0
 _OPEN_FAILURES = 3
 # Where none succeeds, so many failed units are taken for all of them.
 _ALL_FAIL = 3
+# A worker that gets little of a processor is slow for no fault of its own: it has so many times as long.
+_STARVED = 10
 # Seconds between signs of life on disk.
 _STATUS_EVERY = 2.0
 
@@ -88,6 +90,9 @@ class _Worker:
     since: float
     ready: bool = False
     unit: Unit | None = None
+    # The last sign of life that was seen, and the processor time that the worker had used by then.
+    beat: float = 0.0
+    cpu: float = 0.0
 
 
 class Supervisor:
@@ -227,8 +232,12 @@ class Supervisor:
         """End a worker without a sign of life."""
         if each.unit is not None:
             silent = time.time() - each.shared[worker.BEAT]
+            if each.shared[worker.BEAT] != each.beat:
+                each.beat, each.cpu = each.shared[worker.BEAT], _cpu_seconds(each.process.pid)
             median = statistics.median(self._times) if len(self._times) >= 5 else 0.0
             limit = max(self._config.stall_seconds, SLOW * median if not each.shared[worker.ITEMS] else 0.0)
+            if silent > limit and _is_starved(_cpu_seconds(each.process.pid) - each.cpu, silent):
+                limit *= _STARVED
             why = f"no sign of life for {silent:.0f} seconds"
         else:
             silent, limit = time.monotonic() - each.since, OPEN_SECONDS
@@ -312,3 +321,18 @@ class Supervisor:
                 each.process.join()
             each.pipe.close()
         self._workers.clear()
+
+
+def _cpu_seconds(process: int) -> float:
+    """Processor time that a process has used; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{process}/stat") as file:
+        # Behind the name, which may have spaces and brackets in it.
+        fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _is_starved(cpu: float, silent: float) -> bool:
+    """Whether a process that used so much of a processor in that time neither waits for something nor loops: then it
+    would have used none, or all of it."""
+    return 0.2 < cpu < silent / 4

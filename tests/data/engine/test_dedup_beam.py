@@ -37,8 +37,8 @@ def dask_workers():
 
 @pytest.fixture(scope="module")
 def rows():
-    """Clusters with duplicates, 120 copies of one image, files that are there several times, and rows whose lists decide
-    nothing once they are cut off after 4 (see test_dedup.py)."""
+    """Clusters with duplicates, 120 copies of one image, files that are there several times, and rows whose lists
+    decide nothing once they are cut off after 4 (see test_dedup.py)."""
     draw = np.random.default_rng(5)
     vectors = made.clustered(COUNT, DIM)
     copies = made.beside(np.tile(np.eye(1, DIM), (120, 1)), np.full(120, 0.999), draw)

@@ -20,6 +20,7 @@ from lens_jax.data.engine.captions.unit import UnitCaptions, kinds_of
 from lens_jax.data.engine.config import EngineConfig
 from lens_jax.data.engine.layout import Layout
 from lens_jax.data.engine.losses import check_losses
+from lens_jax.data.engine.outcomes import describe, lost
 from lens_jax.data.engine.run_stage import remove_partials, stopping_at_sigterm
 from lens_jax.data.engine.run_unit import memory
 from lens_jax.data.engine.stage import UnitInput
@@ -122,7 +123,7 @@ def _ask(config: EngineConfig, options: CaptionOptions, layout: Layout, missing:
         with contextlib.suppress(OSError):
             _running(layout).unlink(missing_ok=True)
     for source, counts in work.counts().items():
-        check_losses(_NAME, source, counts, options, at_end=True)
+        _check(source, counts, options, at_end=True)
     return work.taken
 
 
@@ -177,7 +178,7 @@ class _Work:
         self._told = now
         by_source = self.counts()
         for source, counts in by_source.items():
-            check_losses(_NAME, source, counts, self._options, at_end=False)
+            _check(source, counts, self._options, at_end=False)
         counts = sum(by_source.values(), Counter())
         self._tell(counts)
         path, rate = _running(self._layout), sum(counts.values()) / max(now - self._started, 1e-9)
@@ -190,6 +191,13 @@ class _Work:
         for unit in self._open.values():
             found.setdefault(unit.given.source.name, Counter()).update(unit.counts)
         return found
+
+
+def _check(source: str, counts: Counter[str], options: CaptionOptions, at_end: bool) -> None:
+    """LensError where more than half of a source's images get no caption, or, if `options.strict`, any of them."""
+    if options.strict and lost(counts):
+        raise LensError(f"source {source}, stage {_NAME}: {describe(counts)}, and --strict; what was answered is kept")
+    check_losses(_NAME, source, counts, options, at_end)
 
 
 def _process() -> str:

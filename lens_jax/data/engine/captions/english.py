@@ -28,9 +28,14 @@ def is_english(text: str) -> bool:
     return ranked[0][1] - english <= margin
 
 
+def load() -> None:
+    """Load the model, which takes a second: before anything is asked and paid for. LensError where it is missing."""
+    _ranking()("A text by which the model is loaded.")
+
+
 @functools.cache
 def _ranking():
-    """(language, log-probability) from the likeliest on. Loading takes a second."""
+    """(language, log-probability) from the likeliest on."""
     try:
         import py3langid
     except ImportError:

@@ -5,7 +5,7 @@ import queue
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from lens_jax.data.engine.captions import sent
+from lens_jax.data.engine.captions import english, sent
 from lens_jax.data.engine.captions.config import Caption
 from lens_jax.data.engine.captions.job import UNDECODABLE, Job
 from lens_jax.data.engine.captions.journal import Journal, tokens_spent
@@ -26,6 +26,7 @@ class Online:
     """Asks about images. One for each run: clients keep their connections, and the pace of the endpoint."""
 
     def __init__(self, caption: Caption, journal: Journal, limits: Limits, threads: int = 2):
+        english.load()  # not in the thread of the calls, which would miss their answers
         self._caption, self._journal, self._limits = caption, journal, limits
         budgets = any(e is not None and (e.max_usd or e.max_tokens) for e in (caption.endpoint, caption.second))
         spent = tokens_spent(journal.folder) if budgets else {}

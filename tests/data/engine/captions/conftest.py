@@ -100,7 +100,7 @@ def site(tmp_path, fake_server):
             numbers[colour] = number
             Image.new("RGB", (24, 16), colour).save(images / f"{number:05d}.png")
         endpoint = Endpoint(
-            url=fake_server.url, model="m", wait_seconds=(0.01, 0.05), timeout_seconds=30, concurrency=8,
+            url=fake_server.url, model="m", wait_seconds=(0.01, 0.05), timeout_seconds=300, concurrency=8,
         )  # fmt: skip
         config = EngineConfig(
             sources=(Source("pictures", "folder", str(images)),), work=str(tmp_path / "work"), unit_rows=unit_rows,
