@@ -27,6 +27,7 @@ usage: lens-jax COMMAND [OPTIONS]
 Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
 
   prepare openmoji|folder   build a data set from pictograms or from a folder of captioned images
+  data build|run|plan|...   clean, caption and pack collections of images, on one machine or many
   precompute CONFIG         store the latents and text features of a data set, to train without the encoders
   train CONFIG              train a run described by a config, or go on with it where it stopped
   rl CONFIG                 learn from rewards of a model's own images, as Lens-Base became Lens
@@ -49,11 +50,17 @@ about ten minutes on two cores:
 """
 
 BENCH_USAGE = """\
-usage: lens-jax bench suite|train|data|sample|denoiser|attention|text|decode|convert [OPTIONS]
+usage: lens-jax bench WHAT [OPTIONS]
 
   suite      all that follows and more in nine minutes, most valuable first, for a GPU that is lent for a while
   train      one training step, beside a plain matrix product, and beside that of an adapter (--lora)
   data       batches of images: read, decoded, resized, cropped
+  clean      decoding an image and its classical scores, beside Pillow and numpy
+  filters    no speed: precision and recall of the cleaning's classical filters on constructed images
+  dedup      near duplicates among vectors, beside all pairs
+  copies     at which cosine an embedding tells copies of images from other images
+  captions   captions of a server that answers at once, beside the SDK alone
+  synthetic  images of rendered text, drawn and encoded
   sample     token ids to an image, end to end and by its parts
   denoiser   one forward pass of the denoiser
   attention  a kernel of joint attention, beside a plain softmax
@@ -61,9 +68,9 @@ usage: lens-jax bench suite|train|data|sample|denoiser|attention|text|decode|con
   decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
 
-All but data, convert and attention take --size lens|toy|tiny, with random weights. train, data, denoiser, text and
-decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each
-answers --help.
+All but data, clean, filters, dedup, copies, captions, synthetic, convert and attention take --size lens|toy|tiny, with
+random weights. train, data, denoiser, text and decode take --against torch: the same in eager PyTorch, its DataLoader,
+transformers and diffusers, in turn. Each answers --help.
 """
 
 
@@ -135,10 +142,30 @@ def prepare(argv: list[str]) -> None:
     usage = (
         "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"
         "  openmoji   pictograms composed into captioned scenes (needs the extra: demo)\n"
-        "  folder     images with captions in text files beside them, or a metadata.jsonl or metadata.csv\n\n"
+        "  folder     images with captions in text files beside them, or a metadata.jsonl, .csv or .parquet\n\n"
         "Each answers --help."
     )
     _choose(argv, "prepare", "source", kinds, usage)
+
+
+def data(argv: list[str]) -> None:
+    from lens_jax import config as config_files
+    from lens_jax.data.engine import command
+    from lens_jax.data.engine.config import EngineConfig
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(command.USAGE, end="")
+        return
+    name, *rest = argv
+    kind, run = command.action(name)
+    if name == "remove":
+        run(parse(kind, rest, "lens-jax data remove"))
+        return
+    if not rest or rest[0].startswith("-"):
+        raise LensError(f"the config comes first: lens-jax data {name} CONFIG ...")
+    base = config_files.expand_home(config_files.load(rest[0], EngineConfig))
+    flags, beam = command.split(rest[1:]) if name == "run" else (rest[1:], ())
+    run(command.with_beam(parse(kind, flags, f"lens-jax data {name} {rest[0]}", command.with_config(kind, base)), beam))
 
 
 def train(argv: list[str]) -> int:
@@ -149,7 +176,7 @@ def train(argv: list[str]) -> int:
         print(
             "usage: lens-jax train CONFIG [OPTIONS]\n\n"
             "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(name for name in config_files.available() if not name.startswith('rl_'))}\n\n"
+            f"  {', '.join(name for name in config_files.available() if not name.startswith(('rl_', 'data_')))}\n\n"
             "Every field is an option: lens-jax train quickstart --help lists them.\n"
             "--init-from BASE --lora.rank 64 trains an adapter (LoRA) beside BASE, a run or a release.\n"
             "A run whose folder exists goes on from its newest checkpoint."
@@ -332,7 +359,10 @@ def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(BENCH_USAGE, end="")
         return
-    kinds = ("suite", "train", "data", "sample", "denoiser", "attention", "text", "decode", "convert")
+    kinds = (
+        "suite", "train", "data", "clean", "filters", "dedup", "copies", "captions", "synthetic", "sample", "denoiser",
+        "attention", "text", "decode", "convert",
+    )  # fmt: skip
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
     module = importlib.import_module(f"lens_jax.bench.{'suite.command' if argv[0] == 'suite' else argv[0]}")
@@ -369,6 +399,7 @@ def _choose(argv: list[str], command: str, what: str, kinds: dict[str, tuple[typ
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "prepare": prepare,
+    "data": data,
     "precompute": precompute,
     "train": train,
     "rl": rl,

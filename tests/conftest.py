@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import shutil
+import socket
 import struct
 import tempfile
 import threading
@@ -171,7 +172,8 @@ class FakeServer(http.server.ThreadingHTTPServer):
     """A real HTTP server on this machine whose replies a test decides.
 
     `reply(number, path, body, headers)` gives (status, headers, bytes) for the request of that number, from 0; whatever
-    it does before it returns is the server's slowness. `chat` makes the reply of a model that said something.
+    it does before it returns is the server's slowness. `chat` makes the reply of a model that said something. The reply
+    None cuts the connection. `other(method, path, data)` gives the same for whatever is no JSON that is posted.
     """
 
     daemon_threads = True
@@ -182,7 +184,8 @@ class FakeServer(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.lock = threading.Lock()
         self.reply = lambda number, path, body, headers: self.chat("1")
-        # (time of `time.monotonic`, path, body) of every request but those for the list of models.
+        self.other = lambda method, path, data: (404, {}, b"{}")
+        # (time of `time.monotonic`, path, body) of every request of JSON that was posted.
         self.seen: list[tuple[float, str, dict]] = []
         self.inside = self.most_inside = 0
         threading.Thread(target=self.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}).start()
@@ -205,24 +208,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = self.rfile.read(int(self.headers["Content-Length"]))
         server = self.server
+        if not self.headers["Content-Type"].startswith("application/json"):
+            self.answer(*server.other("POST", self.path, data))
+            return
+        body = json.loads(data)
         with server.lock:
             number = len(server.seen)
             server.seen.append((time.monotonic(), self.path, body))
             server.inside += 1
             server.most_inside = max(server.most_inside, server.inside)
         try:
-            status, headers, data = server.reply(number, self.path, body, self.headers)
+            reply = server.reply(number, self.path, body, self.headers)
         finally:
             with server.lock:
                 server.inside -= 1
-        self.answer(status, headers, data)
+        if reply is None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.answer(*reply)
 
     def do_GET(self):
         models = {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]}
         found = {"/v1/models": models, "/health": {}, "/rewards": {"rewards": ["taste"]}}.get(self.path)
-        self.answer(404 if found is None else 200, {}, json.dumps(found).encode())
+        if found is None:
+            self.answer(*self.server.other("GET", self.path, b""))
+        else:
+            self.answer(200, {}, json.dumps(found).encode())
+
+    def do_DELETE(self):
+        self.answer(*self.server.other("DELETE", self.path, b""))
 
     def answer(self, status, headers, data):
         self.send_response(status)

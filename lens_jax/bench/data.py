@@ -140,14 +140,14 @@ def _make_images(bench: DataBench, folder: Path) -> None:
     for number in range(bench.count):
         width, height = _SHAPES[number % len(_SHAPES)]
         scale = bench.side / max(width, height)
-        image = _photograph(rng, round(height * scale), round(width * scale))
+        image = photograph(rng, round(height * scale), round(width * scale))
         path = folder / f"{number:05d}.{bench.encoding}"
         # Cameras and web sites keep colour at half the resolution.
         image.save(path, **({"quality": 90, "subsampling": 2} if bench.encoding == "jpeg" else {}))
         path.with_suffix(".txt").write_text(f"image {number}")
 
 
-def _photograph(rng: np.random.Generator, height: int, width: int):
+def photograph(rng: np.random.Generator, height: int, width: int):
     """Dead leaves: discs of all sizes (radii with density r⁻³) over one another have the edges and the 1/f² power
     spectrum of photographs. Slightly blurred, lit from a corner, with the noise of a sensor."""
     from PIL import Image, ImageDraw, ImageFilter

@@ -56,13 +56,25 @@ def check_tags(image) -> None:
         raise LensError("Adobe RGB by its EXIF and without a profile; embed the profile, or convert it to sRGB")
 
 
+def is_srgb(profile: bytes | None) -> bool:
+    """Whether an RGB image of that profile is in sRGB already. LensError for a profile that `to_srgb` refuses."""
+    if not profile:
+        raise LensError("its colour profile cannot be read; remove it, or convert the image to sRGB")
+    space = _checked_space(profile)
+    return space == "RGB " and _transform(profile, "RGB") is None
+
+
+def _checked_space(profile: bytes) -> str:
+    if len(profile) > MAX_PROFILE:
+        raise LensError(f"its colour profile has {len(profile)} bytes; at most {MAX_PROFILE} are accepted")
+    return _space(profile)
+
+
 def _converted(image, profile: bytes):
     """An RGB, L or CMYK image of that profile in sRGB."""
     from PIL import ImageCms
 
-    if len(profile) > MAX_PROFILE:
-        raise LensError(f"its colour profile has {len(profile)} bytes; at most {MAX_PROFILE} are accepted")
-    space = _space(profile)
+    space = _checked_space(profile)
     if image.mode == "L" and space == "RGB ":
         image = image.convert("RGB")
     if space != _SPACES[image.mode]:

@@ -11,7 +11,7 @@ from lens_jax.errors import LensError
 class DataConfig:
     """What to train on."""
 
-    # Directory of a prepared data set.
+    # Directory of a prepared data set, or the mixture.json of several.
     path: str = "data/openmoji"
     # Several data sets, in place of `path`: all of images, or all of features of the same networks.
     sources: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from lens_jax.data.buckets import SAME_SHAPE, Bucket, areas, parse_buckets
 from lens_jax.data.config import DataConfig
 from lens_jax.data.index import Index, Stream, load_index
 from lens_jax.data.mixture import Feed, Shape
+from lens_jax.data.mixture_file import resolve
 from lens_jax.errors import LensError, nearest
 
 # From what multiple on it is worth a line, and of how many shapes.
@@ -90,6 +91,7 @@ def open_data(config: DataConfig, validation: bool = False) -> DataSets:
     languages that do not caption every image; for images beside features; for an empty split; for numbers of batch
     sizes, or weights, other than of areas.
     """
+    config = resolve(config)
     indexes = tuple(load_index(path) for path in config.paths)
     _check_kinds(config, indexes)
     _check_classes(config, indexes)

@@ -39,7 +39,7 @@ def open_image(data: bytes, where: str):
     if kind not in ACCEPTED:
         raise LensError(f"{where}: the file is {kind}; accepted are PNG, JPEG and WebP")
     try:
-        with Image.open(io.BytesIO(_checked_png(data) if kind == "PNG" else data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(checked_png(data) if kind == "PNG" else data), formats=FORMATS) as image:
             width, height = image.size
             # An MPO is a photo with others of the same scene behind it, and the first one is meant.
             if image.format != "MPO" and getattr(image, "is_animated", False):
@@ -60,7 +60,7 @@ def open_image(data: bytes, where: str):
     raise LensError(f"{where}: image of {width}x{height} pixels; at most {MAX_PIXELS} pixels are accepted")
 
 
-def _checked_png(data: bytes) -> bytes:
+def checked_png(data: bytes) -> bytes:
     """A PNG without its compressed texts, at whose length PIL ends. LensError for what PIL overlooks."""
     sixteen_bits, dropped = data[24:25] == b"\x10", []
     for name, start, end in _png_chunks(data):

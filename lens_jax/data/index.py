@@ -187,6 +187,8 @@ def load_index(path: str | os.PathLike) -> Index:
     file = directory / NAME
     if not file.is_file():
         hint = "make one with `lens-jax prepare openmoji` or `lens-jax prepare folder`"
+        if directory.is_file():
+            hint = "it is a file; name one data set, such as one that a mixture names"
         raise LensError(f"no data set at {directory} (no {NAME}): {hint}")
     content = _read_header(file)
     if content.get("version") != VERSION:

@@ -25,7 +25,7 @@ from lens_jax.errors import LensError
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """A folder of images with captions in text files beside them, metadata.jsonl or metadata.csv."""
+    """A folder of images with captions in text files beside them, metadata.jsonl, .csv or .parquet."""
 
     # Folder to read, with all folders in it.
     path: str

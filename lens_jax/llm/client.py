@@ -9,20 +9,22 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
+import inspect
 import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from lens_jax.errors import LensError, LensWarning
+from lens_jax.llm.answers import Answers, CachedAnswers
 from lens_jax.llm.cache import DiskCache
 from lens_jax.llm.endpoint import Endpoint
 from lens_jax.llm.gate import Gate
-from lens_jax.llm.request import Answer, Request, Result, Unusable, answer_from_json, answer_to_json
-from lens_jax.llm.retry import Failure, backoff, of_status, one_line
+from lens_jax.llm.reply import read_error, read_reply
+from lens_jax.llm.request import Answer, Request, Result, Unusable
+from lens_jax.llm.retry import Failure, backoff, one_line
 from lens_jax.llm.spending import Counts, Spending
 
 # Requests handed over ahead of those that may be in flight: enough that none waits for the other thread.
@@ -43,10 +45,13 @@ class _Asked:
 class Client:
     """Asks one endpoint, from any thread. Calls run in a thread of their own, which starts with the first.
 
-    `what` says in messages who asks: "the rubric judge".
+    `what` says in messages who asks: "the rubric judge". `answers` keeps answers in place of the endpoint's cache, and
+    `spent` are the US dollars and tokens that those of earlier runs took.
     """
 
-    def __init__(self, endpoint: Endpoint, what: str):
+    def __init__(
+        self, endpoint: Endpoint, what: str, answers: Answers | None = None, spent: tuple[float, int] = (0.0, 0)
+    ):
         endpoint.require(what)
         # Here and not with the first call: on a busy machine it takes longer than a server may.
         self._openai = import_openai()
@@ -56,8 +61,10 @@ class Client:
         self._extra = endpoint.extra()
         self._length_field = endpoint.length_field
         self._cache = DiskCache(endpoint.cache) if endpoint.cache else None
-        self._spending = Spending(endpoint)
-        self._gate = Gate(endpoint.concurrency, endpoint.requests_per_minute, self._spending.room)
+        self._answers = answers or (CachedAnswers(self._cache) if self._cache else None)
+        self._spending = Spending(endpoint, spent)
+        pace = endpoint.requests_per_minute, self._spending.room, endpoint.tokens_per_minute
+        self._gate = Gate(endpoint.concurrency, *pace)
         self._asked: dict[str, _Asked] = {}
         self._trouble_since: float | None = None
         # Why nothing is asked any more.
@@ -79,6 +86,11 @@ class Client:
         """US dollars and tokens, of this client and of all before it with the same cache."""
         return self._spending.usd, self._spending.tokens
 
+    @property
+    def key(self) -> str:
+        """The secret that is sent, which no message may hold."""
+        return self._key
+
     def check(self) -> None:
         """LensError where nothing listens at the address, the key is refused, or the cache cannot be written."""
         if self._cache:
@@ -93,6 +105,29 @@ class Client:
                 LensWarning,
                 stacklevel=2,
             )
+
+    def submit(
+        self, request: Request, read: Read | None = None, asks: int = 3, index: int = 0
+    ) -> concurrent.futures.Future[Result]:
+        """Ask one question at once, however many are in flight: see `ask_each`, whose pace is kept.
+
+        Whoever submits has to see that not too many wait. The future holds the result, or the LensError that stops
+        everything.
+        """
+        return self._run(self._answer(index, request, read, asks))
+
+    def call(self, attempt: Callable[[Any], Awaitable[Any]], seconds: float = 0.0) -> Any:
+        """What `attempt(sdk)` gives, any call of the API: made again as a question would be, beside the pace of those.
+
+        `seconds` in place of the endpoint's time-out. LensError where it fails for good.
+        """
+        return self._run(self._persist(attempt, seconds or self.endpoint.timeout_seconds)).result()
+
+    def paid(self, answer: Answer) -> Answer:
+        """Count an answer that came on another way than by a question here. Tokens that are not said are 0."""
+        answer = self._counted(answer)
+        self._spending.add(answer.tokens_in, answer.tokens_out, answer.seconds)
+        return answer
 
     def ask(self, requests: Iterable[Request], read: Read | None = None, asks: int = 3) -> list[Result]:
         """The results of all requests, in their order; see `ask_each`."""
@@ -121,7 +156,7 @@ class Client:
                     except StopIteration:
                         exhausted = True
                         break
-                    future = self._run(self._answer(index, request, read, asks))
+                    future = self.submit(request, read, asks, index)
                     pending.add(future)
                     future.add_done_callback(lambda future, index=index: done.put((index, future)))
                 if not pending:
@@ -205,9 +240,9 @@ class Client:
         counts = self._spending.counts
         answer, reason = None, ""
         for _ in range(max(1, asks)):
-            answer, error = await self._shared(request)
+            answer, failure = await self._shared(request)
             if answer is None:
-                return Result(error=error)
+                return Result(error=failure.reason, code=failure.code)
             if read is None:
                 return Result(answer.text, answer)
             try:
@@ -215,11 +250,11 @@ class Client:
             except Unusable as unusable:
                 counts.unusable += 1
                 reason = f"{unusable}; the answer was {one_line(answer.text, self._key, 80)!r}"
-                request = request.again(answer.text, unusable.repair)
+                request = request.again(answer.text, unusable.repair) if unusable.repair else request.reseeded()
         counts.failed += 1
         return Result(answer=answer, error=f"{reason} (asked {max(1, asks)} times)")
 
-    async def _shared(self, request: Request) -> tuple[Answer | None, str | None]:
+    async def _shared(self, request: Request) -> tuple[Answer | None, Failure | None]:
         """An answer, from the cache, from the same question in flight, or from the server."""
         key = await asyncio.to_thread(request.key, self.endpoint.model, self._extra)
         asked = self._asked.get(key)
@@ -234,34 +269,42 @@ class Client:
             if not asked.waiting:  # nobody wants it any more
                 asked.task.cancel()
 
-    async def _fetch(self, key: str, request: Request) -> tuple[Answer | None, str | None]:
-        if self._cache:
-            kept = answer_from_json(await asyncio.to_thread(self._cache.get, key))
+    async def _fetch(self, key: str, request: Request) -> tuple[Answer | None, Failure | None]:
+        if self._answers:
+            kept = await _finished(self._answers.get(key, request))
             if kept is not None:
                 self._spending.counts.cached += 1
                 return kept, None
         try:
-            answer, error = await self._call(request)
-            if answer is not None and self._cache:
-                await asyncio.to_thread(self._cache.put, key, answer_to_json(answer))
+            outcome = await self._call(key, request)
+            if isinstance(outcome, Failure):
+                if self._answers:
+                    await _finished(self._answers.fail(key, request))
+                return None, outcome
+            if self._answers:
+                await _finished(self._answers.put(key, request, outcome))
         except LensError as stop:
             self._stopped = self._stopped or stop
             self._stop.set()
             self._gate.open()
             raise
-        return answer, error
+        return outcome, None
 
-    async def _call(self, request: Request) -> tuple[Answer | None, str | None]:
+    async def _call(self, key: str, request: Request) -> Answer | Failure:
         """Make the call until it succeeds or is given up."""
         first, tries, failures = None, 0, 0
         while True:
-            async with self._gate.passing():
+            guessed = self._spending.mean_tokens() or request.tokens()
+            async with self._gate.passing(guessed):
                 self._refuse_more()
+                if first is None and self._answers:
+                    await _finished(self._answers.begin(key, request))
                 started = time.monotonic()
                 first, length_field = first or started, self._length_field
                 outcome = await self._try(request, started)
             if isinstance(outcome, Answer):
-                return outcome, None
+                self._gate.corrected(guessed, outcome.tokens_in + outcome.tokens_out or guessed)
+                return outcome
             if self._other_length_field(outcome, length_field):
                 continue
             failures += 1
@@ -270,9 +313,32 @@ class Client:
             too_long = time.monotonic() - first > self.endpoint.give_up_seconds
             if outcome.act == "skip" or tries >= self.endpoint.tries or too_long:
                 self._spending.counts.failed += 1
-                return None, f"{outcome.reason}{f' (tried {failures} times)' if failures > 1 else ''}"
+                tried = f" (tried {failures} times)" if failures > 1 else ""
+                return dataclasses.replace(outcome, reason=f"{outcome.reason}{tried}")
             self._spending.counts.retried += 1
             await self._sleep(max(outcome.retry_after or 0.0, backoff(self.endpoint.wait_seconds, failures)))
+
+    async def _persist(self, attempt: Callable[[Any], Awaitable[Any]], seconds: float) -> Any:
+        first, tries, failures = time.monotonic(), 0, 0
+        while True:
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(seconds):
+                    found = await attempt(self._server())
+                self._trouble_since = None
+                return found
+            except LensError:
+                raise
+            except Exception as error:
+                failure = self._failure(error)
+            failures += 1
+            tries += failure.counts
+            self._heed(failure, started)
+            too_long = time.monotonic() - first > self.endpoint.give_up_seconds
+            if failure.act == "skip" or tries >= self.endpoint.tries or too_long:
+                raise LensError(f"{self.endpoint.url}: {failure.reason}")
+            self._spending.counts.retried += 1
+            await self._sleep(max(failure.retry_after or 0.0, backoff(self.endpoint.wait_seconds, failures)))
 
     async def _try(self, request: Request, started: float) -> Answer | Failure:
         body = request.body(self.endpoint.model, self._extra, self._length_field)
@@ -283,7 +349,7 @@ class Client:
                 # Not `chat.completions.create`, which looks at every field of call and reply by its type: a fifth of
                 # what a call costs here (5.4 instead of 6.9 ms), and other servers' types are not quite the same.
                 reply = await server.post("/chat/completions", cast_to=object, body=body)
-            answer = self._parsed(reply, time.monotonic() - started)
+            answer = self._counted(read_reply(reply, time.monotonic() - started))
         except LensError:
             raise
         except Exception as error:
@@ -292,6 +358,18 @@ class Client:
         self._gate.answered()
         self._spending.add(answer.tokens_in, answer.tokens_out, answer.seconds)
         return answer
+
+    def _counted(self, answer: Answer) -> Answer:
+        """The answer, with no tokens where the server does not say; LensError where a budget needs to know."""
+        if answer.tokens_in >= 0:
+            return answer
+        if self.endpoint.max_usd or self.endpoint.max_tokens:
+            raise LensError(f"{self.endpoint.url}: its replies give no usage in tokens, so no budget can be kept")
+        return dataclasses.replace(answer, tokens_in=0, tokens_out=0)
+
+    def _failure(self, error: Exception) -> Failure:
+        answered = self._spending.counts.answered > 0
+        return read_error(self._openai, error, self.endpoint.timeout_seconds, answered, self._key)
 
     def _heed(self, failure: Failure, started: float) -> None:
         """What a failed call means for all others. LensError where none can succeed."""
@@ -325,49 +403,6 @@ class Client:
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
 
-    def _parsed(self, reply: Any, seconds: float) -> Answer:
-        """The answer in a reply, which may hold anything: ValueError where there is none."""
-        choices = _dict(reply).get("choices")
-        choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}
-        message = choice.get("message")
-        if not isinstance(message, dict):
-            raise ValueError("a reply without choices")
-        usage = _dict(reply.get("usage"))
-        tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        known = all(type(count) is int and count >= 0 for count in tokens)
-        if not known and (self.endpoint.max_usd or self.endpoint.max_tokens):
-            raise LensError(f"{self.endpoint.url}: its replies give no usage in tokens, so no budget can be kept")
-        text = message.get("content")
-        return Answer(
-            text=text if isinstance(text, str) else "",
-            finish_reason=str(choice.get("finish_reason") or ""),
-            refusal=str(message.get("refusal") or ""),
-            top_logprobs=_top_logprobs(choice),
-            tokens_in=tokens[0] if known else 0,
-            tokens_out=tokens[1] if known else 0,
-            seconds=seconds,
-        )
-
-    def _failure(self, error: Exception) -> Failure:
-        openai, line = self._openai, lambda text: one_line(text, self._key)
-        if isinstance(error, openai.APIStatusError):
-            body = error.body if isinstance(error.body, dict) else {}
-            body = body.get("error", body) if isinstance(body.get("error", body), dict) else body
-            code = line(body.get("code") or body.get("type") or "")
-            message = line(body.get("message") or error.message)
-            answered = self._spending.counts.answered > 0
-            return of_status(error.status_code, code, message, error.response.headers, answered)
-        if isinstance(error, TimeoutError | openai.APITimeoutError):
-            return Failure(f"no answer within {self.endpoint.timeout_seconds:g} s", "again")
-        if isinstance(error, openai.APIConnectionError):
-            cause = error.__cause__ or error.__context__ or error
-            return Failure(f"cannot be reached ({line(cause) or type(cause).__name__})", "again", counts=False)
-        if isinstance(error, json.JSONDecodeError | openai.APIResponseValidationError):
-            return Failure(f"the reply is not JSON ({line(error)})", "again")
-        if isinstance(error, openai.OpenAIError | ValueError | TypeError | AttributeError | KeyError):
-            return Failure(f"the reply cannot be read ({type(error).__name__}: {line(error)})", "again")
-        raise error
-
     def _other_length_field(self, failure: Failure, used: str) -> bool:
         """Whether the server wants the older name of the limit than the one `used`; all calls have it from now on."""
         refused = failure.act == "skip" and "max_completion_tokens" in failure.reason
@@ -377,6 +412,10 @@ class Client:
         return False
 
 
+async def _finished(value: Any | Awaitable[Any]) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
 def import_openai():
     """The SDK, or how to get it. It takes a second to import."""
     try:
@@ -384,15 +423,3 @@ def import_openai():
     except ImportError:
         raise LensError('asking a language model needs the extra: pip install "lens-jax[llm]"') from None
     return openai
-
-
-def _dict(value: Any) -> dict:
-    return value if isinstance(value, dict) else {}
-
-
-def _top_logprobs(choice: dict) -> tuple[tuple[tuple[str, float], ...], ...]:
-    try:
-        places = _dict(choice.get("logprobs")).get("content") or ()
-        return tuple(tuple((str(t["token"]), float(t["logprob"])) for t in place["top_logprobs"]) for place in places)
-    except (KeyError, TypeError, ValueError):
-        return ()

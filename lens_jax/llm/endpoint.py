@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ class Endpoint:
     concurrency: int = 64
     # Calls begun a minute, of each process; 0 sets no limit.
     requests_per_minute: float = 0.0
+    # Tokens a minute, of questions and answers, of each process; 0 sets no limit.
+    tokens_per_minute: float = 0.0
     # A call that takes longer is given up, and made again.
     timeout_seconds: float = 120.0
     # Times that one call is made, if it fails by a time-out, an error of the server or a reply that is not JSON.
@@ -53,14 +56,14 @@ class Endpoint:
     def __post_init__(self):
         least = {
             "concurrency": 1, "tries": 1, "timeout_seconds": 0.001, "give_up_seconds": 0.001, "requests_per_minute": 0,
-            "max_usd": 0, "max_tokens": 0,
+            "tokens_per_minute": 0, "max_usd": 0, "max_tokens": 0,
         }  # fmt: skip
         for name, number in least.items():
-            if getattr(self, name) < number:
+            if not number <= getattr(self, name) < math.inf:
                 raise LensError(f"endpoint.{name} is {getattr(self, name)}; it must be at least {number}")
         if min(self.wait_seconds) <= 0 or self.wait_seconds[0] > self.wait_seconds[1]:
             raise LensError(f"endpoint.wait_seconds is {self.wait_seconds}; expected two rising numbers above 0")
-        if min(self.usd_per_million) < 0:
+        if not all(0 <= price < math.inf for price in self.usd_per_million):
             raise LensError(f"endpoint.usd_per_million is {self.usd_per_million}; prices must not be below 0")
         if self.max_usd and not any(self.usd_per_million):
             raise LensError("endpoint.max_usd needs endpoint.usd_per_million, the price of tokens in and out")
@@ -75,6 +78,11 @@ class Endpoint:
         if not isinstance(values, dict):
             raise LensError(f"endpoint.arguments is {self.arguments!r:.60}; expected a JSON object")
         return values
+
+    def usd(self, tokens_in: float, tokens_out: float) -> float:
+        """Price of so many tokens in US dollars."""
+        price_in, price_out = self.usd_per_million
+        return (tokens_in * price_in + tokens_out * price_out) / 1e6
 
     def require(self, what: str) -> None:
         """LensError where `what`, which needs the endpoint, has no address or model to ask."""

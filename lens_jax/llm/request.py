@@ -13,6 +13,8 @@ import numpy as np
 
 # Part of every key: raised when what a request means changes.
 _VERSION = 1
+# What an image of 768 pixels square takes of a model with tiles: 85, and 170 for each of four.
+_IMAGE_TOKENS = 765
 # Of an answer that could not be used, what is shown to the model again.
 _REPEATED = 2000
 
@@ -24,10 +26,12 @@ class Image:
     data: bytes
     # "image/jpeg" or "image/png".
     kind: str
+    # A hash of what it was made from and how, in place of one of its bytes: those may change with the encoder.
+    made_from: str = ""
 
     @functools.cached_property
     def digest(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
+        return self.made_from or hashlib.sha256(self.data).hexdigest()
 
     @functools.cached_property
     def url(self) -> str:
@@ -73,6 +77,10 @@ class Request:
     temperature: float | None = None
     # Ask for the probabilities of so many likeliest tokens at each place; 0 asks for none.
     top_logprobs: int = 0
+    # Of the server's sampling. None leaves it to the server.
+    seed: int | None = None
+    # Where its answer belongs, for whoever keeps answers; no part of the question.
+    about: str = ""
 
     def key(self, model: str, arguments: Mapping[str, Any]) -> str:
         """Hex SHA-256 of all that the answer depends on. The server's address is not in it: servers move."""
@@ -84,6 +92,8 @@ class Request:
             "messages": [[message.role, [plain(part) for part in message.parts]] for message in self.messages],
             "limits": [self.max_tokens, self.temperature, self.top_logprobs],
         }
+        if self.seed is not None:
+            values["seed"] = self.seed
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def body(self, model: str, arguments: Mapping[str, Any], length_field: str) -> dict[str, Any]:
@@ -92,6 +102,8 @@ class Request:
         body[length_field] = self.max_tokens
         if self.temperature is not None:
             body["temperature"] = self.temperature
+        if self.seed is not None:
+            body["seed"] = self.seed
         if self.top_logprobs:
             body.update(logprobs=True, top_logprobs=self.top_logprobs)
         return {**body, **arguments}
@@ -103,6 +115,16 @@ class Request:
         """
         said = Message("assistant", (answer.strip()[:_REPEATED] or "(nothing)",))
         return dataclasses.replace(self, messages=(*self.messages, said, Message("user", (repair,))))
+
+    def reseeded(self) -> "Request":
+        """The same question with the next seed, for another answer."""
+        return dataclasses.replace(self, seed=(self.seed or 0) + 1)
+
+    def tokens(self) -> int:
+        """Tokens that it may take, its answer included: a guess for before anything was answered."""
+        texts = sum(len(part) for m in self.messages for part in m.parts if isinstance(part, str))
+        images = sum(not isinstance(part, str) for m in self.messages for part in m.parts)
+        return texts // 4 + _IMAGE_TOKENS * images + self.max_tokens
 
 
 def _wire(message: Message) -> dict[str, Any]:
@@ -151,9 +173,12 @@ def answer_from_json(values: Any) -> Answer | None:
 
 
 class Unusable(Exception):
-    """Raised by what reads an answer: it is none. `repair` tells the model what is wanted instead."""
+    """Raised by what reads an answer: it is none.
 
-    def __init__(self, reason: str, repair: str):
+    `repair` tells the model what is wanted instead. Where it is empty the question is asked afresh, with another seed.
+    """
+
+    def __init__(self, reason: str, repair: str = ""):
         super().__init__(reason)
         self.repair = repair
 
@@ -167,3 +192,5 @@ class Result:
     answer: Answer | None = None
     # One line; None where there is a value.
     error: str | None = None
+    # What the server calls the error, such as "content_filter".
+    code: str = ""

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 _LATER = (408, 409, 425, 429)
 # Of these the server, not the question, is the cause: they say nothing about the call, and do not use up its tries.
 _NOT_THIS_CALL = (429, 502, 503, 504)
+# Statuses of what no question survives: key, money, address or model, method.
+_HOPELESS = (401, 402, 404, 405)
 # Codes of a 429 that waiting does not heal.
 _NEVER = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
@@ -28,6 +30,8 @@ class Failure:
     retry_after: float | None = None
     # Of the HTTP reply; 0 where there was none.
     status: int = 0
+    # What the server calls it, such as "content_filter".
+    code: str = ""
 
     @property
     def crowded(self) -> bool:
@@ -38,15 +42,15 @@ class Failure:
 def of_status(status: int, code: str, message: str, headers: Mapping[str, str], answered: bool) -> Failure:
     """What an HTTP error means. `answered` says whether this server has answered any call yet.
 
-    A key that is refused stops everything; so does what speaks of a wrong address or model as long as nothing was
-    answered. Later the same may be about one question alone.
+    A key that is refused, money that is gone and a wrong address or model stop everything. So does 403 as long as
+    nothing was answered; later it may be about one question alone.
     """
     reason = f"HTTP {status}{f' ({code})' if code else ''}: {message}"
-    if status == 401 or code in _NEVER or (status in (402, 403, 404, 405) and not answered):
-        return Failure(reason, "stop", status=status)
+    if status in _HOPELESS or code in _NEVER or (status == 403 and not answered):
+        return Failure(reason, "stop", status=status, code=code)
     if status in _LATER or status >= 500:
-        return Failure(reason, "again", status not in _NOT_THIS_CALL, retry_after(headers), status)
-    return Failure(reason, "skip", status=status)
+        return Failure(reason, "again", status not in _NOT_THIS_CALL, retry_after(headers), status, code)
+    return Failure(reason, "skip", status=status, code=code)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -42,15 +42,16 @@ class Spending:
     at the same time is read at the start only.
     """
 
-    def __init__(self, endpoint: Endpoint):
+    def __init__(self, endpoint: Endpoint, before: tuple[float, int] = (0.0, 0)):
+        """`before` is what else was spent, in US dollars and tokens, and counts."""
         self.counts = Counts()
         self._endpoint = endpoint
-        self._before = {"usd": 0.0, "tokens": 0}
+        self._before = dict(zip(("usd", "tokens"), before))
         self._most_usd, self._most_tokens, self._written = 0.0, 0, 0.0
         self._file: Path | None = None
         if endpoint.cache:
             folder = Path(endpoint.cache) / "spent"
-            self._before = _sum(folder)
+            self._before = {name: value + self._before[name] for name, value in _sum(folder).items()}
             self._file = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
 
     @property
@@ -63,8 +64,7 @@ class Spending:
 
     def add(self, tokens_in: int, tokens_out: int, seconds: float) -> None:
         """An answer that was paid for."""
-        price_in, price_out = self._endpoint.usd_per_million
-        usd = (tokens_in * price_in + tokens_out * price_out) / 1e6
+        usd = self._endpoint.usd(tokens_in, tokens_out)
         counts = self.counts
         counts.answered += 1
         counts.tokens_in += tokens_in
@@ -89,6 +89,11 @@ class Spending:
         if endpoint.max_tokens and max(tokens, self.tokens + 1) > endpoint.max_tokens:
             return f"endpoint.max_tokens is {endpoint.max_tokens:,}, and {self.tokens:,} are spent"
         return ""
+
+    def mean_tokens(self) -> float:
+        """Tokens of an answered call and its question; 0 before the first."""
+        counts = self.counts
+        return (counts.tokens_in + counts.tokens_out) / max(1, counts.answered)
 
     def room(self, in_flight: int) -> bool:
         """Whether one more call may join those in flight. What a call costs is learnt from the first, made alone."""

@@ -12,6 +12,7 @@ from lens_jax.data.config import DataConfig
 from lens_jax.data.datasets import Origin, batch_sizes, make_feeds, open_data
 from lens_jax.data.index import NAME, Stream
 from lens_jax.data.mixture import Shape, batch_shares
+from lens_jax.data.mixture_file import resolve
 from lens_jax.errors import LensError
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.tokens import Tokens, token_counts
@@ -58,7 +59,7 @@ def data_use(config: TrainConfig, sequence: int, caption_tokens: int = CAPTION_T
 
     Classes of caption lengths have the shares that captions of so many tokens on average give them.
     """
-    data = config.data
+    data = resolve(config.data) if Path(config.data.path).is_file() else config.data
     lengths = caption_lengths(config, caption_tokens)
     if all((Path(path) / NAME).is_file() for path in data.paths):
         opened = open_data(data)

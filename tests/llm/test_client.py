@@ -248,6 +248,17 @@ def test_budgets_hold_over_restarts(fake_server, client, tmp_path):
         client(max_tokens=1000).ask(questions(1))
 
 
+def test_tokens_a_minute(fake_server, client):
+    """1,100 tokens a call, those of 20 calls a second: what the first took over their guess holds back the others."""
+    fake_server.reply = lambda *_: fake_server.chat("1", tokens=(1000, 100))
+    paced = client(tokens_per_minute=20 * 60 * 1100)
+    assert all(result.value == "1" for result in paced.ask(questions(14)))
+    times = [when for when, *_ in fake_server.seen]
+    assert max(times) - min(times) >= 12 / 20
+    with pytest.raises(LensError, match="tokens_per_minute is nan"):
+        endpoint(fake_server, tokens_per_minute=float("nan"))
+
+
 def test_other_length_field(fake_server, client):
     """A server that knows only `max_tokens` is asked so from then on, by those too that were refused together."""
     together = threading.Barrier(4)

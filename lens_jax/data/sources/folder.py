@@ -1,9 +1,9 @@
 """Captioned images in a folder of your own.
 
 An image's captions stand in a text file beside it, one a line: `photo.txt`, `photo.caption`, or the same behind the
-whole name, `photo.png.txt`. Or in a `metadata.jsonl` or `metadata.csv` in its folder or one above (see `tables`), which
-goes before a text file. In JSON captions may also be a list, or map languages to a text or a list. Rows of the same
-image add up.
+whole name, `photo.png.txt`. Or in a `metadata.jsonl`, `.csv` or `.parquet` in its folder or one above (see `tables`),
+which goes before a text file. In JSON captions may also be a list, or map languages to a text or a list. Rows of the
+same image add up.
 
 Whatever cannot be used comes out as a Problem in place of an example: nothing is skipped silently, but for names that
 begin with a dot. A folder may hold more images than memory their names: what has to be put in order is sorted on disk,
@@ -121,7 +121,7 @@ class Scan:
     def captions_of(self, found: Found) -> Mapping[str, tuple[str, ...]] | Problem:
         """Captions by language of an image, from the tables or from the file beside it. From any thread."""
         if found.captions is not None:
-            return _checked(found.name, found.captions)
+            return check_captions(found.name, found.captions)
         file = _caption_file(found.path, self._options.caption_files)
         if file is None:
             return Problem(found.name, "no caption", self._missing(found.path))
@@ -141,7 +141,7 @@ class Scan:
             lines = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
         except UnicodeDecodeError:
             return Problem(found.name, "bad caption", f"{_shown(file)} is not UTF-8")
-        return _checked(found.name, {self._options.columns.language: lines})
+        return check_captions(found.name, {self._options.columns.language: lines})
 
     def _missing(self, path: Path) -> str:
         beside = (path.with_suffix(suffix) for suffix in (*CAPTION_FILES, *_NOT_READ))
@@ -193,7 +193,7 @@ class Scan:
             while row and row[0] == key:
                 captions = captions or {}
                 for language, lines in msgpack.unpackb(row[1])[2].items():
-                    if language in captions or len(captions) <= MAX_LANGUAGES:  # one too many, for `_checked` to refuse
+                    if language in captions or len(captions) <= MAX_LANGUAGES:  # one too many, to be refused
                         held = captions.setdefault(language, [])
                         held.extend(lines[: MAX_CAPTIONS + 1 - len(held)])
                 row = next(rows, None)
@@ -325,7 +325,8 @@ def _caption_file(path: Path, endings: tuple[str, ...]) -> Path | None:
     return None
 
 
-def _checked(name: str, texts: Mapping[str, list[str]]) -> Mapping[str, tuple[str, ...]] | Problem:
+def check_captions(name: str, texts: Mapping[str, list[str]]) -> Mapping[str, tuple[str, ...]] | Problem:
+    """Captions as records may hold them, or what is wrong with those of the image of that name."""
     kept = {language: tuple(text.strip() for text in lines if _is_visible(text)) for language, lines in texts.items()}
     kept = {language: lines for language, lines in kept.items() if lines}
     if not kept:

@@ -1,4 +1,4 @@
-"""Rows of metadata.jsonl and metadata.csv: what each says of an image, or what is wrong with it.
+"""Rows of metadata.jsonl, .csv and .parquet: what each says of an image, or what is wrong with it.
 
 A row is used as it is or refused: a caption is never cut, moved to another column or replaced by another one.
 """
@@ -15,7 +15,7 @@ from lens_jax.data.file_kind import HEAD, LFS_POINTER, what_is
 from lens_jax.data.records import text_fault
 from lens_jax.errors import LensError
 
-TABLES = ("metadata.jsonl", "metadata.csv")
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTION_COLUMNS = ("text", "caption", "captions")
 # Of one row; it bounds what is in memory.
 MAX_ROW = 16 << 20
@@ -49,15 +49,21 @@ def rows(path: Path, columns: Columns) -> Iterator[tuple[int, Row | str]]:
         file.seek(0)
         if what_is(head) == LFS_POINTER:
             yield 1, f"the table is {LFS_POINTER}"
+        elif path.suffix.lower() == ".parquet":
+            yield from _parsed(_parquet_rows(file, columns), columns)
         elif head.startswith(_UTF16):
             yield 1, "the table is UTF-16; save it as UTF-8"
         else:
             read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
-            for line, values in read(file, columns):
-                try:
-                    yield line, _parse(values, columns)
-                except ValueError as error:
-                    yield line, str(error)
+            yield from _parsed(read(file, columns), columns)
+
+
+def _parsed(found: Iterator[tuple[int, object]], columns: Columns) -> Iterator[tuple[int, Row | str]]:
+    for line, values in found:
+        try:
+            yield line, _parse(values, columns)
+        except ValueError as error:
+            yield line, str(error)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | ValueError]]:
@@ -131,6 +137,38 @@ def _csv_rows(file: BinaryIO, columns: Columns) -> Iterator[tuple[int, object]]:
         else:
             # An empty cell is an absent one, so that a table may leave `language` open.
             yield reader.line_num, dict(zip(header, cells))
+
+
+def _parquet_rows(file: BinaryIO, columns: Columns) -> Iterator[tuple[int, object]]:
+    """Rows count from 1, as lines do."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        yield 1, ValueError("reading parquet needs pyarrow: pip install 'lens-jax[data]'")
+        return
+    number = 0
+    try:
+        table = pq.ParquetFile(file, buffer_size=1 << 20)
+        names = table.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise ValueError("a column is there twice")
+        wanted = [columns.file, _caption_column(names, columns)]
+        wanted += ["language"] if "language" in names and "language" not in wanted else []
+        for batch in table.iter_batches(64, columns=wanted, use_threads=False):
+            for values in batch.to_pylist():
+                number += 1
+                yield number, {name: from_arrow(value) for name, value in values.items()}
+    except (GeneratorExit, MemoryError):
+        raise
+    except Exception as error:  # pyarrow raises OSError, ValueError and others by the kind of damage
+        yield number + 1, ValueError(f"no further row is used: {str(error).partition(chr(10))[0][:200]}")
+
+
+def from_arrow(value: object) -> object:
+    """A value that pyarrow gave as JSON would have it: maps come as pairs, and structs with the fields they lack."""
+    if isinstance(value, list) and value and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        return dict(value)
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 def _caption_column(present: Sequence[str] | Mapping, columns: Columns) -> str:

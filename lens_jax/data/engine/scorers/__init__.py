@@ -1,0 +1,1 @@
+"""Networks that score images, each behind the protocol of `scorer.py`."""
