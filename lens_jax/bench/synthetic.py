@@ -36,7 +36,7 @@ class SyntheticBench:
     encoding: Literal["jpeg", "png", "webp"] = "jpeg"
     # Of what is drawn.
     seed: int = 0
-    # Also write the first 24 images of the first size as one image here, a PNG or JPEG, each at most 240 pixels wide,
+    # Also write the first 24 images of the first size as one image here, a PNG or JPEG, each at most 220 pixels wide,
     # and print their captions.
     sheet: str = ""
     # Also write the result as JSON here.
@@ -85,7 +85,7 @@ def _packaged_fonts() -> tuple[str, ...]:
         raise LensError(f'{error}: name --fonts, or: pip install "lens-jax[demo]"') from None
 
 
-_COLUMNS, _ROWS, _SIDE, _GAP = 6, 4, 240, 6
+_COLUMNS, _ROWS, _SIDE, _GAP = 6, 4, 220, 6
 
 
 def _draw_sheet(bench: SyntheticBench, materials: Materials) -> None:
@@ -103,6 +103,6 @@ def _draw_sheet(bench: SyntheticBench, materials: Materials) -> None:
             sheet.paste(image, (left + (_SIDE - image.width) // 2, top + (_SIDE - image.height) // 2))
     try:
         Path(bench.sheet).parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(bench.sheet, quality=80)
+        sheet.save(bench.sheet, quality=75)
     except (OSError, ValueError) as error:
         raise LensError(f"{bench.sheet}: cannot be written: {error}") from None

@@ -22,6 +22,8 @@ _TRIES = 8
 _MARGIN = 1.4
 # Pixels of a background that are looked at, a side.
 _PROBED = 48
+# Pixels of letters that are too few to be judged by themselves.
+_FEW = 12
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def lay_on(
 
 
 def legibility(image, ink, size: int) -> float:
-    """The contrast ratio that nine in ten of the letters' inner pixels have with what is around them.
+    """The contrast ratio that nine in ten of the letters' inner pixels have with what is around them, and half of them
+    in every stretch of an em.
 
     image: of PIL, mode RGB, as it was drawn; ink: mode L, of the same size, what of it is letters. Around is what lies
     within a sixth of an em and is no letter. 1 where there is no ink, or only ink.
@@ -79,7 +82,11 @@ def legibility(image, ink, size: int) -> float:
     if not core.any():
         return 1.0
     found = contrast(np.asarray(light, np.float32)[core] / 255, np.minimum(lit[core] / weight[core], 1))
-    return tenth(found)
+    # A letter or two that cannot be read are few pixels of a long line: no stretch of an em may be so by half.
+    stretch = np.nonzero(core)[1] // max(size, 8)
+    ordered = found[np.argsort(stretch, kind="stable")]
+    parts = np.split(ordered, np.cumsum(np.bincount(stretch))[:-1])
+    return min([tenth(found), *(float(np.median(part)) for part in parts if len(part) >= _FEW)])
 
 
 def _paints(rng: np.random.Generator, behind, masks: Masks, least: float) -> Iterator[Paint]:

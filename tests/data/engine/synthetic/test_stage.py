@@ -98,7 +98,8 @@ def test_a_build_packs_them_with_what_is_written_on_them(config, tmp_path):
         for name in META[:-1]:
             assert record.meta[name] == drawn.meta[name]
         assert (record.height, record.width, record.licence) == (128, 128, "generated")
-    table = next((tmp_path / "work" / "synthesize").rglob("*.parquet"))
+    (full, _) = units(with_(config, count=4))
+    (table,) = (tmp_path / "work" / "synthesize").rglob(f"{full.id}.parquet")
     before = table.stat().st_mtime_ns
     assert {record.captions["en"] for record in packed(7)} == set(made)
     assert table.stat().st_mtime_ns == before
