@@ -13,9 +13,9 @@ from lens_jax.run.optimizer import OptimizerConfig
 
 config = TrainConfig(
     out="runs/quickstart",
-    steps=2200,
+    steps=1500,
     ema_decay=0.998,
-    # Head size 64 and no scan: on two AVX2 cores 1.4x the speed of head size 32, 1.05x that of the scanned blocks.
+    # Head size 64: on two AVX2 cores 1.4x the speed of head size 32. Scanned, it compiles in half the time.
     model=DenoiserConfig(
         layers=5,
         heads=3,
@@ -23,7 +23,6 @@ config = TrainConfig(
         text_width=512,
         text_layers=1,
         dtype="float32",
-        unroll=True,
     ),
     codec=LinearCodecConfig(patch=8, components=64),
     text=SentenceEncoderConfig(max_tokens=7),
@@ -32,9 +31,9 @@ config = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", beta2=0.99),
     checkpoint=CheckpointConfig(every=500, keep=2),
     samples=SheetConfig(
-        every=1100,
+        every=750,
         prompts=("red apple", "banana", "cat", "octopus", "rocket", "fox (on the left), house (on the right)"),
     ),
-    validation=ValidationConfig(every=1100),
+    validation=ValidationConfig(every=750),
     logging=LoggingConfig(every=50),
 )

@@ -1,7 +1,7 @@
 """The small Lens that comes with the package: 128 pictograms, scenes of up to four, written words.
 
 lens-jax prepare openmoji --out data/small --concepts 128 --size 64 --ratios 1:1 3:4 4:3 2:3 3:2 --world all \\
-  --scenes 90000 --copies 8 --densities 0.05 0.1 0.85 --natural 0.4 --hold-out --validation 1024
+  --scenes 100000 --copies 8 --densities 0.05 0.1 0.85 --natural 0.4 --hold-out --validation 1024
 lens-jax train small
 lens-jax convert pack runs/small small.safetensors --guidance-scale 2.5
 
@@ -27,7 +27,6 @@ config = TrainConfig(
         text_width=512,
         text_layers=1,
         dtype="float32",
-        unroll=True,
     ),
     codec=LinearCodecConfig(patch=8, components=80),
     text=SentenceEncoderConfig(max_tokens=10),

@@ -18,7 +18,7 @@ CELLS = 16
 # Squared distance from the background, summed over the channels, from which a pixel counts as painted.
 PAINTED = 40**2
 # Sides at which pictograms are described: as one of four in a scene, and as one alone.
-_SIDES = (26, 50)
+_SIDES = (22, 46)
 # Side of the masters: as `data/sources/openmoji.py` draws them for images up to 80 pixels, four times the largest.
 _MASTER = 320
 

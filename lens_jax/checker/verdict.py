@@ -6,6 +6,7 @@ import numpy as np
 
 from lens_jax.checker.look import Found, Seen, look
 from lens_jax.checker.references import References
+from lens_jax.data import scene_sampler
 from lens_jax.data.scenes import Scene
 
 # objects     every concept as often as asked, nothing else
@@ -22,9 +23,8 @@ CRITERIA = ("objects", "count", "place", "relation", "size", "background", "word
 _ASIDE = 0.07
 # Least distance of two centres for a relation, as a part of the side. In scenes it is 0.4 and more.
 _APART = 0.12
-# Parts of the shorter side: scenes draw small objects at 0.34 to 0.41, large ones at 0.82 to 0.97, others where they
-# are alone at 0.53 to 0.72.
-SMALL, LARGE = 0.475, 0.78
+# Pixels around the mean of the two sides that scenes have, where an object is neither small nor large.
+_NEITHER = 2
 
 
 def judge(scene: Scene, image: np.ndarray, references: References | None = None) -> dict[str, bool]:
@@ -89,9 +89,9 @@ def related(first: Found, second: Found, relation: str, seen: Seen) -> bool:
 
 
 def size_of(found: Found, seen: Seen) -> str:
-    """ "small", "large" or "" between them, by the share of the image's shorter side."""
-    share = found.side / min(seen.height, seen.width)
-    return "small" if share <= SMALL else "large" if share >= LARGE else ""
+    """ "small", "large" or "" between them, by the sides that scenes of this size have."""
+    middle = (scene_sampler.SMALL + scene_sampler.large_side(seen.height, seen.width)) / 2
+    return "small" if found.side < middle - _NEITHER else "large" if found.side > middle + _NEITHER else ""
 
 
 def _from_middle(box, seen: Seen) -> tuple[float, float]:

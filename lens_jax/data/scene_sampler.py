@@ -20,8 +20,8 @@ from lens_jax.errors import LensError
 KINDS = {
     "objects": {"one": 0.4, "same two": 0.13, "same three": 0.12, "two": 0.25, "three": 0.1},
     "all": {
-        "one": 0.28, "same two": 0.05, "same three": 0.09, "same four": 0.08, "two": 0.09, "relation": 0.11,
-        "three": 0.03, "four": 0.03, "word": 0.12, "word and one": 0.12,
+        "one": 0.27, "same two": 0.04, "same three": 0.08, "same four": 0.07, "two": 0.09, "relation": 0.1,
+        "three": 0.06, "four": 0.08, "word": 0.11, "word and one": 0.1,
     },
 }  # fmt: skip
 World = Literal["objects", "all"]
@@ -33,7 +33,7 @@ OBJECTS = {
 }  # fmt: skip
 
 Cell = tuple[float, float, float, float]
-# Fractions of the image (left, top, right, bottom) by layout. An object fills the shorter side of its cell.
+# Fractions of the image (left, top, right, bottom) by layout. An object stands in the middle of its cell.
 LAYOUTS: dict[str, dict[str, Cell]] = {
     "centre": {"centre": (0.07, 0.07, 0.93, 0.93)},
     "halves": {"left": (0.01, 0, 0.5, 1), "right": (0.5, 0, 0.99, 1)},
@@ -46,7 +46,7 @@ LAYOUTS: dict[str, dict[str, Cell]] = {
         "top_left": (0.01, 0.01, 0.5, 0.5), "top_right": (0.5, 0.01, 0.99, 0.5),
         "bottom_left": (0.01, 0.5, 0.5, 0.99), "bottom_right": (0.5, 0.5, 0.99, 0.99),
     },
-    # One object off centre: larger than half an image, and still clearly on one side.
+    # One object off centre.
     "left": {"left": (0.02, 0, 0.62, 1)},
     "right": {"right": (0.38, 0, 0.98, 1)},
     "top": {"top": (0, 0.02, 1, 0.62)},
@@ -66,8 +66,13 @@ BESIDE_WORD: dict[str, Cell] = {"top": (0.1, 0.38, 0.9, 0.98), "bottom": (0.1, 0
 RELATIONS = {"left": "left_of", "right": "right_of", "top": "above", "bottom": "below"}
 HELD_OUT = 12  # one combination of so many
 # Everything lies on a grid of so many pixels, the side of the linear codec's squares. A pictogram of some size is then
-# the same latent tokens wherever it is: an hour on two cores is enough to learn to draw 128 of them.
+# the same latent tokens wherever it is.
 GRID = 8
+# Sides of the squares that pictograms are drawn in: alone in the middle, and elsewhere. With two, a model has 45 tokens
+# of each pictogram to learn where the largest square of each cell, as it was, makes it 163.
+LARGE, SMALL = 6 * GRID, 3 * GRID
+# The larger one in images of less than this on their shorter side, as those of the quickstart.
+NARROW, LARGE_IN_NARROW = 56, 4 * GRID
 
 
 def reference_scene(concept: Concept, bucket: Bucket) -> Scene:
@@ -96,7 +101,7 @@ def sample_scene(
     size = ""
     if kind == "one" and world == "all":
         size = rng.choice(["", "small", "large"], p=[0.6, 0.25, 0.15])
-    cells = _cells(_layout(rng, count, bucket, size), bucket)
+    cells = _cells(_layout(rng, count, different < count, bucket, size), bucket)
     if kind == "relation" and rng.random() < 0.5:
         cells = cells[::-1]
     # A lone centred object and a group of the same need no place in words.
@@ -145,26 +150,31 @@ def _with_word(rng: np.random.Generator, chosen: Sequence[Concept], background: 
 
 
 def _word_box(letters: int, position: str, bucket: Bucket) -> Box:
-    """Squares of 16 pixels for the letters where the image is wide enough for them, and of 8 elsewhere."""
-    side = 2 * GRID if letters * 2 * GRID <= bucket.width else GRID
-    x = _on_grid((bucket.width - letters * side) / 2)
+    """Squares of 16 pixels for the letters where the image is wide enough for them, and of 8 elsewhere.
+
+    One square of the grid from the left edge, so that a place in a word is a place in the image, however long it is.
+    """
+    side = 2 * GRID if GRID + letters * 2 * GRID <= bucket.width else GRID
     y = min(max(_on_grid(WORD_MIDDLE[position] * bucket.height - side / 2), 0), bucket.height - side)
-    return (x, y, x + letters * side, y + side)
+    return (GRID, y, GRID + letters * side, y + side)
 
 
-def _layout(rng: np.random.Generator, count: int, bucket: Bucket, size: str) -> str:
+def _layout(rng: np.random.Generator, count: int, same: bool, bucket: Bucket, size: str) -> str:
     if count == 1:
         if size == "large":
             return "large"
-        place = rng.choice(["", "left", "right", "top", "bottom"], p=[0.4, 0.15, 0.15, 0.15, 0.15])
+        place = rng.choice(["", "left", "right", "top", "bottom"], p=[0.6, 0.1, 0.1, 0.1, 0.1])
         return f"small {place}".strip() if size else place or "centre"
     wide = bucket.width >= bucket.height
     elongation = max(bucket.width / bucket.height, bucket.height / bucket.width)
     # Objects side by side across the short side of a long image would be too small to recognise.
     if count == 2:
-        options = ["halves", "stack"] if elongation < 1.25 else ["halves" if wide else "stack"]
+        options = ["halves", "stack"] if elongation < 1.25 and not same else ["halves" if wide else "stack"]
     elif count == 3:
-        options = ["pyramid", "wedge"] if elongation < 1.6 else ["row" if wide else "column"]
+        # What no caption says is the same for all: a model need not agree with itself on it.
+        options = ["pyramid"] if same else ["pyramid", "wedge"]
+        if elongation >= 1.6:
+            options = ["row" if wide else "column"]
     else:
         options = ["corners"]
     return options[rng.integers(len(options))]
@@ -179,15 +189,17 @@ def _scaled(cell: Cell, bucket: Bucket) -> Cell:
     return tuple(fraction * side for fraction, side in zip(cell, scale))
 
 
+def large_side(height: int, width: int) -> int:
+    """Side of the square of a large object, pixels."""
+    return LARGE if min(height, width) >= NARROW else LARGE_IN_NARROW
+
+
 def _square(cell: Cell, bucket: Bucket) -> Box:
-    """The largest square of the grid in the middle of a cell, less a pixel on each side."""
+    """The square of an object in a cell: the larger of the two that it has room for, on the grid, less a pixel."""
     left, top, right, bottom = cell
+    large = large_side(bucket.height, bucket.width)
     # Two pixels over the cell are no matter: the pixel on each side is left free.
-    side = max(GRID, int(min(right - left, bottom - top) + 2) // GRID * GRID)
-    # One that stands in the exact middle of the image is better than one that is a size larger.
-    middle = abs(left + right - bucket.width) < 1 and abs(top + bottom - bucket.height) < 1
-    if middle and side > 4 * GRID and ((bucket.width - side) // GRID % 2 or (bucket.height - side) // GRID % 2):
-        side -= GRID
+    side = large if min(right - left, bottom - top) + 2 >= large else SMALL
     x, y = _on_grid((left + right - side) / 2), _on_grid((top + bottom - side) / 2)
     x, y = min(max(x, 0), bucket.width - side), min(max(y, 0), bucket.height - side)
     return (x + 1, y + 1, x + side - 1, y + side - 1)

@@ -17,7 +17,7 @@ from rich.table import Table
 from lens_jax.atomic import check_writable
 from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet
-from lens_jax.data import scenes
+from lens_jax.data import scene_sampler, scenes
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.index import Index, load_index
 from lens_jax.data.sources import openmoji

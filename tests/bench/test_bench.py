@@ -43,12 +43,14 @@ def test_full_size_compiles_without_memory_for_weights():
     assert "seconds" not in result
 
 
+@pytest.mark.slow
 def test_text_with_a_shared_beginning():
     result = bench_text(TextBench(tokens=8, prefix=5, batch_size=2, layers=2, dtype="float32", repeats=1))
     assert (result["layers"], result["tokens"], result["prefix"]) == (2, 8, 5)
     assert result["tflops_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_text_written():
     result = bench_text(TextBench(tokens=6, new_tokens=3, batch_size=2, layers=2, dtype="float32", repeats=1))
     assert (result["tokens"], result["new_tokens"], result["batch_size"]) == (6, 3, 2)
@@ -61,6 +63,7 @@ def test_autoencoder(encode):
     assert bench_decode(bench)["direction"] == ("encode" if encode else "decode")
 
 
+@pytest.mark.slow
 def test_sample():
     result = bench_sample(SampleBench(height=32, width=32, num_inference_steps=2, text_tokens=8, repeats=1))
     parts = [result[f"{name}_seconds"] for name in ("text", "denoise", "decode", "end_to_end")]
@@ -74,6 +77,7 @@ def test_convert(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_train(tmp_path):
     config = tmp_path / "tiny.py"
     config.write_text(

@@ -240,6 +240,7 @@ def test_a_wrong_kernel_is_not_equal(monkeypatch):
     assert result["forward_error"] > 0.1 > 0.01 > result["xla_forward_error"]
 
 
+@pytest.mark.slow
 def test_blocks_that_fit():
     bench = TrainBench(config="pretrain_512", size="tiny", grid=(2, 2), batch_size=2, text_tokens=3, remat="none")
     needed = training._bytes(dataclasses.replace(bench, layers=2), "cpu")

@@ -71,7 +71,7 @@ def test_relations_and_sizes(by_id, sprite, references):
     assert judge(scene, scenes.draw(scene, sprite), references)["relation"]
     for other in ("right_of", "above", "below"):
         assert not judge(dataclasses.replace(scene, relation=other), scenes.draw(scene, sprite), references)["relation"]
-    sizes = {"small": (20, 20, 46, 46), "": (8, 8, 56, 56), "large": (2, 2, 62, 62)}
+    sizes = {"small": (20, 20, 42, 42), "": (14, 14, 50, 50), "large": (9, 9, 55, 55)}
     for drawn, box in sizes.items():
         image = scenes.draw(Scene(SQUARE, "grey", (Placed(by_id["owl"], "", box),)), sprite)
         for asked in ("small", "large"):

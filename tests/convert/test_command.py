@@ -44,6 +44,7 @@ def test_there_and_back(capsys, goldens, tmp_path):
     assert "bfloat16" in out
 
 
+@pytest.mark.slow
 def test_run_to_torch(capsys, tiny_config, tmp_path):
     """A trained run exports to names and shapes of the release, and comes back to the same numbers."""
     quiet = dataclasses.replace(tiny_config.samples, every=0)

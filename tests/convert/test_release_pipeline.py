@@ -65,6 +65,7 @@ def test_release_draws_the_golden(release, golden):
     assert_draws_the_golden(LensPipeline.from_pretrained(release, dtype="float32"), golden)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(release, golden):
     """The distances that docs/checkpoints.md states, and half as much again.
 

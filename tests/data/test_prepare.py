@@ -89,7 +89,7 @@ def test_captions_are_true(pictograms):
                 said = [getattr(english, what) for what in (size, position) if what]
                 assert f"{names[concept]} ({', '.join(said)})" in text
             if size:
-                assert ((right - left) / min(height, width) < 0.5) == (size == "small")
+                assert (right - left < 26) == (size == "small")
         if relation := meta["relation"]:
             (x, y), (other_x, other_y) = centres
             assert {"left_of": x < other_x, "right_of": x > other_x, "above": y < other_y, "below": y > other_y}[

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lens_jax.diffusion import sampler, sde
 
@@ -41,6 +42,7 @@ def test_a_step_by_its_formula():
     np.testing.assert_allclose(second.deviation, s * np.sqrt(0.3), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_distribution_is_kept():
     """A Gaussian of deviation 0.5, 200,000 samples: with 400 steps within 0.5 % of it, as Euler's ODE is."""
     count = 200_000

@@ -62,6 +62,7 @@ def test_sample_from_the_command_line(capsys, release, tmp_path):
     assert "YYYY-MM-DD" in err
 
 
+@pytest.mark.slow
 def test_prompts_are_encoded_once_and_can_be_given_as_features(pipe, monkeypatch):
     calls = []
     run = type(pipe.text_encoder)._run

@@ -82,6 +82,7 @@ def test_a_run_with_other_places_of_its_encoders(stored, monkeypatch):
     assert (text.path, text.tokenizer, text.date, text.max_conversation) == ("elsewhere", "here", "2026-01-01", 300)
 
 
+@pytest.mark.slow
 def test_a_single_denoiser_with_the_rest_beside_it(goldens, tmp_path, monkeypatch):
     """A file, or a folder of weights, and --autoencoder, --text-encoder, --tokenizer: what the release draws."""
     release = goldens / "tiny_release"

@@ -72,6 +72,7 @@ def test_kernels_agree_with_a_plain_softmax(monkeypatch, kernel, dim, n_image):
     assert not np.any(gradients[1][2][0])  # values of text in the row that has none
 
 
+@pytest.mark.slow
 def test_splash_with_keys_in_parts_of_a_block(monkeypatch):
     """A block of 512 whose keys are taken 256 at a time, and 42 places of padding; values and gradients."""
     rng = np.random.default_rng(2)

@@ -115,7 +115,7 @@ def test_queries_in_parts_change_nothing(release, decoded, monkeypatch):
     assert relative_error(decode(params, answers["final_latents"]), decoded) < 1e-6
 
 
-@pytest.mark.parametrize("grid", [(7, 5), (1, 3)], ids=str)
+@pytest.mark.parametrize("grid", [(7, 5), pytest.param((1, 3), marks=pytest.mark.slow)], ids=str)
 def test_tiled_decoding_is_decoding(release, grid):
     """Norms over all strips, edges, many strips and one; several images."""
     config, params, _ = release
