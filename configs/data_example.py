@@ -3,8 +3,8 @@
     lens-jax data build data_example --sources.0.path ~/photos
 
 Put images in `photos/`, each with a caption in a text file beside it (`cat.jpg`, `cat.txt`), or describe them in
-`metadata.jsonl`. On two cores a thousand photographs take about a minute. Copy this file to say more: other sources, a
-model that writes the captions, networks that score. `docs/data_engine.md` has it all.
+`metadata.jsonl`. `lens-jax data plan` says how long more of them will take. Copy this file to say more: other sources,
+a model that writes the captions, networks that score. `docs/data_engine.md` has it all.
 """
 
 from lens_jax.data.engine.config import EngineConfig, Source, Thresholds
