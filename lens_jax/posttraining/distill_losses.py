@@ -158,7 +158,6 @@ def student_loss(
 def _guidance(config, scores, fixed, sigma, keys, n_image, norm) -> tuple[Direction, jax.Array, jax.Array]:
     """(the direction of the guidance term, its noise levels, its size beside the prediction)."""
     level = distill_noise.ca_sigmas(config, next(keys), sigma)
-    level = flow.by_rows(level, fixed)
     noisy = flow.interpolate(fixed, flow.noise_like(next(keys), fixed), level)
     captioned, uncaptioned = scores.teacher(noisy, level), scores.uncaptioned(noisy, level)
     ca = ca_direction(config, fixed, noisy, level, captioned, uncaptioned, n_image)

@@ -8,6 +8,7 @@ tau ~ U(t, 1) for it. The distribution term (DM) is evaluated at nearly all leve
 import jax
 import jax.numpy as jnp
 
+from lens_jax.diffusion import flow
 from lens_jax.posttraining.distill_config import FakeConfig, GeneratorConfig, MatchingConfig
 
 # What is measured by noise level is in this many equal parts of it.
@@ -31,7 +32,8 @@ def ca_sigmas(config: MatchingConfig, key: jax.Array, sigma: jax.Array) -> jax.A
     Where that is no higher than the least level, they are uniform from 0.
     """
     least = jnp.where(sigma > config.ca_least_sigma, config.ca_least_sigma, 0)
-    drawn = least + (sigma - least) * jax.random.uniform(key, sigma.shape, jnp.float32)
+    share = flow.by_rows(jax.random.uniform(key, sigma.shape, jnp.float32), sigma)
+    drawn = least + (sigma - least) * share
     return jnp.minimum(drawn, jnp.nextafter(sigma, 0))  # rounding must not reach it
 
 

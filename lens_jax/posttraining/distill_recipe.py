@@ -23,6 +23,8 @@ from lens_jax.posttraining.distill_losses import mixed
 from lens_jax.posttraining.distill_networks import Networks
 from lens_jax.posttraining.distill_updates import fake_update_loss, student_update_loss
 from lens_jax.posttraining.distill_warm_start import regression_loss
+from lens_jax.pretraining import features
+from lens_jax.pretraining.features import Tokens
 from lens_jax.run import step
 from lens_jax.run.optimizer import each, learning_rate_schedule, make_optimizer
 from lens_jax.run.state import State, Tree
@@ -91,6 +93,18 @@ def abstract_state(config: DistillConfig, mesh) -> State:
     create = functools.partial(create_state, config)
     fitted, params = config.codec.abstract_fitted(), denoiser.abstract_params(config.model)
     return parallel.abstract(create, rules(config), mesh, fitted, params, offload=config.offload)
+
+
+def abstract_batch(config: DistillConfig, images: int, tokens: Tokens, mesh) -> Batch:
+    """Shapes, dtypes and, on a mesh, layouts of what an update reads of so many images of one shape."""
+    batch = features.abstract_batch(config, images, tokens, mesh)
+    whole = functools.partial(parallel.abstract_array, "positions", mesh=mesh)
+    batch["sigmas"] = whole((config.generator.num_inference_steps + 1,), jnp.float32)
+    if config.gan:
+        batch["neighbours"] = whole((tokens.padded, distill_discriminator.WINDOW), jnp.int32)
+    else:
+        del batch["latents"]
+    return batch
 
 
 def _student_optimizer(config: DistillConfig):
