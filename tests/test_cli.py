@@ -220,8 +220,7 @@ def test_where_a_config_is_looked_for(tmp_path, monkeypatch):
     (tmp_path / "quickstart").write_text("notes")
     monkeypatch.chdir(tmp_path)
     for name in ("finetune", "quickstart"):
-        kinds = {"rl": RlConfig, "distill": DistillConfig}
-        kind = kinds.get(name.split("_")[0], TrainConfig)
+        kind = RlConfig if name.startswith("rl_") else TrainConfig
         assert isinstance(config_files.load(name, kind), kind)
     (tmp_path / "beside_a_config.py").write_text("steps = 7")
     (tmp_path / "mine.py").write_text(
