@@ -296,7 +296,7 @@ def test_bad_input_is_one_line(full, light, tmp_path, capsys):
         (full, {"teacher_lora": str(tmp_path / "absent")}, "teacher_lora: "),
         (full, {"teacher_lora": full.init_from}, "trained a denoiser and no adapter"),
         (full, {"model": dataclasses.replace(full.model, text_width=64)}, r"model\.text_width is 64"),
-        (full, {"data": dataclasses.replace(full.data, path=str(tmp_path))}, "index"),
+        (full, {"data": dataclasses.replace(full.data, path=str(tmp_path))}, "no data set at"),
         (full, {"samples": dataclasses.replace(full.samples, sizes=("9x9",))}, "9x9"),
         (light, {"captions": str(empty)}, "no captions in it"),
         (light, {"captions": str(binary)}, "not UTF-8"),
