@@ -1,13 +1,13 @@
 """A `LensPipeline` from a run or a release, on one device or sharded over a mesh."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
-from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from lens_jax import config as config_files
@@ -150,6 +150,7 @@ def from_run(
     tokenizer: str | Path | None = None,
     date: str | None = None,
     tiling: bool | None = None,
+    part: Literal["ema", "params"] = "ema",
     **options,
 ) -> LensPipeline:
     """A pipeline from the moving average of a run, or of one of its checkpoints.
@@ -162,10 +163,13 @@ def from_run(
       autoencoder, text_encoder, tokenizer: where these are now, in place of the paths that the run was trained with.
       date: another day for the conversation around a prompt than that of training.
       tiling: decode more than 4.3 megapixels at a time in parts; by default as the run's config has it.
+      part: what of it, the moving average or the parameters themselves.
       options: fields of the model to replace, e.g. dtype.
     """
     from lens_jax.run import store
 
+    if part not in ("ema", "params"):
+        raise LensError(f"part is {part!r:.60}; accepted: ema, params")
     folder = store.find(path)
     metadata = store.read_metadata(folder)
     model, codec, text = run_parts(metadata["config"], str(folder))
@@ -180,14 +184,14 @@ def from_run(
     adapter = lora.run_config(metadata["config"], str(folder)).rank > 0
     if denoiser is not None and not adapter:
         raise LensError(f"{path}: denoiser is no option of this run: it has trained its own")
-    wanted = {} if adapter else {"ema": {"denoiser": abstract_denoiser(model, mesh)}}
+    wanted = {} if adapter else {part: {"denoiser": abstract_denoiser(model, mesh)}}
     if fitted:
         wanted["frozen"] = {"codec": parallel.abstract_params(fitted, parallel.AUTOENCODER_RULES, mesh)}
     parts = store.load(folder, wanted, mesh, partial=True) if wanted else {}
     if adapter:
         params = base_of(metadata["config"], str(folder), denoiser, mesh)
     else:
-        params = jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"]["denoiser"])
+        params = jax.tree.map(lambda x: x.astype(model.param_dtype), parts[part]["denoiser"])
     pipe = LensPipeline(
         model,
         codec,
@@ -196,19 +200,21 @@ def from_run(
         parts["frozen"]["codec"] if fitted else _loaded(path, "autoencoder", codec, mesh).params,
         # The squarest size it was trained on.
         default_size=_squarest(metadata.get("sizes"), str(folder)),
+        **_defaults(metadata.get("sampling"), str(folder)),
         mesh=mesh,
     )
     if adapter:
-        pipe.add_adapter(lora.read(path, model))
+        pipe.add_adapter(lora.read(path, model, part))
     return pipe
 
 
 def base_of(values: Mapping[str, Any], where: str, elsewhere: str | Path | None = None, mesh: Mesh | None = None):
     """The denoiser's parameters that a run with this config, which trained an adapter, was trained beside.
 
-    As it had them, in the dtype that it computes in, from its init_from or from `elsewhere`.
+    As it had them, in the dtype that it computes in, from its init_from or from `elsewhere`; of a distillation with
+    the adapter of its teacher.
     """
-    from lens_jax.pretraining import warm_start
+    from lens_jax.posttraining import teacher
     from lens_jax.pretraining.config import TrainConfig
 
     parts, init_part = run_parts(values, where), values.get("init_part", "ema")
@@ -220,10 +226,9 @@ def base_of(values: Mapping[str, Any], where: str, elsewhere: str | Path | None 
         init_part=init_part if init_part in ("ema", "params") else "ema",
     )
     try:
-        params, _ = warm_start.load(config, mesh)
+        return teacher.load(config, str(values.get("teacher_lora") or ""), mesh)[0]
     except LensError as error:
         raise LensError(f"{where}: {error}; where that is elsewhere now, give denoiser") from None
-    return unflatten_dict(params, sep="/")
 
 
 def abstract_denoiser(model: DenoiserConfig, mesh: Mesh | None = None) -> dict:
@@ -239,6 +244,18 @@ def _squarest(sizes: Any, where: str) -> tuple[int, int]:
     if not isinstance(sizes, list) or not sizes or not all(map(pair, sizes)):
         raise LensError(f"{where}: sizes of its metadata are {sizes!s:.80}; they must be pairs of pixels")
     return tuple(min(sizes, key=lambda size: max(size) / min(size)))
+
+
+def _defaults(values: Any, where: str) -> dict[str, Any]:
+    """The steps and the guidance that a run was trained for, where it says so: one that was distilled does."""
+    if values is None:
+        return {}
+    steps, scale = (
+        values.get(n) if isinstance(values, dict) else None for n in ("num_inference_steps", "guidance_scale")
+    )
+    if type(steps) is not int or not 0 < steps < 1 << 20 or type(scale) not in (int, float) or not math.isfinite(scale):
+        raise LensError(f"{where}: sampling of its metadata is {values!s:.80}; it must be steps and a guidance")
+    return {"num_inference_steps": steps, "guidance_scale": float(scale)}
 
 
 def _loaded(path, option: str, config, mesh: Mesh | None):
