@@ -321,11 +321,11 @@ def convert(argv: list[str]) -> None:
 
 
 def evaluate(argv: list[str]) -> None:
-    from lens_jax.evaluation import concepts, scene_bench
+    from lens_jax.evaluation import compare, concepts, scene_bench
     from lens_jax.evaluation.config import EvaluateConfig
 
     config = parse(EvaluateConfig, argv, "lens-jax evaluate")
-    (scene_bench if config.bench == "scenes" else concepts).run(config)
+    (compare if config.compare else scene_bench if config.bench == "scenes" else concepts).run(config)
 
 
 def bench(argv: list[str]) -> None:
