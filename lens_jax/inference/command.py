@@ -63,7 +63,8 @@ class SampleCommand:
     # What is computed in; by default what a run was trained in, and of a release bfloat16 on accelerators, float32 on a
     # CPU.
     dtype: Literal["float32", "bfloat16"] | None = None
-    # Of a release: which of the three it is, where its folder's name does not say so.
+    # Of "small": the model to draw with, turbo for the one distilled to few steps. Of a release: which of the three it
+    # is, where its folder's name does not say so.
     variant: Literal["lens", "turbo", "base"] | None = None
     # The day the conversation around a prompt claims to be, YYYY-MM-DD; by default that of training, 2026-05-23.
     date: str | None = None
