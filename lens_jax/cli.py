@@ -27,6 +27,7 @@ usage: lens-jax COMMAND [OPTIONS]
 Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
 
   prepare openmoji|folder   build a data set from pictograms or from a folder of captioned images
+  prepare curated           the best of a prepared data set, as many of each kind
   precompute CONFIG         store the latents and text features of a data set, to train without the encoders
   train CONFIG              train a run described by a config, or go on with it where it stopped
   rl CONFIG                 learn from rewards of a model's own images, as Lens-Base became Lens
@@ -115,6 +116,7 @@ def _show_warning(otherwise: Callable, message, category, *where, **options) -> 
 
 def prepare(argv: list[str]) -> None:
     from lens_jax.data.prepare import FolderConfig, prepare_folder
+    from lens_jax.data.prepare_curated import CuratedConfig, prepare_curated
     from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
 
     def folder(config: FolderConfig) -> None:
@@ -131,11 +133,13 @@ def prepare(argv: list[str]) -> None:
     kinds: dict[str, tuple[type, Callable]] = {
         "openmoji": (OpenMojiConfig, prepare_openmoji),
         "folder": (FolderConfig, folder),
+        "curated": (CuratedConfig, prepare_curated),
     }
     usage = (
-        "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"
+        "usage: lens-jax prepare openmoji|folder|curated [OPTIONS]\n\n"
         "  openmoji   pictograms composed into captioned scenes (needs the extra: demo)\n"
-        "  folder     images with captions in text files beside them, or a metadata.jsonl or metadata.csv\n\n"
+        "  folder     images with captions in text files beside them, or a metadata.jsonl or metadata.csv\n"
+        "  curated    the best images of a prepared data set, as many of each kind, without a copy of them\n\n"
         "Each answers --help."
     )
     _choose(argv, "prepare", "source", kinds, usage)
