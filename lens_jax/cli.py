@@ -31,6 +31,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   precompute CONFIG         store the latents and text features of a data set, to train without the encoders
   train CONFIG              train a run described by a config, or go on with it where it stopped
   rl CONFIG                 learn from rewards of a model's own images, as Lens-Base became Lens
+  distill CONFIG            make a model draw in four steps without guidance, as Lens became Lens-Turbo
   plan CONFIG               what a run needs and costs on devices not paid for yet: memory, time, traffic
   sample PROMPT ...         draw images from a run's checkpoint
   prompts make|check|subset write a set of prompts with rubrics to train and judge on, and look into one
@@ -153,7 +154,7 @@ def train(argv: list[str]) -> int:
         print(
             "usage: lens-jax train CONFIG [OPTIONS]\n\n"
             "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(name for name in config_files.available() if not name.startswith('rl_'))}\n\n"
+            f"  {', '.join(name for name in config_files.available() if not name.startswith(('rl_', 'distill_')))}\n\n"
             "Every field is an option: lens-jax train quickstart --help lists them.\n"
             "--init-from BASE --lora.rank 64 trains an adapter (LoRA) beside BASE, a run or a release.\n"
             "A run whose folder exists goes on from its newest checkpoint."
@@ -198,6 +199,36 @@ def rl(argv: list[str]) -> int:
         from lens_jax.posttraining.rl_job import train
 
         return train(choose_remat_here(config, choose_remat))
+
+    return _run_to_its_end(config, run)
+
+
+def distill(argv: list[str]) -> int:
+    from lens_jax import config as config_files
+    from lens_jax.posttraining.distill_config import DistillConfig
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: lens-jax distill CONFIG [--init-from TEACHER] [OPTIONS]\n\n"
+            "Make a student of TEACHER (a run, a packed model or a release) that draws in four steps, no guidance.\n"
+            "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
+            f"  {', '.join(name for name in config_files.available() if name.startswith('distill_'))}\n\n"
+            "Every field is an option: lens-jax distill distill_small --help lists them.\n"
+            "--teacher-lora RUN takes the adapter of lens-jax rl; --no-gan needs captions alone.\n"
+            "A run whose folder exists goes on from its newest checkpoint."
+        )
+        return 0
+    if argv[0].startswith("-"):
+        raise LensError(f"the config comes first: lens-jax distill CONFIG {argv[0]} ...")
+    base = config_files.load(argv[0], DistillConfig)
+    config = parse(DistillConfig, argv[1:], f"lens-jax distill {argv[0]}", default=base)
+
+    def run():
+        from lens_jax.planning.fit import choose_remat_here, with_remat
+        from lens_jax.posttraining.distill_job import train
+
+        # Three networks are resident, so the activations of one are kept small.
+        return train(choose_remat_here(config, lambda config, *_: with_remat(config, "full")))
 
     return _run_to_its_end(config, run)
 
@@ -376,6 +407,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "precompute": precompute,
     "train": train,
     "rl": rl,
+    "distill": distill,
     "plan": plan,
     "sample": sample,
     "prompts": prompts,

@@ -1,13 +1,13 @@
 """A `LensPipeline` from a run or a release, on one device or sharded over a mesh."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from lens_jax import config as config_files
@@ -198,6 +198,7 @@ def from_run(
         parts["frozen"]["codec"] if fitted else _loaded(path, "autoencoder", codec, mesh).params,
         # The squarest size it was trained on.
         default_size=_squarest(metadata.get("sizes"), str(folder)),
+        **_defaults(metadata.get("sampling"), str(folder)),
         mesh=mesh,
     )
     if adapter:
@@ -208,9 +209,10 @@ def from_run(
 def base_of(values: Mapping[str, Any], where: str, elsewhere: str | Path | None = None, mesh: Mesh | None = None):
     """The denoiser's parameters that a run with this config, which trained an adapter, was trained beside.
 
-    As it had them, in the dtype that it computes in, from its init_from or from `elsewhere`.
+    As it had them, in the dtype that it computes in, from its init_from or from `elsewhere`; of a distillation with
+    the adapter of its teacher.
     """
-    from lens_jax.pretraining import warm_start
+    from lens_jax.posttraining import teacher
     from lens_jax.pretraining.config import TrainConfig
 
     parts, init_part = run_parts(values, where), values.get("init_part", "ema")
@@ -222,10 +224,9 @@ def base_of(values: Mapping[str, Any], where: str, elsewhere: str | Path | None 
         init_part=init_part if init_part in ("ema", "params") else "ema",
     )
     try:
-        params, _ = warm_start.load(config, mesh)
+        return teacher.load(config, str(values.get("teacher_lora") or ""), mesh)[0]
     except LensError as error:
         raise LensError(f"{where}: {error}; where that is elsewhere now, give denoiser") from None
-    return unflatten_dict(params, sep="/")
 
 
 def abstract_denoiser(model: DenoiserConfig, mesh: Mesh | None = None) -> dict:
@@ -241,6 +242,18 @@ def _squarest(sizes: Any, where: str) -> tuple[int, int]:
     if not isinstance(sizes, list) or not sizes or not all(map(pair, sizes)):
         raise LensError(f"{where}: sizes of its metadata are {sizes!s:.80}; they must be pairs of pixels")
     return tuple(min(sizes, key=lambda size: max(size) / min(size)))
+
+
+def _defaults(values: Any, where: str) -> dict[str, Any]:
+    """The steps and the guidance that a run was trained for, where it says so: one that was distilled does."""
+    if values is None:
+        return {}
+    steps, scale = (
+        values.get(n) if isinstance(values, dict) else None for n in ("num_inference_steps", "guidance_scale")
+    )
+    if type(steps) is not int or not 0 < steps < 1 << 20 or type(scale) not in (int, float) or not math.isfinite(scale):
+        raise LensError(f"{where}: sampling of its metadata is {values!s:.80}; it must be steps and a guidance")
+    return {"num_inference_steps": steps, "guidance_scale": float(scale)}
 
 
 def _loaded(path, option: str, config, mesh: Mesh | None):

@@ -270,6 +270,71 @@ def apply(
 
     Returns velocity [B, N, latent_channels] in the dtype of `latents`.
     """
+    inputs = latents, text, text_lengths, t, positions, n_image
+    carry, blocks, block, write = _begin(config, params, *inputs, gather, lora, lora_dropout)
+
+    def body(carry, inputs):
+        return block(carry, *inputs), None
+
+    with jax.named_scope("blocks"):
+        unroll = config.layers if config.unroll else 1
+        (image, _), _ = jax.lax.scan(_checkpointed(config, body), carry, blocks, unroll=unroll)
+    return write(image)
+
+
+def apply_with_features(
+    config: DenoiserConfig,
+    params: dict,
+    latents: jax.Array,
+    text: tuple[jax.Array, ...],
+    text_lengths: jax.Array,
+    t: jax.Array,
+    positions: jax.Array,
+    n_image: jax.Array | None = None,
+    gather: Callable[[dict], dict] = lambda params: params,
+    *,
+    after: tuple[int, ...],
+    velocity: bool,
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+    """(image tokens [B, N, width] after each of some blocks, the velocity where it is wanted) of one forward pass.
+
+    `after` counts blocks from 1, rising. Features have gradients; the velocity has none, so what comes behind the last
+    feature is not gone through backwards. Without it, it is not computed either.
+    """
+    inputs = latents, text, text_lengths, t, positions, n_image
+    carry, blocks, block, write = _begin(config, params, *inputs, gather)
+
+    def body(carry, number):
+        # By its number, inside what is computed again: a part of a stacked array would be a copy of it.
+        return block(carry, *jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, 0, False), blocks)), None
+
+    def run(carry, start: int, stop: int):
+        with jax.named_scope("blocks"):
+            unroll = max(1, stop - start) if config.unroll else 1
+            return jax.lax.scan(_checkpointed(config, body), carry, jnp.arange(start, stop), unroll=unroll)[0]
+
+    features, start = [], 0
+    for stop in after:
+        carry, start = run(carry, start, stop), stop
+        features.append(carry[0])
+    if not velocity:
+        return tuple(features), None
+    image, _ = run(jax.lax.stop_gradient(carry), start, config.layers)
+    return tuple(features), jax.lax.stop_gradient(write(image))
+
+
+def _checkpointed(config: DenoiserConfig, body: Callable) -> Callable:
+    # Inside a scan XLA cannot undo the recomputation, so the barriers of prevent_cse would only cost.
+    again = config.remat not in ("auto", "none")
+    return jax.checkpoint(body, policy=_policy(config.remat), prevent_cse=config.unroll and again)
+
+
+def _begin(config, params, latents, text, text_lengths, t, positions, n_image, gather, lora=None, lora_dropout=None):
+    """What comes before the blocks, the blocks, and what comes after them.
+
+    Returns the two streams as (image, text); what a block has of its own, stacked: parameters, adapter, key of dropout;
+    (streams, those of one block) -> streams; image -> velocity.
+    """
     stem_graph, block_graph = _graphs(config)
     stem = nnx.merge(stem_graph, gather({name: value for name, value in params.items() if name != "blocks"}))
     outside, block_lora, block_keys = low_rank.split(lora, lora_dropout, config.layers)
@@ -286,19 +351,13 @@ def apply(
         if n_image is None and hidden_text.shape[1] == 0:
             lengths = None
 
-    def body(carry, inputs):
-        block_params, tree, key = inputs
-        block = nnx.merge(block_graph, gather(block_params))
+    def block(streams, block_params, tree, key):
+        network = nnx.merge(block_graph, gather(block_params))
         drop = None if key is None else lora_dropout._replace(key=key)
-        return block(*carry, conditioning, tables, lengths, n_image, low_rank.Adapters(gather(tree), drop)), None
+        return network(*streams, conditioning, tables, lengths, n_image, low_rank.Adapters(gather(tree), drop))
 
-    # Inside a scan XLA cannot undo the recomputation, so the barriers of prevent_cse would only cost.
-    again = config.remat not in ("auto", "none")
-    body = jax.checkpoint(body, policy=_policy(config.remat), prevent_cse=config.unroll and again)
-    with jax.named_scope("blocks"):
-        unroll = config.layers if config.unroll else 1
-        inputs = params["blocks"], block_lora, block_keys
-        (image, _), _ = jax.lax.scan(body, (image, hidden_text), inputs, unroll=unroll)
+    def write(image):
+        with jax.named_scope("out"):
+            return stem.write(image, conditioning, outside).astype(latents.dtype)
 
-    with jax.named_scope("out"):
-        return stem.write(image, conditioning, outside).astype(latents.dtype)
+    return (image, hidden_text), (params["blocks"], block_lora, block_keys), block, write

@@ -35,12 +35,14 @@ def draw_sheet(
     params: the moving average as it is laid out on the mesh, in the memory of the devices: each block is gathered when
     it is used, and no device ever holds all of it. lora: an adapter for them, laid out alike.
     """
-    columns = [_column(config, params, lora, codec_params, prompts, size, mesh) for size in sizes]
+    columns = [draw_column(config, params, lora, codec_params, prompts, size, mesh) for size in sizes]
     return contact_sheet(list(zip(*columns)), config.samples.prompts)
 
 
-def _column(config: TrainConfig, params, lora, codec_params, prompts: TextFeatures, size: Bucket, mesh) -> np.ndarray:
-    """uint8 [prompts, H, W, 3]."""
+def draw_column(
+    config: TrainConfig, params, lora, codec_params, prompts: TextFeatures, size: Bucket, mesh
+) -> np.ndarray:
+    """uint8 [prompts, H, W, 3] of one size, of a config's `samples`; the rest as in `draw_sheet`."""
     samples, count = config.samples, len(prompts.lengths)
     grid = latent_grid(config.codec, size.height, size.width)
     noise = draw.seed_noise(samples.seed, count, grid[0] * grid[1], config.model.latent_channels)

@@ -1,7 +1,7 @@
 """AdamW as in the report: clipped, warmed up, decayed on matrices only."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class OptimizerConfig:
     warmup_steps: int = 1000
     # What follows the warm-up: the report's constant rate, or a cosine down to zero at the last step.
     schedule: Literal["constant", "cosine"] = "constant"
-    # Adam's decay of the first moment.
+    # Adam's decay of the first moment. With 0 there is none, in memory either.
     beta1: float = 0.9
     # Adam's decay of the second moment.
     beta2: float = 0.999
@@ -65,12 +65,60 @@ def decay_mask(params: dict) -> dict:
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
     """The update rule for a run of `steps` optimiser steps; its `update` needs the step, from 0, as `step=`."""
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
     adamw = optax.chain(
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        adam if config.beta1 else _scale_by_second_moment(config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         _learn(learning_rate_schedule(config, steps)),
     )
     return optax.chain(_clip(config.clip_norm), adamw)
+
+
+class SecondMoment(NamedTuple):
+    """What Adam keeps where its first moment is the gradient itself."""
+
+    # Updates taken, int32 scalar.
+    count: jax.Array
+    # Moving average of squared gradients, laid out like the parameters.
+    nu: dict
+
+
+def _scale_by_second_moment(beta2: float, eps: float) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` with a first decay of 0, which would keep the last gradient for nothing."""
+
+    def init(params):
+        return SecondMoment(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(gradients, state, params=None):
+        count = state.count + 1
+        nu = jax.tree.map(lambda n, g: beta2 * n + (1 - beta2) * jnp.square(g), state.nu, gradients)
+        unbiased = 1 - beta2 ** count.astype(jnp.float32)
+        scaled = jax.tree.map(lambda g, n: g / (jnp.sqrt(n / unbiased) + eps), gradients, nu)
+        return scaled, SecondMoment(count, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def each(optimizers: dict[str, optax.GradientTransformationExtraArgs]) -> optax.GradientTransformationExtraArgs:
+    """An update rule of its own for each tree of the parameters, by name; the state is a tuple in the order of names.
+
+    A dict would put a name of its own before that of the tree, by which a state is laid out.
+    """
+    names = sorted(optimizers)
+    one = lambda tree, name: {name: tree[name]}
+
+    def init(params):
+        return tuple(optimizers[name].init(one(params, name)) for name in names)
+
+    def update(gradients, state, params=None, **extra):
+        updates, states = {}, []
+        for name, own in zip(names, state):
+            made, own = optimizers[name].update(one(gradients, name), own, one(params, name), **extra)
+            updates |= made
+            states.append(own)
+        return updates, tuple(states)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _clip(max_norm: float) -> optax.GradientTransformation:

@@ -1,0 +1,38 @@
+"""The small Lens that comes with the package, made to draw in four steps without guidance.
+
+lens-jax prepare openmoji --out data/small ... (the command of configs/small.py)
+lens-jax distill distill_small
+lens-jax sample "red apple" --checkpoint runs/distill_small
+
+The report's recipe in small: four updates of fake score and discriminator to one of the student, guidance distilled at
+the scale that the teacher is best at, a discriminator on the middle of its five blocks. After `lens-jax rl rl_small`
+its adapter makes the teacher: --teacher-lora runs/rl_small.
+"""
+
+from lens_jax.configs.small import config as small
+from lens_jax.data.config import DataConfig
+from lens_jax.posttraining.distill_config import DiscriminatorConfig, DistillConfig, FakeConfig, MatchingConfig
+from lens_jax.pretraining.config import SheetConfig
+from lens_jax.run.config import CheckpointConfig, LoggingConfig
+from lens_jax.run.optimizer import OptimizerConfig
+
+config = DistillConfig(
+    out="runs/distill_small",
+    init_from="small",
+    steps=300,
+    ema_decay=0.98,
+    data=DataConfig(path="data/small", batch_size=16, threads=1),
+    matching=MatchingConfig(guidance_scale=2.5),
+    fake=FakeConfig(updates=4, mix=0.03),
+    discriminator=DiscriminatorConfig(width=16, groups=4),
+    model=small.model,
+    codec=small.codec,
+    text=small.text,
+    # A model a thousandth as large takes a hundred times the report's rate.
+    optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=0, beta1=0.0, beta2=0.9, weight_decay=0.0),
+    fake_optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=0, beta1=0.0, beta2=0.9, weight_decay=0.0),
+    head_optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, beta1=0.0, beta2=0.9, weight_decay=0.0),
+    checkpoint=CheckpointConfig(every=50, keep=2),
+    samples=SheetConfig(every=50, prompts=small.samples.prompts, sizes=("64x64",), guidance_scale=2.5),
+    logging=LoggingConfig(every=1),
+)
