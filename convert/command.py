@@ -46,7 +46,7 @@ class ToJax:
 class ToTorch:
     """Write a release folder from our layout, or the `transformer/` of one from a training run.
 
-    Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it.
+    A run's has the index and the schedule of a release too; put vae, text_encoder and tokenizer of one beside them. Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it.
     """
 
     # A folder in our layout, or a run or one of its checkpoints.
@@ -180,7 +180,8 @@ def _trained(run: Path, options: ToTorch) -> tuple[native.Trained, list[tuple[Ad
     from lens_jax.run import store
 
     folder = store.find(run)
-    config = store.read_metadata(folder)["config"]
+    metadata = store.read_metadata(folder)
+    config = metadata["config"]
     model, _, text = run_parts(config, str(folder))
     selected = getattr(text, "selected", None)
     if selected is None:
@@ -191,6 +192,9 @@ def _trained(run: Path, options: ToTorch) -> tuple[native.Trained, list[tuple[Ad
     part, adapters = "ema" if options.ema else "params", []
     start = str(config.get("init_from") or "")
     variant = release.variant_of(Path(start)) if start and "://" not in start else None
+    if metadata.get("sampling") is not None:
+        # It was distilled: what it began with is drawn in other steps.
+        variant = "turbo"
     title = {"turbo": "Lens-Turbo", "base": "Lens-Base"}.get(variant, "Lens")
     if lora.run_config(config, str(folder)).rank:
         params = base_of(config, str(folder), options.denoiser)

@@ -276,7 +276,7 @@ def plan(argv: list[str]) -> None:
         print(
             "usage: lens-jax plan CONFIG [--hardware h100] [--devices 8] [OPTIONS]\n"
             "       lens-jax plan --report [--json FILE]\n\n"
-            "CONFIG is as for lens-jax train or lens-jax rl, and every field of it is an option here too; nothing is\n"
+            "CONFIG is as for lens-jax train, rl or distill, and every field of it is an option here too; nothing is\n"
             "allocated.\n"
             "--report derives the compute figures of the report.\n\n"
             "lens-jax plan CONFIG --help lists the options."
@@ -291,14 +291,18 @@ def plan(argv: list[str]) -> None:
     if argv[0].startswith("-"):
         raise LensError(f"the config comes first: lens-jax plan CONFIG {argv[0]} ...")
     from lens_jax import config as config_files
-    from lens_jax.planning import command, rl_command
+    from lens_jax.planning import command, distill_command, rl_command
+    from lens_jax.posttraining.distill_config import DistillConfig
     from lens_jax.posttraining.rl_config import RlConfig
     from lens_jax.pretraining.config import TrainConfig
 
-    config = config_files.load(argv[0], TrainConfig, RlConfig)
-    learning = isinstance(config, RlConfig)
-    kind = rl_command.RlPlanConfig if learning else command.PlanConfig
-    run = rl_command.plan if learning else command.plan
+    kinds: dict[type, tuple[type, Callable]] = {
+        TrainConfig: (command.PlanConfig, command.plan),
+        RlConfig: (rl_command.RlPlanConfig, rl_command.plan),
+        DistillConfig: (distill_command.DistillPlanConfig, distill_command.plan),
+    }
+    config = config_files.load(argv[0], *kinds)
+    kind, run = kinds[type(config)]
     run(parse(kind, argv[1:], f"lens-jax plan {argv[0]}", default=kind(config)))
 
 
