@@ -46,7 +46,8 @@ class ToJax:
 class ToTorch:
     """Write a release folder from our layout, or the `transformer/` of one from a training run.
 
-    A run's has the index and the schedule of a release too; put vae, text_encoder and tokenizer of one beside them. Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it.
+    A run's has the index and the schedule of a release too; vae, text_encoder and tokenizer of one beside them make it
+    whole. Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it.
     """
 
     # A folder in our layout, or a run or one of its checkpoints.

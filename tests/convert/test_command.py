@@ -58,7 +58,7 @@ def test_run_to_torch(capsys, tiny_config, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, back, dict(params))
 
 
-def test_a_distilled_run_is_exported_as_lens_turbo(capsys, tiny_config, tmp_path, monkeypatch):
+def test_export_of_a_distilled_run(capsys, tiny_config, tmp_path, monkeypatch):
     """Its index and schedule are the release's; read back, its steps and guidance are those of the variant."""
     quiet = dataclasses.replace(tiny_config.samples, every=0)
     train(dataclasses.replace(tiny_config, out=str(tmp_path / "run"), steps=1, samples=quiet))
