@@ -69,7 +69,6 @@ def peaks(traced: dict[str, jax.stages.Traced], platform: str) -> dict[str, memo
 def resident(config: DistillConfig, mesh: AbstractMesh | None, data: DataUse) -> dict[str, int]:
     """Bytes on one device of what is there throughout, by kind."""
     state, name = _state(config, mesh), Networks.of(config).student
-    offload = config.offload and mesh is not None
     batches = [recipe.abstract_batch(config, use.images, use.tokens, mesh) for use in largest_shapes(data.buckets)]
     pixels = [
         bytes_of(lowering.abstract_pixels(use.images, use.bucket, mesh)) if config.gan and not data.cached else 0
@@ -80,8 +79,8 @@ def resident(config: DistillConfig, mesh: AbstractMesh | None, data: DataUse) ->
         "student": bytes_of(state.params[name]),
         "fake score": bytes_of(state.params["fake"]),
         "discriminator": bytes_of(state.params.get("head", {})),
-        "average of the student": 0 if offload else bytes_of(state.ema),
-        "moments": 0 if offload else bytes_of(state.opt_state),
+        "average of the student": 0 if config.offload else bytes_of(state.ema),
+        "moments": 0 if config.offload else bytes_of(state.opt_state),
         "accumulated gradients": bytes_of(state.params, itemsize=4) if config.accumulation > 1 else 0,
         "autoencoder": 0 if data.cached else bytes_of(config.codec.abstract_params(mesh)),
         "text encoder": 0 if data.cached else bytes_of(config.text.abstract_params(mesh)),
@@ -93,7 +92,7 @@ def resident(config: DistillConfig, mesh: AbstractMesh | None, data: DataUse) ->
 def host_bytes(config: DistillConfig, mesh: AbstractMesh | None) -> int:
     """Bytes that the host keeps for each of its devices."""
     state = _state(config, mesh)
-    return bytes_of((state.ema, state.opt_state)) if config.offload and mesh is not None else 0
+    return bytes_of((state.ema, state.opt_state)) if config.offload else 0
 
 
 def peak_bytes(config: DistillConfig, mesh: AbstractMesh | None, data: DataUse, platform, usable: float) -> int:
