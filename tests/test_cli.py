@@ -15,6 +15,7 @@ from PIL import Image
 from lens_jax import cli
 from lens_jax import config as config_files
 from lens_jax import contact_sheet as images
+from lens_jax.posttraining.distill_config import DistillConfig
 from lens_jax.posttraining.rl_config import RlConfig
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.job import train
@@ -167,7 +168,8 @@ def test_config_round_trip_through_json(tiny_config):
 
 def test_every_config_loads_and_its_help_teaches(capsys):
     for name in config_files.available():
-        kind = RlConfig if name.startswith("rl_") else TrainConfig
+        kinds = {"rl": RlConfig, "distill": DistillConfig}
+        kind = kinds.get(name.split("_")[0], TrainConfig)
         assert isinstance(config_files.load(name, kind), kind)
     code, out, _ = run(capsys, "train", "quickstart", "--help")
     assert code == 0
@@ -177,6 +179,10 @@ def test_every_config_loads_and_its_help_teaches(capsys):
     assert code == 0
     assert "--rollout.groups" in out
     assert "Report: 48" in out
+    code, out, _ = run(capsys, "distill", "distill_lens", "--help")
+    assert code == 0
+    assert "--matching.guidance-scale" in out
+    assert "--no-gan" in out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -152,6 +152,7 @@ def from_run(
     tokenizer: str | Path | None = None,
     date: str | None = None,
     tiling: bool | None = None,
+    part: Literal["ema", "params"] = "ema",
     **options,
 ) -> LensPipeline:
     """A pipeline from the moving average of a run, or of one of its checkpoints.
@@ -164,10 +165,13 @@ def from_run(
       autoencoder, text_encoder, tokenizer: where these are now, in place of the paths that the run was trained with.
       date: another day for the conversation around a prompt than that of training.
       tiling: decode more than 4.3 megapixels at a time in parts; by default as the run's config has it.
+      part: what of it, the moving average or the parameters themselves.
       options: fields of the model to replace, e.g. dtype.
     """
     from lens_jax.run import store
 
+    if part not in ("ema", "params"):
+        raise LensError(f"part is {part!r:.60}; accepted: ema, params")
     folder = store.find(path)
     metadata = store.read_metadata(folder)
     model, codec, text = run_parts(metadata["config"], str(folder))
@@ -182,14 +186,14 @@ def from_run(
     adapter = lora.run_config(metadata["config"], str(folder)).rank > 0
     if denoiser is not None and not adapter:
         raise LensError(f"{path}: denoiser is no option of this run: it has trained its own")
-    wanted = {} if adapter else {"ema": {"denoiser": abstract_denoiser(model, mesh)}}
+    wanted = {} if adapter else {part: {"denoiser": abstract_denoiser(model, mesh)}}
     if fitted:
         wanted["frozen"] = {"codec": parallel.abstract_params(fitted, parallel.AUTOENCODER_RULES, mesh)}
     parts = store.load(folder, wanted, mesh, partial=True) if wanted else {}
     if adapter:
         params = base_of(metadata["config"], str(folder), denoiser, mesh)
     else:
-        params = jax.tree.map(lambda x: x.astype(model.param_dtype), parts["ema"]["denoiser"])
+        params = jax.tree.map(lambda x: x.astype(model.param_dtype), parts[part]["denoiser"])
     pipe = LensPipeline(
         model,
         codec,
@@ -202,7 +206,7 @@ def from_run(
         mesh=mesh,
     )
     if adapter:
-        pipe.add_adapter(lora.read(path, model))
+        pipe.add_adapter(lora.read(path, model, part))
     return pipe
 
 

@@ -32,12 +32,12 @@ class Loaded(NamedTuple):
     scale: float
 
 
-def read(path: str | Path, model: DenoiserConfig) -> Adapter:
-    """The adapter in a file, a PEFT folder, or a run (its moving average); LensError if it is for another denoiser."""
+def read(path: str | Path, model: DenoiserConfig, part: str = "ema") -> Adapter:
+    """The adapter in a file, a PEFT folder, or a part of a run; LensError if it is for another denoiser."""
     from lens_jax.run import store
 
     if "://" in str(path) or (Path(path).is_dir() and store.is_run(store.as_path(path))):
-        adapter, trained = read_run(path)
+        adapter, trained = read_run(path, part)
         sizes = lambda config: {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         ours, theirs = sizes(model), sizes(trained)
         other = [n for n in ours if n not in _COMPUTE and ours[n] != theirs[n]]

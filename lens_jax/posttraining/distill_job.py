@@ -35,7 +35,7 @@ from lens_jax.pretraining.features import Features
 from lens_jax.pretraining.precompute import check_features
 from lens_jax.pretraining.recipe import check_widths
 from lens_jax.pretraining.sheet import draw_column, save_sheet
-from lens_jax.pretraining.tokens import Tokens
+from lens_jax.pretraining.tokens import Tokens, token_counts
 from lens_jax.run import loop, store
 from lens_jax.run.job import Batches, Event
 from lens_jax.run.log import Log
@@ -88,9 +88,8 @@ class Distillation:
         check_widths(config)
         if data is None:
             self._captions = read_captions(config.captions)
-            self._text_class = painter.longest(config.text.load(self._mesh), self._captions, config.text.max_tokens)
-            shapes = tuple(Shape(bucket, self._text_class) for bucket in parse_buckets(config.sizes))
             parallel.check_batch_size(config.data.batch_size, self._mesh)
+            shapes = tuple(map(Shape, parse_buckets(config.sizes)))
         else:
             if line := repetition(data):
                 self._log.say(line)
@@ -103,6 +102,12 @@ class Distillation:
         for size in self._sheet_sizes if self._draws else ():
             latent_grid(config.codec, size.height, size.width)
         self._features = Features(config, shapes, self._mesh, cached=data is not None and data.features is not None)
+        if data is None:
+            # Room for the longest caption, which the encoder knows.
+            encoder, most = self._features.text_encoder, config.text.max_tokens
+            self._text_class = painter.longest(encoder, self._captions, most)
+            shapes = tuple(Shape(bucket, self._text_class) for bucket in self._buckets)
+            self._features.counts = token_counts(config, shapes)
         if self._draws:
             # What loads the encoders or refuses a prompt must not wait for the first sheet.
             self._prompts  # noqa: B018

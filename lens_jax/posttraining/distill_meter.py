@@ -28,6 +28,8 @@ class DistillMeter:
 
     def __init__(self, config: DistillConfig, say: Callable[[str], None]):
         self._config, self._say = config, say
+        # Images of steps that are under way.
+        self._dispatched: collections.deque[int] = collections.deque()
         # Of the teacher's samples, once some are drawn.
         self.reference: Reference | None = None
         self._records, self._told = 0, collections.defaultdict(lambda: _FIRST)
@@ -36,14 +38,18 @@ class DistillMeter:
 
     def _clear(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
-        self._images: collections.deque[int] = collections.deque()
+        self._images = 0
 
     def dispatch(self, images: int) -> None:
         """Count the images of a step that is about to be taken."""
-        self._images.append(images)
+        self._dispatched.append(images)
 
     def add(self, metrics: dict[str, Any]) -> None:
-        """The numbers of a step. Sums are pairs along their first axis: of a part over rows, and of the rows."""
+        """The numbers of the oldest step that was dispatched.
+
+        Sums are pairs along their first axis: of a part over rows, and of the rows.
+        """
+        self._images += self._dispatched.popleft()
         if not metrics["finite"]:
             return
         for name, value in metrics.items():
@@ -63,7 +69,7 @@ class DistillMeter:
         if self.reference is not None and "sample_std" in values:
             values["std_over_teacher"] = values["sample_std"] / self.reference.std
             values["mean_less_teacher"] = (values["sample_mean"] - self.reference.mean) / self.reference.std
-        values["images_per_second"] = sum(self._images) / seconds if seconds else float("nan")
+        values["images_per_second"] = self._images / seconds if seconds else float("nan")
         self._records += 1
         self._warn(values)
         self._clear()

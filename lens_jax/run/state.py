@@ -17,7 +17,7 @@ class State(struct.PyTreeNode):
     """What a step reads and writes.
 
     Pre-training has params {"denoiser"} and frozen {"codec"}; RL would have params {"lora"}, frozen {"denoiser"}, extra
-    {"old"}; distillation params {"student", "fake", "head"}, frozen {"teacher"}.
+    {"old"}; distillation params {"denoiser", "fake", "head"}, of which the first is the student, frozen {"teacher"}.
     """
 
     # Optimiser steps taken, int32 scalar.

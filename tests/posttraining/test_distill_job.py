@@ -79,7 +79,7 @@ def adapters(full, rl_config) -> DistillConfig:
         lora=LoraConfig(rank=2, alpha=4, targets=("attention",)),
         gan=False,
         captions=rl_config.prompts,
-        sizes=("8x8", "8x12"),
+        sizes=("8x8",),
         fake=FakeConfig(updates=1),
         generator=GeneratorConfig(num_inference_steps=2, transition="renoise", trained_step="sample"),
         matching=MatchingConfig(rescale=True),

@@ -8,7 +8,8 @@ import pytest
 
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser
-from lens_jax.run.optimizer import OptimizerConfig, decay_mask, learning_rate_schedule, make_optimizer
+from lens_jax.parallel.rules import path_of
+from lens_jax.run.optimizer import OptimizerConfig, decay_mask, each, learning_rate_schedule, make_optimizer
 
 
 def test_only_matrices_are_decayed(tiny_config):
@@ -77,3 +78,48 @@ def test_bad_values():
         OptimizerConfig(learning_rate=0)
     with pytest.raises(LensError, match="warmup_steps is -1"):
         OptimizerConfig(warmup_steps=-1)
+
+
+def test_without_a_first_moment():
+    """The updates of Adam, bit for bit, and no memory for a moment that is the gradient itself."""
+    config = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, beta1=0.0, beta2=0.9, clip_norm=1e9, weight_decay=0.0)
+    params = {"a": {"kernel": jnp.float32([[1.0, -2.0], [0.5, 3.0]])}}
+    ours, adam = make_optimizer(config, 9), optax.scale_by_adam(0.0, 0.9, config.eps)
+    state, other = ours.init(params), adam.init(params)
+    assert sum(x.size for x in jax.tree.leaves(state)) == 4 + 1
+    for step in range(3):
+        gradients = jax.tree.map(jnp.sin, params)
+        updates, state = ours.update(gradients, state, params, step=step)
+        expected, other = adam.update(gradients, other)
+        np.testing.assert_allclose(updates["a"]["kernel"], -1e-2 * expected["a"]["kernel"], rtol=1e-5)
+        params = optax.apply_updates(params, updates)
+
+
+def test_a_tiny_step_moves_the_masters():
+    """5e-7 of a number near one is a few of float32's units, and nothing in bfloat16."""
+    config = OptimizerConfig(learning_rate=5e-7, warmup_steps=0, beta1=0.0, beta2=0.9, weight_decay=0.0)
+    params = {"a": {"kernel": jnp.linspace(0.5, 1.5, 64).reshape(8, 8)}}
+    optimizer = make_optimizer(config, 9)
+    gradients = jax.tree.map(jnp.cos, params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params, step=0)
+    moved = optax.apply_updates(params, updates)["a"]["kernel"]
+    np.testing.assert_allclose(params["a"]["kernel"] - moved, 5e-7, atol=1.2e-7)
+    assert bool(jnp.all(moved != params["a"]["kernel"]))
+    coarse = params["a"]["kernel"].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(coarse + updates["a"]["kernel"].astype(jnp.bfloat16), coarse)
+
+
+def test_a_rule_for_each_tree():
+    """Its own rate, clip and moments; the state is laid out by the trees' own names."""
+    rate = lambda value: make_optimizer(OptimizerConfig(learning_rate=value, warmup_steps=0, beta1=0.0), 9)
+    both = each({"b": rate(1e-3), "a": rate(1e-1)})
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
+    state = both.init(params)
+    updates, after = both.update(params, state, params, step=0)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for name, value in (("a", 1e-1), ("b", 1e-3)):
+        one = {name: params[name]}
+        alone, _ = rate(value).update(one, rate(value).init(one), one, step=0)
+        np.testing.assert_array_equal(updates[name]["kernel"], alone[name]["kernel"])
+    paths = [path_of(path) for path, x in jax.tree_util.tree_leaves_with_path(state) if x.ndim]
+    assert sorted(paths) == ["a/kernel", "b/kernel"]
