@@ -224,11 +224,11 @@ def distill(argv: list[str]) -> int:
     config = parse(DistillConfig, argv[1:], f"lens-jax distill {argv[0]}", default=base)
 
     def run():
-        from lens_jax.planning.fit import choose_remat_here, with_remat
+        from lens_jax.planning.distill import choose_remat
+        from lens_jax.planning.fit import choose_remat_here
         from lens_jax.posttraining.distill_job import train
 
-        # Three networks are resident, so the activations of one are kept small.
-        return train(choose_remat_here(config, lambda config, *_: with_remat(config, "full")))
+        return train(choose_remat_here(config, choose_remat))
 
     return _run_to_its_end(config, run)
 

@@ -15,6 +15,8 @@ class EvaluateConfig:
     checkpoint: str = "runs/quickstart"
     # Of "small" or a release: which of the variants it is.
     variant: Literal["lens", "turbo", "base"] | None = None
+    # Of a run: the moving average of the parameters (--no-ema: the parameters themselves).
+    ema: bool = True
     # concepts: is every pictogram, drawn by its name, nearest to its own reference image? scenes: objects, counts,
     # places, colours, sizes and words of prompts that training never saw, read back from the pixels by an exact
     # checker.

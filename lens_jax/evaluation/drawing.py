@@ -7,7 +7,9 @@ from lens_jax.inference.pipeline import LensPipeline
 
 def open_pipeline(config: EvaluateConfig) -> LensPipeline:
     """The model, set to draw with the steps and the guidance of the config, or as it is where that says neither."""
-    pipe = LensPipeline.from_pretrained(config.checkpoint, **({"variant": config.variant} if config.variant else {}))
+    options = {"variant": config.variant} if config.variant else {}
+    options |= {} if config.ema else {"part": "params"}
+    pipe = LensPipeline.from_pretrained(config.checkpoint, **options)
     pipe.batch_size = config.batch_size
     if config.num_inference_steps is not None:
         pipe.num_inference_steps = arguments.whole("num_inference_steps", config.num_inference_steps)

@@ -8,6 +8,7 @@ from jax.sharding import AbstractMesh
 
 from lens_jax import flops, parallel
 from lens_jax.models import lora
+from lens_jax.models.denoiser import KEPT
 from lens_jax.planning import fit, lowering, memory, program
 from lens_jax.planning.data import CAPTION_TOKENS, BucketUse, DataUse, data_use, has_data, largest_shapes
 from lens_jax.planning.estimate import bytes_of
@@ -30,9 +31,18 @@ def uses(config: DistillConfig, caption_tokens: int = CAPTION_TOKENS) -> DataUse
     return data_use(config, 1, caption_tokens)
 
 
-def with_remat(config: DistillConfig) -> DistillConfig:
-    """The config with the remat of a run where it is left to us: three networks are there, so activations are few."""
-    return fit.with_remat(config, "full") if config.model.remat == "auto" else config
+def choose_remat(
+    config: DistillConfig, mesh: AbstractMesh | None, platform: lowering.Platform, usable: float
+) -> DistillConfig:
+    """The config with the remat that computes least again and fits into `usable` bytes, where it is left to us."""
+    if config.model.remat != "auto":
+        return config
+    data = uses(config)
+    for remat in KEPT:
+        chosen = fit.with_remat(config, remat)
+        if remat == "full" or peak_bytes(chosen, mesh, data, platform, usable) <= fit.FULL * usable:
+            break
+    return chosen
 
 
 def _state(config: DistillConfig, mesh: AbstractMesh | None) -> State:

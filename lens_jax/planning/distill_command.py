@@ -82,10 +82,11 @@ def plan(options: DistillPlanConfig, console: Console | None = None) -> DistillP
 def make_plan(options: DistillPlanConfig) -> DistillPlan:
     """Trace everything and add it up."""
     hardware = HARDWARE[options.hardware]
-    config = distill.with_remat(options.config)
+    config = options.config
     mesh = lowering.abstract_mesh(config.mesh, options.devices)
     data = distill.uses(config, options.caption_tokens)
     distill.check_shapes(config, data, mesh)
+    config = distill.choose_remat(config, mesh, hardware.platform, hardware.usable)
     config = lowering.on_platform(config, hardware.platform)
     programs, kernels = {}, {}
     shapes = largest_shapes(data.buckets)
@@ -136,7 +137,7 @@ def _does_not_fit(found: DistillPlan, options: DistillPlanConfig) -> str:
         distill.check_shapes(config, data, mesh)
         return distill.peak_bytes(config, mesh, data, hardware.platform, found.usable)
 
-    config = distill.with_remat(options.config)
+    config = fit.with_remat(options.config, found.remat)
     change = fit.first_that_fits(config, options.devices, hardware.domain, peak_bytes, found.usable)
     if change is None and not config.lora.rank:
         size = peak_bytes(dataclasses.replace(config, lora=_ADAPTER))

@@ -7,7 +7,7 @@ import pytest
 
 from lens_jax import cli
 from lens_jax import config as config_files
-from lens_jax.planning import distill, lowering
+from lens_jax.planning import distill, fit, lowering
 from lens_jax.posttraining.distill_config import DiscriminatorConfig, DistillConfig, GeneratorConfig, MatchingConfig
 
 
@@ -15,7 +15,7 @@ def load(name: str, **changes) -> DistillConfig:
     """A packaged config at 1024 x 1024, with a kernel by name."""
     config = dataclasses.replace(config_files.load(name, DistillConfig), **changes)
     data = dataclasses.replace(config.data, path="nowhere", buckets=("1024x1024",))
-    return lowering.on_platform(distill.with_remat(dataclasses.replace(config, data=data)), "cuda")
+    return lowering.on_platform(fit.with_remat(dataclasses.replace(config, data=data), "full"), "cuda")
 
 
 def passes(**changes) -> float:
@@ -96,7 +96,19 @@ def run(capsys, *argv) -> tuple[int, str, str]:
 def test_plan(capsys, tmp_path):
     """The command, its numbers against each other; and one line for what cannot be."""
     path = tmp_path / "plan.json"
-    small = ("--model.layers", "2", "--data.buckets", "64x64", "--no-lower", "--price", "2", "--json", str(path))
+    small = (
+        "--model.layers",
+        "2",
+        "--model.remat",
+        "full",
+        "--data.buckets",
+        "64x64",
+        "--no-lower",
+        "--price",
+        "2",
+        "--json",
+        str(path),
+    )
     code, out, _ = run(capsys, "plan", "distill_lens", "--devices", "8", "--hardware", "a100-80", *small)
     assert not code
     assert "all parameters" in out
