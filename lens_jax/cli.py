@@ -51,21 +51,22 @@ about ten minutes on two cores:
 """
 
 BENCH_USAGE = """\
-usage: lens-jax bench suite|train|data|sample|denoiser|attention|text|decode|convert [OPTIONS]
+usage: lens-jax bench suite|train|data|sample|student|denoiser|attention|text|decode|convert [OPTIONS]
 
   suite      all that follows and more in nine minutes, most valuable first, for a GPU that is lent for a while
   train      one training step, beside a plain matrix product, and beside that of an adapter (--lora)
   data       batches of images: read, decoded, resized, cropped
   sample     token ids to an image, end to end and by its parts
+  student    prompts to images by a distilled model, beside its teacher
   denoiser   one forward pass of the denoiser
   attention  a kernel of joint attention, beside a plain softmax
   text       the features of a prompt by GPT-OSS
   decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
 
-All but data, convert and attention take --size lens|toy|tiny, with random weights. train, data, denoiser, text and
-decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each
-answers --help.
+All but data, student, convert and attention take --size lens|toy|tiny, with random weights. train, data, denoiser,
+text and decode take --against torch: the same in eager PyTorch, its DataLoader, transformers and diffusers, in turn.
+Each answers --help.
 """
 
 
@@ -371,7 +372,7 @@ def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(BENCH_USAGE, end="")
         return
-    kinds = ("suite", "train", "data", "sample", "denoiser", "attention", "text", "decode", "convert")
+    kinds = ("suite", "train", "data", "sample", "student", "denoiser", "attention", "text", "decode", "convert")
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")
     module = importlib.import_module(f"lens_jax.bench.{'suite.command' if argv[0] == 'suite' else argv[0]}")
