@@ -78,19 +78,19 @@ def read(path: str | os.PathLike) -> Report:
         raise LensError(f"{file}: not JSON") from None
     try:
         drawn, images = values["drawn_with"], values["images"]
-        asked = tuple((text(one["task"]), text(one["language"]), text(one["caption"])) for one in images)
+        asked = tuple((_text(one["task"]), _text(one["language"]), _text(one["caption"])) for one in images)
         each = {name: found["by_prompt"] for name, found in values["diversity"].items()}
         report = Report(
             file,
-            checkpoint=text(values["config"]["checkpoint"]),
-            steps=whole(drawn["num_inference_steps"]),
-            guidance=number(drawn["guidance_scale"]),
-            passes=whole(drawn["network_passes"]),
+            checkpoint=_text(values["config"]["checkpoint"]),
+            steps=_whole(drawn["num_inference_steps"]),
+            guidance=_number(drawn["guidance_scale"]),
+            passes=_whole(drawn["network_passes"]),
             asked=asked,
-            right=np.array([truth(one["right"]) for one in images]),
-            diversity={text(n): {text(p): number(v) for p, v in found.items()} for n, found in each.items()},
+            right=np.array([_truth(one["right"]) for one in images]),
+            diversity={_text(n): {_text(p): _number(v) for p, v in found.items()} for n, found in each.items()},
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise LensError(
             f"{file}: no report of `lens-jax evaluate --bench scenes` of this version ({type(error).__name__}: "
             f"{str(error)[:60]})"
@@ -162,26 +162,28 @@ def show(reports: Sequence[Report], console: Console) -> None:
                       "prompts")  # fmt: skip
 
 
-def text(value: Any) -> str:
-    """Checks of what a report has; ValueError for what is none."""
+# What a report has, checked: ValueError for anything else.
+
+
+def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.40} is no text")
     return value
 
 
-def whole(value: Any) -> int:
+def _whole(value: Any) -> int:
     if type(value) is not int or not 0 < value < 1 << 31:
         raise ValueError(f"{value!r:.40} is no number of steps")
     return value
 
 
-def number(value: Any) -> float:
+def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
         raise ValueError(f"{value!r:.40} is no finite number")
     return float(value)
 
 
-def truth(value: Any) -> bool:
+def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{value!r:.40} is neither true nor false")
     return value

@@ -82,7 +82,9 @@ def test_files_that_are_no_reports(tmp_path, text):
         compare.read(path)
 
 
-@pytest.mark.parametrize(("place", "value"), [("steps", 0), ("steps", "4"), ("guidance", float("nan"))])
+@pytest.mark.parametrize(
+    ("place", "value"), [("steps", 0), ("steps", "4"), ("guidance", float("nan")), ("guidance", 10**400)]
+)
 def test_reports_with_numbers_that_are_none(tmp_path, place, value):
     write(tmp_path / "a", [True], {"fox": 0.2}, **{place: value})
     with pytest.raises(LensError, match="no report of"):

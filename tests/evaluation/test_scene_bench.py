@@ -97,6 +97,11 @@ def test_what_it_is_told_is_what_it_draws_with(monkeypatch):
     drawing.open_pipeline(EvaluateConfig(num_inference_steps=4, guidance_scale=1.0))
     assert drawing.drawn_with(pipe) == {"num_inference_steps": 4, "guidance_scale": 1.0, "network_passes": 4}
     assert pipe.batch_size == 64
+    asked = []
+    monkeypatch.setattr(drawing.LensPipeline, "from_pretrained", lambda path, **options: asked.append(options) or pipe)
+    drawing.open_pipeline(EvaluateConfig(variant="turbo"))
+    drawing.open_pipeline(EvaluateConfig(ema=False))
+    assert asked == [{"variant": "turbo"}, {"part": "params"}]
     with pytest.raises(LensError, match="num_inference_steps is 0"):
         drawing.open_pipeline(EvaluateConfig(num_inference_steps=0))
 
