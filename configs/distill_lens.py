@@ -6,7 +6,8 @@ lens-jax distill distill_lens --init-from checkpoints/Lens --data.path data/cura
 All parameters of student and fake score, batches of 32 over 8 devices, AdamW (0, 0.9) at 5e-7 and 1e-4 for the heads:
 the report's. It has 100,000 curated pairs in buckets of several areas. Not said, with our choices: noise levels of the
 terms, the student's step between its levels (Euler's, as it is sampled), where the heads are (the middle block), the
-average (0.99). State is 107 GB and the average 16 GB (`lens-jax plan`), sharded over eight devices. Not run by us.
+average (0.99). float32 masters, second moments and average are 82 GB, the teacher 8 and a gradient 16, sharded over
+eight devices (`lens-jax plan`). Not run by us.
 """
 
 from lens_jax.data.config import DataConfig

@@ -21,7 +21,8 @@ config = DistillConfig(
     init_from="small",
     steps=300,
     ema_decay=0.98,
-    data=DataConfig(path="data/small", batch_size=16, threads=1),
+    # Padded to as many tokens, the five sizes share a program of each update.
+    data=DataConfig(path="data/small", batch_size=16, threads=1, pad_areas=True),
     matching=MatchingConfig(guidance_scale=2.5),
     fake=FakeConfig(updates=4, mix=0.03),
     discriminator=DiscriminatorConfig(width=16, groups=4),

@@ -18,7 +18,7 @@ from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.models import denoiser, lora
 from lens_jax.models.lora import LoraConfig
-from lens_jax.posttraining import distill_job
+from lens_jax.posttraining import distill_job, teacher
 from lens_jax.posttraining.distill_config import (
     DiscriminatorConfig,
     DistillConfig,
@@ -71,21 +71,17 @@ def full(rl_config, base, pictograms) -> DistillConfig:
 
 
 @pytest.fixture(scope="module")
-def adapters(full, rl_config) -> DistillConfig:
-    """Two adapters, captions alone, a warm start, two batches an update."""
+def light(full, rl_config) -> DistillConfig:
+    """Two adapters on captions alone, without sheets: few programs, which compile fast."""
     rate = dataclasses.replace(full.optimizer, learning_rate=1e-3)
     return dataclasses.replace(
         full,
+        steps=2,
         lora=LoraConfig(rank=2, alpha=4, targets=("attention",)),
         gan=False,
         captions=rl_config.prompts,
         sizes=("8x8",),
-        fake=FakeConfig(updates=1),
-        generator=GeneratorConfig(num_inference_steps=2, transition="renoise", trained_step="sample"),
-        matching=MatchingConfig(rescale=True),
-        warm_start=WarmStartConfig(steps=1, substeps=1, learning_rate=1e-3),
-        samples=dataclasses.replace(full.samples, sizes=("8x8",)),
-        accumulation=2,
+        samples=dataclasses.replace(full.samples, every=0),
         optimizer=rate,
         fake_optimizer=rate,
     )
@@ -107,9 +103,9 @@ def order():
 
 
 @pytest.fixture(scope="module")
-def whole(full, order, tmp_path_factory):
+def whole(light, order, tmp_path_factory):
     """(config, state, the updates it took) of a run without interruption."""
-    config = dataclasses.replace(full, out=str(tmp_path_factory.mktemp("distill") / "whole"))
+    config = dataclasses.replace(light, out=str(tmp_path_factory.mktemp("distill") / "whole"))
     start = len(order)
     return config, run(config), order[start:]
 
@@ -134,10 +130,67 @@ def killed_at(config: DistillConfig, number: int, monkeypatch) -> None:
             run(config)
 
 
-def test_run_writes_all_it_promises(whole):
+def test_order_of_updates_and_what_they_leave(whole, base):
+    """The teacher to the bit; student and fake score have moved, towards each other and not to the same."""
     config, state, order = whole
-    assert int(state.step) == 3
-    assert order == ["fake", "fake", "student"] * 3
+    assert int(state.step) == 2
+    assert order == ["fake", "fake", "student"] * 2
+    assert set(state.params) == {"lora", "fake"}
+    assert set(state.ema) == {"lora"}
+    assert_same_bits(state.frozen["teacher"], of_run(base, config))
+    student, fake = (state.params[name]["blocks"]["image"]["qkv"]["b"] for name in ("lora", "fake"))
+    assert np.abs(student).max() > 0
+    assert np.abs(fake).max() > 0
+    assert np.abs(student - fake).max() > 0
+    # No checkpoint holds the teacher, and no optimiser a first moment.
+    shapes = store.saved_shapes(store.find(config.out))
+    assert not [path for path in shapes if "teacher" in path]
+    moments = [path for path, (shape, _) in shapes.items() if path.startswith("opt_state") and shape]
+    assert len(moments) == len(jax.tree.leaves(state.params))
+
+
+def of_run(folder, config: DistillConfig):
+    wanted = {"ema": {"denoiser": denoiser.abstract_params(config.model)}}
+    return store.load(store.find(folder), wanted, partial=True)["ema"]["denoiser"]
+
+
+def test_killed_within_a_global_step(whole, order, tmp_path, monkeypatch):
+    """Before the second update of the second step. That step is taken again, with the batches it had."""
+    config = dataclasses.replace(whole[0], out=str(tmp_path / "run"))
+    killed_at(config, 5, monkeypatch)
+    start = len(order)
+    assert_same_bits(run(config), whole[1])
+    assert order[start:] == ["fake", "fake", "student"]
+
+
+def test_a_run_is_drawn_from_in_its_steps(whole, monkeypatch):
+    """By the ordinary loader: four steps, no guidance, one network call a step; the average, bit for bit."""
+    config, state, _ = whole
+    pipe = LensPipeline.from_pretrained(config.out)
+    assert (pipe.num_inference_steps, pipe.guidance_scale) == (4, 1.0)
+    calls, inner = [], denoiser.apply
+    monkeypatch.setattr(denoiser, "apply", lambda *args, **kwargs: calls.append(1) or inner(*args, **kwargs))
+    found = pipe("a cat", height=8, width=8, output_type="latent").images
+    assert len(calls) == 1  # in the body of the loop over steps
+    np.testing.assert_array_equal(found, drawn_by(pipe, config, state.frozen["teacher"], state.ema["lora"], 4))
+    pipe = LensPipeline.from_pretrained(config.out, part="params")
+    found = pipe("a cat", height=8, width=8, output_type="latent").images
+    np.testing.assert_array_equal(found, drawn_by(pipe, config, state.frozen["teacher"], state.params["lora"], 4))
+
+
+def drawn_by(pipe, config: DistillConfig, params, adapter, steps: int) -> np.ndarray:
+    features, noise = pipe.text_encoder.encode(["a cat"]), draw.seed_noise(0, 1, 16, 12)
+    inputs = noise, (features.layers, features.lengths), None, (4, 4)
+    adapter = adapter and lora.scaled(adapter, config.lora.scale)
+    return np.asarray(draw.draw(config.model, params, *inputs, num_inference_steps=steps, lora=adapter))
+
+
+@pytest.mark.slow
+def test_all_parameters_and_the_discriminator(full, base, tmp_path, order, monkeypatch):
+    """All that is written; a step of 5e-7 that moves the masters; killed in between, the same bits."""
+    config, start = dataclasses.replace(full, out=str(tmp_path / "whole")), len(order)
+    state = run(config)
+    assert order[start:] == ["fake", "fake", "student"] * 3
     assert set(state.params) == {"denoiser", "fake", "head"}
     assert set(state.ema) == {"denoiser"}
     records = read_metrics(config.out + "/metrics.jsonl", "train")
@@ -149,66 +202,46 @@ def test_run_writes_all_it_promises(whole):
             "loss", "fake_loss", "real_right", "fake_right", "r1", "sample_mean", "sample_std", "std_over_teacher",
             "fake_over_teacher", "fake_gradient_norm", "images_per_second",
         } <= record.keys()  # fmt: skip
-    assert [path.name for path in sorted((store.as_path(config.out) / "samples").iterdir())] == ["step_0000003.png"]
+    assert [path.name for path in (Path(config.out) / "samples").iterdir()] == ["step_0000003.png"]
     saved = config_files.from_dict(
         DistillConfig, json.loads(Path(config.out, "config.json").read_text()), "config.json"
     )
     assert saved == config
-    # No checkpoint holds the teacher, and no optimiser a first moment.
-    shapes = store.saved_shapes(store.find(config.out))
-    assert not [path for path in shapes if "teacher" in path]
-    trained = len(jax.tree.leaves(state.params))
-    assert len([path for path, (shape, _) in shapes.items() if path.startswith("opt_state") and shape]) <= trained
-
-
-def test_teacher_is_as_it_was_and_students_move(whole, base):
-    """To the bit; and at 5e-7 what is trained has moved, by less than bfloat16 would see of numbers near one."""
-    config, state, _ = whole
-    begun = store.load(store.find(base), {"ema": {"denoiser": denoiser.abstract_params(config.model)}})["ema"][
-        "denoiser"
-    ]
+    begun = of_run(base, config)
     assert_same_bits(state.frozen["teacher"], begun)
     for name in ("denoiser", "fake"):
-        moved = jax.tree.map(lambda a, b: np.asarray(a - b), state.params[name], begun)
-        assert min(np.abs(x).max() for x in jax.tree.leaves(moved)) > 0
-        assert max(np.abs(x).max() for x in jax.tree.leaves(moved)) < 2e-5
-    scale = state.params["denoiser"]["text_norm"]["scale"]
-    assert np.all(scale != begun["text_norm"]["scale"])
-    np.testing.assert_array_equal(scale.astype(jnp.bfloat16), begun["text_norm"]["scale"].astype(jnp.bfloat16))
-
-
-def test_killed_within_a_global_step(whole, order, tmp_path, monkeypatch):
-    """Before the second update of the second step. That step is taken again, with the batches it had."""
-    config = dataclasses.replace(whole[0], out=str(tmp_path / "run"))
-    killed_at(config, 5, monkeypatch)
-    start = len(order)
-    assert_same_bits(run(config), whole[1])
-    assert order[start:] == ["fake", "fake", "student"] * 2
-
-
-def test_a_run_is_drawn_from_in_its_steps(whole, monkeypatch):
-    """By the ordinary loader: four steps, no guidance, one network call a step; the average, bit for bit."""
-    config, state, _ = whole
+        moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), state.params[name], begun)
+        assert 0 < min(jax.tree.leaves(moved)) <= max(jax.tree.leaves(moved)) < 2e-5
+    scale, before = state.params["denoiser"]["text_norm"]["scale"], begun["text_norm"]["scale"]
+    assert np.mean(scale != before) > 0.5
+    np.testing.assert_array_equal(scale.astype(jnp.bfloat16), before.astype(jnp.bfloat16))
     pipe = LensPipeline.from_pretrained(config.out)
-    assert (pipe.num_inference_steps, pipe.guidance_scale) == (4, 1.0)
     found = pipe("a cat", height=8, width=8, output_type="latent").images
-    features, noise = pipe.text_encoder.encode(["a cat"]), draw.seed_noise(0, 1, 16, 12)
-    inputs = noise, (features.layers, features.lengths), None, (4, 4)
-    calls, inner = [], denoiser.apply
-    monkeypatch.setattr(denoiser, "apply", lambda *args, **kwargs: calls.append(1) or inner(*args, **kwargs))
-    monkeypatch.setattr(draw, "draw_program", jax.jit(draw.draw_program.__wrapped__, static_argnums=(0, 1)))
-    expected = draw.draw(config.model, state.ema["denoiser"], *inputs, num_inference_steps=4)
-    np.testing.assert_array_equal(found, expected)
-    assert len(calls) == 1  # in the body of the loop over steps
+    np.testing.assert_array_equal(found, drawn_by(pipe, config, state.ema["denoiser"], None, 4))
+
+    killed = dataclasses.replace(full, out=str(tmp_path / "killed"))
+    killed_at(killed, 5, monkeypatch)
+    assert_same_bits(run(killed), state)
 
 
-def test_adapters_and_captions_alone(adapters, order, tmp_path, monkeypatch):
-    """Warm start, then a fake score to a student; killed in between, and drawn from beside its base."""
-    config = dataclasses.replace(adapters, out=str(tmp_path / "whole"))
+@pytest.mark.slow
+def test_the_options_together(light, order, tmp_path, monkeypatch):
+    """A warm start, renoised steps, a step for each sample, rescaled guidance, two batches an update, two sizes."""
+    config = dataclasses.replace(
+        light,
+        out=str(tmp_path / "whole"),
+        steps=3,
+        sizes=("8x8", "8x12"),
+        fake=FakeConfig(updates=1),
+        generator=GeneratorConfig(num_inference_steps=2, transition="renoise", trained_step="sample"),
+        matching=MatchingConfig(rescale=True),
+        warm_start=WarmStartConfig(steps=1, substeps=1, learning_rate=1e-3),
+        samples=dataclasses.replace(light.samples, every=2, sizes=("8x8",)),
+        accumulation=2,
+    )
     start = len(order)
     state = run(config)
     assert order[start:] == ["warm_start", *["fake", "student"] * 2]
-    assert set(state.params) == {"lora", "fake"}
     changed = dataclasses.replace(config, out=str(tmp_path / "run"))
     killed_at(changed, 5, monkeypatch)
     assert_same_bits(run(changed), state)
@@ -218,17 +251,10 @@ def test_adapters_and_captions_alone(adapters, order, tmp_path, monkeypatch):
     pipe = LensPipeline.from_pretrained(config.out)
     assert (pipe.num_inference_steps, pipe.guidance_scale) == (2, 1.0)
     found = pipe("a cat", height=8, width=8, output_type="latent").images
-    features, noise = pipe.text_encoder.encode(["a cat"]), draw.seed_noise(0, 1, 16, 12)
-    inputs = noise, (features.layers, features.lengths), None, (4, 4)
-    adapter = lora.scaled(state.ema["lora"], config.lora.scale)
-    expected = draw.draw(config.model, state.frozen["teacher"], *inputs, num_inference_steps=2, lora=adapter)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, drawn_by(pipe, config, state.frozen["teacher"], state.ema["lora"], 2))
     # That run is itself an adapter, and so may make another teacher: base and adapter in one.
-    from lens_jax.posttraining import teacher
-
     taught, _ = teacher.load(dataclasses.replace(config, lora=LoraConfig()), config.out, None)
-    drawn = draw.draw(config.model, taught, *inputs, num_inference_steps=2)
-    np.testing.assert_allclose(drawn, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(drawn_by(pipe, config, taught, None, 2), found, rtol=1e-3, atol=1e-4)
 
 
 def test_signs_of_failure_name_what_helps(full):
@@ -258,7 +284,7 @@ def test_signs_of_failure_name_what_helps(full):
     assert all("\n" not in line for line in said)
 
 
-def test_bad_input_is_one_line(full, adapters, tmp_path, capsys):
+def test_bad_input_is_one_line(full, light, tmp_path, capsys):
     """Before anything is written."""
     empty = tmp_path / "empty [0].txt"
     empty.write_text("\n \n")
@@ -270,12 +296,12 @@ def test_bad_input_is_one_line(full, adapters, tmp_path, capsys):
         (full, {"teacher_lora": str(tmp_path / "absent")}, "teacher_lora: "),
         (full, {"teacher_lora": full.init_from}, "trained a denoiser and no adapter"),
         (full, {"model": dataclasses.replace(full.model, text_width=64)}, r"model\.text_width is 64"),
-        (full, {"data": dataclasses.replace(full.data, path=str(tmp_path))}, "index"),
+        (full, {"data": dataclasses.replace(full.data, path=str(tmp_path))}, "no data set at"),
         (full, {"samples": dataclasses.replace(full.samples, sizes=("9x9",))}, "9x9"),
-        (adapters, {"captions": str(empty)}, "no captions in it"),
-        (adapters, {"captions": str(binary)}, "not UTF-8"),
-        (adapters, {"captions": str(tmp_path / "absent.txt")}, "no such file"),
-        (adapters, {"sizes": ("8x9",)}, "8x9"),
+        (light, {"captions": str(empty)}, "no captions in it"),
+        (light, {"captions": str(binary)}, "not UTF-8"),
+        (light, {"captions": str(tmp_path / "absent.txt")}, "no such file"),
+        (light, {"sizes": ("8x9",)}, "8x9"),
     ]
     for config, changes, message in cases:
         with pytest.raises(LensError, match=message) as error:
@@ -283,7 +309,7 @@ def test_bad_input_is_one_line(full, adapters, tmp_path, capsys):
         assert "\n" not in str(error.value)
         assert not (tmp_path / "run" / "config.json").exists()
     for make, message in (
-        (lambda: dataclasses.replace(adapters, gan=True), "the discriminator needs images"),
+        (lambda: dataclasses.replace(light, gan=True), "the discriminator needs images"),
         (lambda: dataclasses.replace(full, discriminator=DiscriminatorConfig(blocks=(3,))), "from 1 to model.layers 2"),
         (lambda: DiscriminatorConfig(width=6, groups=4), "does not divide the 6 channels"),
         (lambda: MatchingConfig(dm_sigmas=(0.5, 0.2)), "two rising numbers"),
