@@ -46,7 +46,8 @@ class ToJax:
 class ToTorch:
     """Write a release folder from our layout, or the `transformer/` of one from a training run.
 
-    Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it.
+    A run's has the index and the schedule of a release too; vae, text_encoder and tokenizer of one beside them make it
+    whole. Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it.
     """
 
     # A folder in our layout, or a run or one of its checkpoints.
@@ -80,6 +81,8 @@ class ToTorch:
 class Pack:
     """Write the denoiser of a run, the codec that was fitted for it and its configs as one file to draw from.
 
+    Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it.
+
     lens-jax sample "red apple" --checkpoint FILE
     """
 
@@ -89,9 +92,10 @@ class Pack:
     dst: tyro.conf.Positional[str]
     # Of the denoiser.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    # How the file is drawn from unless told otherwise.
-    num_inference_steps: int = 20
-    guidance_scale: float = 5.0
+    # How the file is drawn from unless told otherwise; by default as the run is: in 20 steps at guidance 5, or one that
+    # was distilled in its few steps without guidance.
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
 
 
 def pack(config: Pack) -> None:
@@ -177,7 +181,8 @@ def _trained(run: Path, options: ToTorch) -> tuple[native.Trained, list[tuple[Ad
     from lens_jax.run import store
 
     folder = store.find(run)
-    config = store.read_metadata(folder)["config"]
+    metadata = store.read_metadata(folder)
+    config = metadata["config"]
     model, _, text = run_parts(config, str(folder))
     selected = getattr(text, "selected", None)
     if selected is None:
@@ -188,6 +193,9 @@ def _trained(run: Path, options: ToTorch) -> tuple[native.Trained, list[tuple[Ad
     part, adapters = "ema" if options.ema else "params", []
     start = str(config.get("init_from") or "")
     variant = release.variant_of(Path(start)) if start and "://" not in start else None
+    if metadata.get("sampling") is not None:
+        # It was distilled: what it began with is drawn in other steps.
+        variant = "turbo"
     title = {"turbo": "Lens-Turbo", "base": "Lens-Base"}.get(variant, "Lens")
     if lora.run_config(config, str(folder)).rank:
         params = base_of(config, str(folder), options.denoiser)

@@ -87,7 +87,7 @@ def to_torch(
     progress: Progress | None = None,
     adapters: Sequence[tuple[Adapter, float]] = (),
 ) -> list[str]:
-    """Write a release folder from our layout, or the `transformer/` of one from what a run has trained.
+    """Write a release folder from our layout, or the `transformer/` of one from what a run has trained, with its index.
 
     dtype: of the denoiser's floats, "f32" or "bf16"; by default what it has. single_file: never shard. adapters: merged
     into the denoiser, each times its factor. Returns the folders written.
@@ -95,7 +95,11 @@ def to_torch(
     limit = {"max_shard_bytes": 1 << 62} if single_file else {}
     written = []
     with writer.as_lens_error(target), new_directory(target, False, MARK) as aside:
-        if not isinstance(source, Trained):
+        if isinstance(source, Trained):
+            # Those of all three variants, so that only the networks that no run trains are missing.
+            _write_json(aside / INDEX, MODEL_INDEX)
+            _write_json(aside / "scheduler" / "scheduler_config.json", SCHEDULER)
+        else:
             _copy_small(source / "release", aside)
         for component, tensors, values in for_release(source, dtype, adapters):
             place = aside / component.theirs

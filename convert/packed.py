@@ -23,20 +23,30 @@ from lens_jax.errors import LensError
 
 KEY = "lens_jax"
 FORMAT = 1
-# The folder of the shipped models, with their digests.
+# The folder of the shipped models, a file VARIANT.safetensors each, with their digests.
 SHIPPED = Path(lens_jax.__file__).parent / "small"
-# What is taken for them wherever a path to a model is given, and no file has that name.
+DIGESTS = "digests.json"
+# What is taken for them wherever a path to a model is given, and no file has that name: the file where no variant is
+# asked for.
 NAMES = {"small": "base.safetensors"}
 
 
-def find(path: str | os.PathLike) -> Path | None:
-    """The packed file that a path, or the name of a shipped model, means; None where it means something else."""
+def find(path: str | os.PathLike, variant: str | None = None) -> Path | None:
+    """The packed file that a path, or the name of a shipped model, means; None where it means something else.
+
+    `variant` is of a shipped model: another one of its files, "turbo".
+    """
     if "://" in str(path):
         return None
     local = Path(path)
     if not local.exists():
-        return shipped(str(path)) if str(path) in NAMES else None
+        return shipped(str(path), variant) if str(path) in NAMES else None
     return local if is_packed(local) else None
+
+
+def is_shipped(path: str | os.PathLike) -> bool:
+    """Whether a path is the name of a model that comes with the package, and of nothing that is there."""
+    return str(path) in NAMES and not Path(path).exists()
 
 
 def is_packed(path: Path) -> bool:
@@ -47,14 +57,22 @@ def is_packed(path: Path) -> bool:
         return False
 
 
-def shipped(name: str) -> Path:
-    """The file of a model that comes with the package; LensError where it is not the one that was shipped."""
-    path = SHIPPED / NAMES[name]
+def shipped(name: str, variant: str | None = None) -> Path:
+    """The file of a model that comes with the package; LensError where it is not the one that was shipped.
+
+    `variant` None is the one that its name alone means. LensError says which variants come with it.
+    """
+    path = SHIPPED / (NAMES[name] if variant is None else f"{variant}.safetensors")
     try:
+        known = json.loads((SHIPPED / DIGESTS).read_text(encoding="utf-8"))
+        if path.name not in known:
+            variants = ", ".join(sorted(str(file).removesuffix(".safetensors") for file in known))
+            raise LensError(f"{name}: comes without a variant {variant!r:.40}; accepted: {variants}")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise LensError(f"{path}: the model that comes with the package: {error.strerror}; install it again") from None
-    if digest != json.loads((SHIPPED / "digests.json").read_text())[path.name]:
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or "its digests are damaged"
+        raise LensError(f"{path}: the model that comes with the package: {problem}; install it again") from None
+    if digest != known[path.name]:
         raise LensError(f"{path}: is damaged, its SHA-256 is {digest}; install the package again")
     return path
 

@@ -27,6 +27,7 @@ usage: lens-jax COMMAND [OPTIONS]
 Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
 
   prepare openmoji|folder   build a data set from pictograms or from a folder of captioned images
+  prepare curated           the best of a prepared data set, as many of each kind
   data build|run|plan|...   clean, caption and pack collections of images, on one machine or many
   precompute CONFIG         store the latents and text features of a data set, to train without the encoders
   train CONFIG              train a run described by a config, or go on with it where it stopped
@@ -63,15 +64,16 @@ usage: lens-jax bench WHAT [OPTIONS]
   captions   captions of a server that answers at once, beside the SDK alone
   synthetic  images of rendered text, drawn and encoded
   sample     token ids to an image, end to end and by its parts
+  student    prompts to images by a distilled model, beside its teacher
   denoiser   one forward pass of the denoiser
   attention  a kernel of joint attention, beside a plain softmax
   text       the features of a prompt by GPT-OSS
   decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
 
-All but data, clean, filters, dedup, copies, captions, synthetic, convert and attention take --size lens|toy|tiny, with
-random weights. train, data, denoiser, text and decode take --against torch: the same in eager PyTorch, its DataLoader,
-transformers and diffusers, in turn. Each answers --help.
+All but data, clean, filters, dedup, copies, captions, synthetic, student, convert and attention take
+--size lens|toy|tiny, with random weights. train, data, denoiser, text and decode take --against torch: the same in
+eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each answers --help.
 """
 
 
@@ -123,6 +125,7 @@ def _show_warning(otherwise: Callable, message, category, *where, **options) -> 
 
 def prepare(argv: list[str]) -> None:
     from lens_jax.data.prepare import FolderConfig, prepare_folder
+    from lens_jax.data.prepare_curated import CuratedConfig, prepare_curated
     from lens_jax.data.prepare_scenes import OpenMojiConfig, prepare_openmoji
 
     def folder(config: FolderConfig) -> None:
@@ -139,11 +142,13 @@ def prepare(argv: list[str]) -> None:
     kinds: dict[str, tuple[type, Callable]] = {
         "openmoji": (OpenMojiConfig, prepare_openmoji),
         "folder": (FolderConfig, folder),
+        "curated": (CuratedConfig, prepare_curated),
     }
     usage = (
-        "usage: lens-jax prepare openmoji|folder [OPTIONS]\n\n"
+        "usage: lens-jax prepare openmoji|folder|curated [OPTIONS]\n\n"
         "  openmoji   pictograms composed into captioned scenes (needs the extra: demo)\n"
-        "  folder     images with captions in text files beside them, or a metadata.jsonl, .csv or .parquet\n\n"
+        "  folder     images with captions in text files beside them, or a metadata.jsonl, .csv or .parquet\n"
+        "  curated    the best images of a prepared data set, as many of each kind, without a copy of them\n\n"
         "Each answers --help."
     )
     _choose(argv, "prepare", "source", kinds, usage)
@@ -174,10 +179,12 @@ def train(argv: list[str]) -> int:
     from lens_jax.pretraining.config import TrainConfig
 
     if not argv or argv[0] in ("-h", "--help"):
+        others = ("rl_", "distill_", "data_")
+        names = [name for name in config_files.available() if not name.startswith(others)]
         print(
             "usage: lens-jax train CONFIG [OPTIONS]\n\n"
             "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(name for name in config_files.available() if not name.startswith(('rl_', 'distill_', 'data_')))}\n\n"
+            f"  {', '.join(names)}\n\n"
             "Every field is an option: lens-jax train quickstart --help lists them.\n"
             "--init-from BASE --lora.rank 64 trains an adapter (LoRA) beside BASE, a run or a release.\n"
             "A run whose folder exists goes on from its newest checkpoint."
@@ -247,11 +254,11 @@ def distill(argv: list[str]) -> int:
     config = parse(DistillConfig, argv[1:], f"lens-jax distill {argv[0]}", default=base)
 
     def run():
-        from lens_jax.planning.fit import choose_remat_here, with_remat
+        from lens_jax.planning.distill import choose_remat
+        from lens_jax.planning.fit import choose_remat_here
         from lens_jax.posttraining.distill_job import train
 
-        # Three networks are resident, so the activations of one are kept small.
-        return train(choose_remat_here(config, lambda config, *_: with_remat(config, "full")))
+        return train(choose_remat_here(config, choose_remat))
 
     return _run_to_its_end(config, run)
 
@@ -299,7 +306,7 @@ def plan(argv: list[str]) -> None:
         print(
             "usage: lens-jax plan CONFIG [--hardware h100] [--devices 8] [OPTIONS]\n"
             "       lens-jax plan --report [--json FILE]\n\n"
-            "CONFIG is as for lens-jax train or lens-jax rl, and every field of it is an option here too; nothing is\n"
+            "CONFIG is as for lens-jax train, rl or distill, and every field of it is an option here too; nothing is\n"
             "allocated.\n"
             "--report derives the compute figures of the report.\n\n"
             "lens-jax plan CONFIG --help lists the options."
@@ -314,14 +321,18 @@ def plan(argv: list[str]) -> None:
     if argv[0].startswith("-"):
         raise LensError(f"the config comes first: lens-jax plan CONFIG {argv[0]} ...")
     from lens_jax import config as config_files
-    from lens_jax.planning import command, rl_command
+    from lens_jax.planning import command, distill_command, rl_command
+    from lens_jax.posttraining.distill_config import DistillConfig
     from lens_jax.posttraining.rl_config import RlConfig
     from lens_jax.pretraining.config import TrainConfig
 
-    config = config_files.load(argv[0], TrainConfig, RlConfig)
-    learning = isinstance(config, RlConfig)
-    kind = rl_command.RlPlanConfig if learning else command.PlanConfig
-    run = rl_command.plan if learning else command.plan
+    kinds: dict[type, tuple[type, Callable]] = {
+        TrainConfig: (command.PlanConfig, command.plan),
+        RlConfig: (rl_command.RlPlanConfig, rl_command.plan),
+        DistillConfig: (distill_command.DistillPlanConfig, distill_command.plan),
+    }
+    config = config_files.load(argv[0], *kinds)
+    kind, run = kinds[type(config)]
     run(parse(kind, argv[1:], f"lens-jax plan {argv[0]}", default=kind(config)))
 
 
@@ -379,11 +390,11 @@ def convert(argv: list[str]) -> None:
 
 
 def evaluate(argv: list[str]) -> None:
-    from lens_jax.evaluation import concepts, scene_bench
+    from lens_jax.evaluation import compare, concepts, scene_bench
     from lens_jax.evaluation.config import EvaluateConfig
 
     config = parse(EvaluateConfig, argv, "lens-jax evaluate")
-    (scene_bench if config.bench == "scenes" else concepts).run(config)
+    (compare if config.compare else scene_bench if config.bench == "scenes" else concepts).run(config)
 
 
 def bench(argv: list[str]) -> None:
@@ -391,8 +402,8 @@ def bench(argv: list[str]) -> None:
         print(BENCH_USAGE, end="")
         return
     kinds = (
-        "suite", "train", "data", "clean", "filters", "dedup", "copies", "captions", "synthetic", "sample", "denoiser",
-        "attention", "text", "decode", "convert",
+        "suite", "train", "data", "clean", "filters", "dedup", "copies", "captions", "synthetic", "sample", "student",
+        "denoiser", "attention", "text", "decode", "convert",
     )  # fmt: skip
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")

@@ -48,10 +48,18 @@ def train_step(
     forward = denoiser_forward(config, image_tokens, text_tokens)
     if not adapter.rank:
         return 3 * batch * forward
+    backward = input_backward(config, image_tokens, text_tokens)
+    return batch * (forward + backward + 3 * lora_forward(config, adapter, image_tokens, text_tokens))
+
+
+def input_backward(config: DenoiserConfig, image_tokens: int, text_tokens: int) -> int:
+    """Operations of the backward pass of one sample for its inputs alone, from the last block on to the first.
+
+    The products of the blocks once, attention's twice; what conditions on the noise level has no gradient.
+    """
     block = _block(config, image_tokens + text_tokens)
     backward = config.layers * (sum(block.values()) - block["modulation"] + block["attention"])
-    backward += 2 * config.latent_channels * config.width * image_tokens
-    return batch * (forward + backward + 3 * lora_forward(config, adapter, image_tokens, text_tokens))
+    return backward + 2 * config.latent_channels * config.width * image_tokens
 
 
 def lora_forward(config: DenoiserConfig, adapter: LoraConfig, image_tokens: int, text_tokens: int) -> int:

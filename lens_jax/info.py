@@ -35,6 +35,8 @@ def _describe_data(folder: Path, check: bool) -> None:
     index = load_index(folder)
     console = make_console()
     console.print(f"data set {folder}: source {index.source}, licence {index.licence}")
+    if index.subset:
+        console.print(f"a subset of {index.subset.whole.directory}, without a copy of its records", markup=False)
     if made := index.features:
         console.print(
             f"latents of {made['codec']['kind']}; {made['layers']} text layers of {made['text_width']} channels, at "

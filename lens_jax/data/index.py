@@ -25,6 +25,7 @@ import numpy as np
 from lens_jax.data import feature_records, records
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.shards import ShardReader, check_file
+from lens_jax.data.subset import Chosen, ChosenReader, Subset
 from lens_jax.errors import LensError
 
 NAME = "index.json"
@@ -70,6 +71,8 @@ class Shard:
     bytes: int
     # Over the records as written; independent of the container's layout.
     sha256: str
+    # Of a subset: what of another data set's shard it is.
+    chosen: Chosen | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Index:
     dropped_by_bucket: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     # The first thousand inputs left out: {"file", "reason", "detail"}.
     failed: tuple[Mapping[str, str], ...] = ()
+    # What it is a subset of; None where its records are its own.
+    subset: Subset | None = None
     # sha256 of each stream's table, by the stream's name; the tables that were read.
     digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     _tables: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
@@ -130,23 +135,30 @@ class Index:
         """A stream's shard of that number; it need not exist."""
         row = self._table(stream)[number]
         digest = row["sha256"].tobytes().hex()
-        return Shard(shard_name(stream.name, number), int(row["records"]), int(row["bytes"]), digest)
+        chosen = self.subset and self.subset.chosen(self.directory, stream.name, number, self.shard_records(stream))
+        return Shard(shard_name(stream.name, number), int(row["records"]), int(row["bytes"]), digest, chosen)
+
+    def shards_by_number(self, stream: Stream) -> Iterator[Shard]:
+        """All shards of a stream, in order, those without records too."""
+        return (self.shard(stream, number) for number in range(stream.shards))
 
     def shards(self, stream: Stream) -> Iterator[Shard]:
         """A stream's shards that have records, in order."""
         for number in np.flatnonzero(self.shard_records(stream)):
             yield self.shard(stream, int(number))
 
-    def open(self, shard: Shard) -> ShardReader:
+    def open(self, shard: Shard) -> ShardReader | ChosenReader:
         """A reader of a shard; LensError where the file is missing or not as the table says."""
+        if shard.chosen:
+            return ChosenReader(self.subset.whole.open(shard.chosen.whole), shard.chosen.rows)
         decode = feature_records.decode if self.features else records.decode
         return ShardReader(self.directory / shard.name, shard.records, shard.bytes, decode)
 
     def check(self) -> int:
         """The number of shards, if all are there and of the right size; LensError names the first that is not."""
-        number = 0
+        number, home = 0, self.subset.whole.directory if self.subset else self.directory
         for shard in itertools.chain.from_iterable(map(self.shards, self.streams)):
-            check_file(self.directory / shard.name, shard.bytes)
+            check_file(home / shard.name, shard.bytes)
             number += 1
         return number
 
@@ -256,6 +268,7 @@ def _from_json(directory: Path, content: dict, where: str) -> Index:
     header.need(all(_maps(entry, str) for entry in failed), "failed", "must list maps of texts")
     captioned, by_bucket = header.counts_by("captioned"), header.counts_by("dropped_by_bucket")
     header.need(set(captioned) <= set(SPLITS), "captioned", f"must be by {' and '.join(SPLITS)}")
+    subset = _subset(directory, content["subset"], where, streams) if "subset" in content else None
     source, config = header.get("source", str), header.get("config", dict)
     if source == FEATURES:
         _check_features(_Header(config, where, "config."))
@@ -277,8 +290,28 @@ def _from_json(directory: Path, content: dict, where: str) -> Index:
         dropped=header.counts("dropped"),
         dropped_by_bucket=by_bucket,
         failed=tuple(failed),
+        subset=subset,
         digests=digests,
     )
+
+
+def _subset(directory: Path, values: Any, where: str, streams: Sequence[Stream]) -> Subset:
+    """What a header says it is a subset of, which must be there; LensError where it is not that any more."""
+    header = _Header(values, where, "subset.")
+    path, rows = header.get("path", str), _Header(header.get("rows", dict), where, "subset.rows.")
+    place = directory / path
+    if (place / NAME).is_file() and "subset" in _read_header(place / NAME):
+        raise LensError(f"{where}: subset of {place}, which is a subset itself; make it of the whole data set")
+    try:
+        whole = load_index(place)
+    except LensError as error:
+        raise LensError(f"{where}: a subset, and what it is of cannot be read: {error}") from None
+    if whole.fingerprint != header.get("fingerprint", str):
+        raise LensError(f"{where}: subset of another state of {place} (fingerprint {whole.fingerprint}); make it again")
+    shards = {stream.name: stream.shards for stream in whole.streams}
+    for stream in streams:
+        header.need(shards.get(stream.name) == stream.shards, "streams", f"has {stream.name}, {place} another or none")
+    return Subset(path, whole, {stream.name: rows.digest(stream.name) for stream in streams})
 
 
 def _check_features(made: "_Header") -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from lens_jax.atomic import writing
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.index import FORMAT, MAGIC, NAME, ROW, SPLITS, VERSION, Index, Stream, fingerprint, stream_name
+from lens_jax.data.subset import Subset
 
 _BUFFERED_ROWS = 1024
 
@@ -136,4 +137,9 @@ def _to_json(index: Index, contents: Sequence[str]) -> dict:
         "dropped": dict(index.dropped),
         "dropped_by_bucket": {bucket: dict(counts) for bucket, counts in index.dropped_by_bucket.items()},
         "failed": list(index.failed),
+        **({"subset": _subset_to_json(index.subset)} if index.subset else {}),
     }
+
+
+def _subset_to_json(subset: Subset) -> dict:
+    return {"path": subset.path, "fingerprint": subset.whole.fingerprint, "rows": dict(subset.digests)}

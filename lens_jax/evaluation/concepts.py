@@ -23,6 +23,7 @@ from lens_jax.data.index import Index, load_index
 from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError, nearest
 from lens_jax.evaluation.config import EvaluateConfig
+from lens_jax.evaluation.drawing import drawn_with, open_pipeline
 from lens_jax.inference.pipeline import LensPipeline
 
 
@@ -58,8 +59,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
         if language not in concepts[0].names:
             known = concepts[0].names
             raise LensError(f"--languages {language!r}{nearest(language, known)}; accepted: {', '.join(known)}")
-    pipe = LensPipeline.from_pretrained(config.checkpoint)
-    pipe.batch_size = config.batch_size
+    pipe = open_pipeline(config)
     references = reference_images(concepts, index.buckets)
 
     scores, rows = [], [[] for _ in concepts]
@@ -69,7 +69,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
             prompts = [concept.names[language] for concept in concepts]
             correct, confused = 0, {}
             for bucket in index.buckets:
-                images = _draw(pipe, prompts, bucket, config)
+                images = _draw(pipe, prompts, bucket, config.seed)
                 found = nearest_reference(images, references[bucket])
                 correct += int((found == np.arange(len(concepts))).sum())
                 for i in np.flatnonzero(found != np.arange(len(concepts))):
@@ -82,7 +82,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
             scores.append(Score(language, language in index.languages, correct, total, confused))
 
     out = Path(config.folder)
-    _write(out, config, index, scores)
+    _write(out, config, drawn_with(pipe), index, scores)
     contact_sheet(rows, [concept.names[languages[0]] for concept in concepts]).save(out / "evaluation.png")
     _print(console, scores, len(concepts), out)
     return scores
@@ -104,21 +104,15 @@ def nearest_reference(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.argmin(np.square(targets).sum(1) - 2 * flat @ targets.T, axis=1)
 
 
-def _draw(pipe: LensPipeline, prompts: list[str], bucket: Bucket, config: EvaluateConfig) -> np.ndarray:
-    images = pipe(
-        prompts,
-        height=bucket.height,
-        width=bucket.width,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        seed=config.seed,
-    ).images
+def _draw(pipe: LensPipeline, prompts: list[str], bucket: Bucket, seed: int) -> np.ndarray:
+    images = pipe(prompts, height=bucket.height, width=bucket.width, seed=seed).images
     return np.stack([np.asarray(image) for image in images])
 
 
-def _write(out: Path, config: EvaluateConfig, index: Index, scores: list[Score]) -> None:
+def _write(out: Path, config: EvaluateConfig, drawn: dict, index: Index, scores: list[Score]) -> None:
     report = {
         "config": dataclasses.asdict(config),
+        "drawn_with": drawn,
         "concepts": int(index.config["concepts"]),
         "sizes": [str(bucket) for bucket in index.buckets],
         "scores": [{"accuracy": score.accuracy, **dataclasses.asdict(score)} for score in scores],

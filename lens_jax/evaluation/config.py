@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lens_jax.errors import LensError
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -11,6 +13,10 @@ class EvaluateConfig:
 
     # A run folder, one of its checkpoints, a packed run, or "small", the model that comes with the package.
     checkpoint: str = "runs/quickstart"
+    # Of "small" or a release: which of the variants it is.
+    variant: Literal["lens", "turbo", "base"] | None = None
+    # Of a run: the moving average of the parameters (--no-ema: the parameters themselves).
+    ema: bool = True
     # concepts: is every pictogram, drawn by its name, nearest to its own reference image? scenes: objects, counts,
     # places, colours, sizes and words of prompts that training never saw, read back from the pixels by an exact
     # checker.
@@ -27,10 +33,14 @@ class EvaluateConfig:
     tasks: tuple[str, ...] = ()
     # For scenes, prompts of each type and size.
     count: int = 8
-    # Euler steps.
-    num_inference_steps: int = 20
-    # Guidance.
-    guidance_scale: float = 5.0
+    # Euler steps; by default the model's own, as `lens-jax sample` draws it. The report says which were used.
+    num_inference_steps: int | None = None
+    # Guidance, likewise; at 1 there is none, and a step is one pass through the network.
+    guidance_scale: float | None = None
+    # For scenes, prompts that are drawn several times to see how much their images differ; 0 leaves that out.
+    diversity_prompts: int = 16
+    # Images of each of them.
+    diversity_images: int = 8
     # Seed of the noise, and of the prompts of scenes.
     seed: int = 0
     # Images drawn at a time.
@@ -38,6 +48,15 @@ class EvaluateConfig:
     # Folder for the figures and the sheet; empty is the folder of the checkpoint's run, and "evaluation" for what is no
     # run.
     out: str = ""
+    # Measure nothing, but set reports of --bench scenes side by side: their scenes.json, or the folders of these. The
+    # first is what the others are compared with; all must have asked for the same.
+    compare: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.diversity_prompts < 0:
+            raise LensError(f"--diversity-prompts is {self.diversity_prompts}; it must be at least 0")
+        if self.diversity_images < 2:
+            raise LensError(f"--diversity-images is {self.diversity_images}; images differ from each other, at least 2")
 
     @property
     def folder(self) -> str:

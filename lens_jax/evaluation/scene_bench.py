@@ -29,9 +29,10 @@ from lens_jax.data.buckets import Bucket, make_buckets, parse_buckets
 from lens_jax.data.index import load_index
 from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError, nearest
+from lens_jax.evaluation import diversity
 from lens_jax.evaluation.config import EvaluateConfig
+from lens_jax.evaluation.drawing import drawn_with, open_pipeline
 from lens_jax.evaluation.scene_page import scene_page
-from lens_jax.inference.pipeline import LensPipeline
 
 # Ratios of the small model's sizes, at about 64 x 64 pixels.
 _RATIOS = ("1:1", "3:4", "4:3", "2:3", "3:2")
@@ -76,8 +77,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
     if config.count < 1:
         raise LensError(f"--count {config.count}: at least 1")
     concepts = openmoji.load_concepts(count)
-    pipe = LensPipeline.from_pretrained(config.checkpoint)
-    pipe.batch_size = config.batch_size
+    pipe = open_pipeline(config)
     references = load_references(count)
     prompts = bench_prompts(concepts, buckets, tasks, config.count, config.seed)
 
@@ -97,18 +97,20 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
                     texts,
                     height=bucket.height,
                     width=bucket.width,
-                    num_inference_steps=config.num_inference_steps,
-                    guidance_scale=config.guidance_scale,
                     seed=config.seed,
                     progress=show,
                 ).images
                 for row in zip(chosen, texts, images):
                     judged.append(judged_image(*row, language, references, classifier))
                     progress.advance(bar)
+        asked = diversity.spread(prompts, config.diversity_prompts, buckets[0])
+        bar = progress.add_task("drawing prompts again", total=diversity.count(asked, config.diversity_images))
+        advance = lambda images: progress.advance(bar, images)
+        differ = diversity.measure(pipe, asked, languages[0], config.diversity_images, config.seed, advance)
 
     out = Path(config.folder)
-    _write(out, config, buckets, judged)
-    _print(console, judged, out)
+    _write(out, config, drawn_with(pipe), buckets, judged, differ)
+    _print(console, drawn_with(pipe), judged, differ, out)
     return judged
 
 
@@ -193,11 +195,15 @@ def _what(config: EvaluateConfig) -> tuple[int, tuple[Bucket, ...], tuple[str, .
     return count, parse_buckets(config.sizes) if config.sizes else buckets, languages
 
 
-def _write(out: Path, config: EvaluateConfig, buckets: Sequence[Bucket], judged: Sequence[Judged]) -> None:
+def _write(
+    out: Path, config: EvaluateConfig, drawn: dict, buckets: Sequence[Bucket], judged: Sequence[Judged], differ: dict
+) -> None:
     report = {
         "config": asdict(config),
+        "drawn_with": drawn,
         "sizes": [str(bucket) for bucket in buckets],
         "scores": scores(judged),
+        "diversity": {density: asdict(found) for density, found in differ.items()},
         "images": [
             {
                 "task": one.prompt.task,
@@ -246,8 +252,12 @@ def _framed(image: np.ndarray, right: bool) -> np.ndarray:
     return framed
 
 
-def _print(console: Console, judged: Sequence[Judged], out: Path) -> None:
+def _print(console: Console, drawn: dict, judged: Sequence[Judged], differ: dict, out: Path) -> None:
     figures = scores(judged)
+    console.print(
+        f"drawn with {drawn['num_inference_steps']} steps at guidance {drawn['guidance_scale']:g}: "
+        f"{drawn['network_passes']} passes through the network an image"
+    )
     by_task = {**figures["task"], "all": figures["all"]}
     _print_table(console, "task", "images that show what their prompt asks for", by_task)
     # Every criterion counts in all the images whose prompt has it, whatever their task.
@@ -264,6 +274,12 @@ def _print(console: Console, judged: Sequence[Judged], out: Path) -> None:
             f"{100 * first['share']:.1f} %; {100 * alone['share']:.1f} % are right for the checker alone"
         )
     console.print(f"mean of the groups of tasks {100 * figures['mean of groups']:.1f} %")
+    for density, found in differ.items():
+        error = "" if found.error is None else f" +- {found.error:.4f}"
+        console.print(
+            f"images of one {density} prompt differ by {found.mean:.4f}{error} (root mean square of colours; "
+            f"{len(found.by_prompt)} prompts, {found.images} images each)"
+        )
     console.print(f"images in {out / 'scenes.png'}, one by one in {out / 'scenes.html'}, figures in scenes.json there")
 
 

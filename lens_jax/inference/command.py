@@ -63,8 +63,11 @@ class SampleCommand:
     # What is computed in; by default what a run was trained in, and of a release bfloat16 on accelerators, float32 on a
     # CPU.
     dtype: Literal["float32", "bfloat16"] | None = None
-    # Of a release: which of the three it is, where its folder's name does not say so.
+    # Of "small": the model to draw with, turbo for the one distilled to few steps. Of a release: which of the three it
+    # is, where its folder's name does not say so.
     variant: Literal["lens", "turbo", "base"] | None = None
+    # Of a run: the moving average of the parameters (--no-ema: the parameters themselves).
+    ema: bool = True
     # The day the conversation around a prompt claims to be, YYYY-MM-DD; by default that of training, 2026-05-23.
     date: str | None = None
     # Of a release: cut a prompt that is too long as the original does, with the tokens that belong behind it.
@@ -102,6 +105,7 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     names = ("dtype", "variant", "date", "original_truncation", *places)
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
     options |= {} if args.tiling else {"tiling": False}
+    options |= {} if args.ema else {"part": "params"}
     pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **_mesh(args.mesh))
     for path, scale in adapters:
         pipe.load_lora_weights(path, scale)

@@ -29,10 +29,12 @@ from lens_jax.models.denoiser import DenoiserConfig, abstract_params
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
     """From whatever is at `path`; `options` are those of `from_release` or `from_run`.
 
-    What is not there may be the name of a model that comes with the package ("small").
+    What is not there may be the name of a model that comes with the package ("small"), of which `variant` is the file:
+    "turbo" is the one that was distilled.
     """
     local = None if "://" in str(path) else source.as_path(path, "a checkpoint")
-    if local and (file := packed_files.find(local)):
+    variant = options.pop("variant", None) if local and packed_files.is_shipped(local) else None
+    if local and (file := packed_files.find(local, variant)):
         return packed.read(file, **_accepted(path, "packed model", options, DenoiserConfig))
     if local:
         source.check_exists(local)

@@ -15,6 +15,7 @@ from lens_jax import config as config_files
 from lens_jax import parallel
 from lens_jax.convert import writer
 from lens_jax.convert.packed import FORMAT, KEY, PackedFile
+from lens_jax.inference import arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +32,31 @@ def write(
     run: str | os.PathLike,
     path: str | os.PathLike,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
-    num_inference_steps: int = 20,
-    guidance_scale: float = 5.0,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
 ) -> Path:
-    """Pack the moving average of a run's newest checkpoint; a file that is there is replaced when all is written."""
+    """Pack the moving average of a run's newest checkpoint; a file that is there is replaced when all is written.
+
+    The adapter of a run that trained one is merged into what it was trained beside. Steps and guidance are by default
+    what the run is drawn with: of one that was distilled its few steps, and no guidance.
+    """
     from lens_jax.inference import load
 
     pipe = load.from_run(run, param_dtype="float32")
+    pipe.fuse_lora()
     parts = load.run_config(run)
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
     flat = lambda tree: flatten_dict(tree, sep="/")
     tensors = {f"denoiser/{name}": np.asarray(leaf).astype(kind) for name, leaf in flat(pipe.params).items()}
     if parts.codec.abstract_fitted():
         tensors |= {f"codec/{name}": np.asarray(leaf) for name, leaf in flat(pipe.codec_params).items()}
-    defaults = Defaults(pipe.default_size, num_inference_steps, guidance_scale)
+    steps = pipe.num_inference_steps if num_inference_steps is None else num_inference_steps
+    guidance = pipe.guidance_scale if guidance_scale is None else guidance_scale
+    defaults = Defaults(
+        pipe.default_size,
+        arguments.whole("num_inference_steps", steps),
+        arguments.number("guidance_scale", guidance),
+    )
     described = {"format": FORMAT, **{name: config_files.to_dict(part) for name, part in parts._asdict().items()}}
     described["defaults"] = config_files.to_dict(defaults)
     writer.write_file(path, tensors, metadata={KEY: json.dumps(described, sort_keys=True)})

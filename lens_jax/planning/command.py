@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import tyro
-from rich import box
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
@@ -17,44 +16,31 @@ from lens_jax.errors import LensError
 from lens_jax.planning import estimate, fit, lowering, topology
 from lens_jax.planning.data import CAPTION_TOKENS, BucketUse, DataUse, Padding, data_use, largest_shapes, padding
 from lens_jax.planning.estimate import TracedProgram, Traffic, Work
-from lens_jax.planning.hardware import HARDWARE, Hardware, Name
+from lens_jax.planning.hardware import HARDWARE, Hardware
+from lens_jax.planning.options import DeviceOptions, make_table
 from lens_jax.pretraining.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(DeviceOptions):
     """Memory, operations, traffic, time and cost of a run on so many devices, its step traced and lowered for them."""
 
     # The run itself; its fields are options as in `lens-jax train`.
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    # What the devices are.
-    hardware: Name = "h100"
-    # How many of them.
-    devices: int = 8
     # In how many slices they are (TPUs), joined by the network of the data centre.
     slices: int = 1
     # Share of the peak rate that is reached, of 1. Denoiser and frozen encoders are taken to reach the same.
-    mfu: float = 0.4
-    # Price of one device for an hour, in any currency; 0 leaves the cost out.
-    price: float = 0.0
+    mfu: float = dataclasses.field(default=0.4, kw_only=True)
     # Text tokens a caption has on average (the report's 109 words are about 150 of GPT-OSS), not counting the 22 that
     # stand behind every caption.
     caption_tokens: int = CAPTION_TOKENS
-    # Lower every program too, and not only trace it.
-    lower: bool = True
     # Compile every program with the TPU's own compiler and take the memory that it says: up to some minutes each.
     # Needs no TPU, but the extra: tpu.
     compile: bool = False
-    # Also write the plan as JSON here.
-    json: str = ""
 
     def __post_init__(self):
-        if self.devices < 1:
-            raise LensError(f"--devices is {self.devices}; it must be at least 1")
-        if not 0 < self.mfu <= 1:
-            raise LensError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
-        if self.price < 0 or self.caption_tokens < 0:
-            raise LensError("--price and --caption-tokens must not be negative")
+        super().__post_init__()
+        self.at_least(caption_tokens=0)
         if self.compile and not self.lower:
             raise LensError("--compile needs what --no-lower leaves out")
 
@@ -216,7 +202,7 @@ def show(found: Plan, options: PlanConfig, console: Console) -> None:
 
 def _memory_table(found: Plan) -> Table:
     fullest = max(found.programs, key=lambda one: one.peak.bytes)
-    table = _table(f"Memory of a device, {found.usable / 1e9:.1f} GB usable", "throughout", "GB")
+    table = make_table(f"Memory of a device, {found.usable / 1e9:.1f} GB usable", "throughout", "GB")
     for kind, size in found.resident.items():
         if size:
             table.add_row(kind, f"{size / 1e9:.2f}")
@@ -232,7 +218,7 @@ def _memory_table(found: Plan) -> Table:
 
 
 def _program_table(found: Plan) -> Table:
-    table = _table("Programs", "program", "images", "image", "text", "peak GB", "attention", "lowered",
+    table = make_table("Programs", "program", "images", "image", "text", "peak GB", "attention", "lowered",
                    "compiled")  # fmt: skip
     for one in found.programs:
         kernel, lowered = (one.lowered.kernel or "", f"{one.lowered.seconds:.1f} s") if one.lowered else ("", "no")
@@ -245,7 +231,7 @@ def _program_table(found: Plan) -> Table:
 
 def _time_table(found: Plan, options: PlanConfig) -> Table:
     work, steps = found.work, options.config.steps
-    table = _table("Work and time", "one update", "")
+    table = make_table("Work and time", "one update", "")
     table.add_row("images", f"{work.images:,.0f}")
     counted = "of the adapter's step" if options.config.lora.rank else "3 x forward"
     table.add_row(f"model operations ({counted}, real tokens)", f"{work.model:.4g}")
@@ -266,7 +252,7 @@ def _time_table(found: Plan, options: PlanConfig) -> Table:
 
 def _traffic_table(found: Plan, hardware: Hardware) -> Table:
     title = f"Sent by a device in an update, {hardware.fast / 1e9:.0f} GB/s near and {hardware.slow / 1e9:.1f} far"
-    table = _table(title, "what", "collective", "over", "GB", "seconds")
+    table = make_table(title, "what", "collective", "over", "GB", "seconds")
     for one in found.traffic:
         if one.bytes > 1e-4 * found.traffic[0].bytes:
             table.add_row(one.what, one.kind, one.axes, f"{one.bytes / 1e9:.3f}", f"{one.seconds:.4f}")
@@ -274,7 +260,7 @@ def _traffic_table(found: Plan, hardware: Hardware) -> Table:
 
 
 def _padding_table(found: Plan) -> Table:
-    table = _table("Padding: tokens, and shares of them that mean nothing", "bucket", "batches", "images", "image",
+    table = make_table("Padding: tokens, and shares of them that mean nothing", "bucket", "batches", "images", "image",
                    "padded", "text", "of image", "of text", "of both")  # fmt: skip
     for group in (found.buckets, found.areas if len(found.buckets) > 1 else []):
         for one in group:
@@ -282,15 +268,6 @@ def _padding_table(found: Plan) -> Table:
             wasted = (f"{share:.1%}" for share in (one.image_waste, one.text_waste, one.waste))
             table.add_row(one.name, f"{one.share:.1%}", *tokens, *wasted)
         table.add_section()
-    return table
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    """Numbers to the right, nothing broken over lines: it fits into 80 columns."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -315,5 +292,4 @@ def as_json(found: Plan, options: PlanConfig) -> dict[str, Any]:
     values = {
         name: [plain(x) for x in value] if isinstance(value, list) else plain(value) for name, value in values.items()
     }
-    chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in ("config", "json")}
-    return {"options": chosen, "peak_bytes": found.peak, "fits": found.peak <= found.usable, **values}
+    return {"options": options.chosen(), "peak_bytes": found.peak, "fits": found.peak <= found.usable, **values}

@@ -61,7 +61,7 @@ def data_use(config: TrainConfig, sequence: int, caption_tokens: int = CAPTION_T
     """
     data = resolve(config.data) if Path(config.data.path).is_file() else config.data
     lengths = caption_lengths(config, caption_tokens)
-    if all((Path(path) / NAME).is_file() for path in data.paths):
+    if has_data(data):
         opened = open_data(data)
         feeds, _ = opened.feeds("train")
         buckets, cached = opened.buckets, opened.features is not None
@@ -89,6 +89,11 @@ def data_use(config: TrainConfig, sequence: int, caption_tokens: int = CAPTION_T
         return BucketUse(bucket, shape.text_class, of_area[bucket], sizes[bucket], counts, share, text)
 
     return DataUse(tuple(use(shape, share) for shape, share in shares.items()), cached, source)
+
+
+def has_data(config: DataConfig) -> bool:
+    """Whether all data sets of a config are there."""
+    return all((Path(path) / NAME).is_file() for path in config.paths)
 
 
 def caption_lengths(config: TrainConfig, caption_tokens: int) -> list[int]:

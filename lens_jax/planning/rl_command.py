@@ -4,35 +4,26 @@ import dataclasses
 from typing import Annotated, Any
 
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from lens_jax import parallel
 from lens_jax.atomic import write_json
 from lens_jax.console import make_console
 from lens_jax.errors import LensError
 from lens_jax.planning import lowering, rl
-from lens_jax.planning.hardware import HARDWARE, Name
+from lens_jax.planning.hardware import HARDWARE
+from lens_jax.planning.options import DeviceOptions, make_table
 from lens_jax.planning.rl import Volume
 from lens_jax.posttraining import rl_recipe as recipe
 from lens_jax.posttraining.rl_config import RlConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class RlPlanConfig:
+class RlPlanConfig(DeviceOptions):
     """Memory, operations, questions to judges, time and cost of reinforcement learning on so many devices."""
 
     # The run itself; its fields are options as in `lens-jax rl`.
     config: Annotated[RlConfig, tyro.conf.arg(name="")]
-    # What the devices are.
-    hardware: Name = "h100"
-    # How many of them.
-    devices: int = 8
-    # Share of the peak rate that is reached, of 1, by all networks alike.
-    mfu: float = 0.35
-    # Price of one device for an hour, in any currency; 0 leaves the cost out.
-    price: float = 0.0
     # Price of a question to a judge, in the same currency.
     price_per_call: float = 0.0
     # Text tokens a prompt has on average, and the longest one, with what stands behind every prompt.
@@ -40,20 +31,10 @@ class RlPlanConfig:
     longest_prompt: int = rl.LONGEST_PROMPT
     # Rubrics of a prompt.
     rubrics: int = rl.RUBRICS
-    # Lower every program too, and not only trace it.
-    lower: bool = True
-    # Also write the plan as JSON here.
-    json: str = ""
 
     def __post_init__(self):
-        least = {"devices": 1, "prompt_tokens": 0, "longest_prompt": 1, "rubrics": 1}
-        for name, number in least.items():
-            if getattr(self, name) < number:
-                raise LensError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {number}")
-        if not 0 < self.mfu <= 1:
-            raise LensError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
-        if self.price < 0 or self.price_per_call < 0:
-            raise LensError("--price and --price-per-call must not be negative")
+        super().__post_init__()
+        self.at_least(price_per_call=0, prompt_tokens=0, longest_prompt=1, rubrics=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +140,7 @@ def show(found: RlPlan, options: RlPlanConfig, console: Console) -> None:
     mesh = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     groups = f"{config.rollout.groups} groups of {config.rollout.images} images"
     console.print(f"{config.out} on {found.devices} {found.hardware}: {mesh}; {config.algorithm}, {groups}")
-    table = _table(f"Memory of a device, {found.usable / 1e9:.1f} GB usable", "throughout", "GB")
+    table = make_table(f"Memory of a device, {found.usable / 1e9:.1f} GB usable", "throughout", "GB")
     for kind, size in found.resident.items():
         if size:
             table.add_row(kind, f"{size / 1e9:.3f}")
@@ -170,7 +151,7 @@ def show(found: RlPlan, options: RlPlanConfig, console: Console) -> None:
     table.add_row("in all", f"{found.peak / 1e9:.2f}")
     table.add_row("in the host's memory: latents", f"{found.host / 1e9:.2f}")
     console.print(table)
-    table = _table("Work and time", "one optimiser step", "")
+    table = make_table("Work and time", "one optimiser step", "")
     table.add_row("images", f"{volume.images:,.0f}")
     table.add_row("questions to judges", f"{volume.judge_calls:,.0f}")
     table.add_row(f"operations of drawing ({config.rollout.num_inference_steps} steps)", f"{volume.drawing:.4g}")
@@ -189,15 +170,7 @@ def show(found: RlPlan, options: RlPlanConfig, console: Console) -> None:
     console.print(table)
 
 
-def _table(title: str, first: str, second: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
-    table.add_column(second, justify="right", no_wrap=True)
-    return table
-
-
 def as_json(found: RlPlan, options: RlPlanConfig) -> dict[str, Any]:
     """The plan as plain values, with the options it was made with (the run's config apart)."""
-    chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in ("config", "json")}
     values = dataclasses.asdict(found)
-    return {"options": chosen, "peak_bytes": found.peak, "fits": found.peak <= found.usable, **values}
+    return {"options": options.chosen(), "peak_bytes": found.peak, "fits": found.peak <= found.usable, **values}

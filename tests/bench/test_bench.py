@@ -9,6 +9,7 @@ from lens_jax.bench.convert import ConvertBench, bench_convert
 from lens_jax.bench.decode import DecodeBench, bench_decode
 from lens_jax.bench.denoiser import DenoiserBench, bench_denoiser
 from lens_jax.bench.sample import SampleBench, bench_sample
+from lens_jax.bench.student import StudentBench, bench_student
 from lens_jax.bench.text import TextBench, bench_text
 from lens_jax.bench.train import TrainBench, bench_train
 from lens_jax.errors import LensError
@@ -69,6 +70,13 @@ def test_sample():
     parts = [result[f"{name}_seconds"] for name in ("text", "denoise", "decode", "end_to_end")]
     assert all(part > 0 for part in parts)
     assert result["images_per_second"] == pytest.approx(1 / parts[-1])
+
+
+def test_student():
+    """Beside its teacher, here the same model, in a tenth of the passes."""
+    result = bench_student(StudentBench(teacher_steps=2, teacher_guidance=1.0, height=16, width=16, repeats=1))
+    assert (result["student_passes"], result["teacher_passes"]) == (40, 2)
+    assert result["student_over_teacher"] == pytest.approx(result["student_seconds"] / result["teacher_seconds"])
 
 
 def test_convert(tmp_path):

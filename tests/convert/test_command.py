@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from lens_jax import cli
-from lens_jax.convert import denoiser, verify
+from lens_jax.convert import denoiser, folder, release, source, verify
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.errors import LensError
 from lens_jax.pretraining.job import train
+from lens_jax.run import store
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:
@@ -56,6 +57,21 @@ def test_run_to_torch(capsys, tiny_config, tmp_path):
         tensors = SafetensorsFile(out / "transformer" / "diffusion_pytorch_model.safetensors")
         back = denoiser.from_release(config, tensors, "exported")
         jax.tree.map(np.testing.assert_array_equal, back, dict(params))
+
+
+def test_export_of_a_distilled_run(capsys, tiny_config, tmp_path, monkeypatch):
+    """Its index and schedule are the release's; read back, its steps and guidance are those of the variant."""
+    quiet = dataclasses.replace(tiny_config.samples, every=0)
+    train(dataclasses.replace(tiny_config, out=str(tmp_path / "run"), steps=1, samples=quiet))
+    read, sampling = store.read_metadata, {"num_inference_steps": 4, "guidance_scale": 1.0}
+    monkeypatch.setattr(store, "read_metadata", lambda folder: {**read(folder), "sampling": sampling})
+    out = tmp_path / "out"
+    assert run(capsys, "convert", "to-torch", str(tmp_path / "run"), str(out), "--verify")[0] == 0
+    assert folder.read_json(out / "model_index.json")["_class_name"] == "LensPipeline"
+    assert folder.read_json(out / "scheduler" / "scheduler_config.json") == release.SCHEDULER
+    assert folder.read_json(out / "transformer" / "config.json")["_name_or_path"] == "Lens-Turbo, trained by lens-jax"
+    assert source.variant_of(source.find(out)) == ("turbo", release.VARIANTS["turbo"])
+    assert "variant turbo" in run(capsys, "info", str(out))[1]
 
 
 def test_bad_input(capsys, goldens, tmp_path):

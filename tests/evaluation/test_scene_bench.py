@@ -13,7 +13,7 @@ from lens_jax.checker.tasks import TASKS, bench_prompts
 from lens_jax.data import captions, scene_sampler, scenes
 from lens_jax.data.buckets import Bucket
 from lens_jax.errors import LensError
-from lens_jax.evaluation import scene_bench
+from lens_jax.evaluation import drawing, scene_bench
 from lens_jax.evaluation.config import EvaluateConfig
 
 BUCKETS = (Bucket(64, 64), Bucket(64, 80))
@@ -39,17 +39,24 @@ def test_wilsons_interval():
 
 
 class TrueModel:
-    """Draws the scene of each prompt, and mirrored where the prompt says "left"."""
+    """Draws the scene of each prompt, and mirrored where the prompt says "left"; a brief prompt's images are alike."""
+
+    num_inference_steps, guidance_scale = 4, 1.0
 
     def __init__(self, prompts, sprite):
-        self.scenes = {(str(p.scene.bucket), captions.caption(p.scene, "de")): p.scene for p in prompts}
-        self.sprite = sprite
+        caption = lambda scene, density: (str(scene.bucket), captions.caption(scene, "de", density))
+        self.scenes = {caption(p.scene, density): p.scene for p in prompts for density in ("brief", "dense")}
+        self.brief = {captions.caption(p.scene, "de", "brief") for p in prompts}
+        self.sprite, self.given = sprite, []
 
-    def __call__(self, prompts, height, width, progress, **options):
+    def __call__(self, prompts, height, width, progress, num_images_per_prompt=1, **options):
+        self.given.append(options)
         images = []
         for prompt in prompts:
             pixels = scenes.draw(self.scenes[str(Bucket(height, width)), prompt], self.sprite)
-            images.append(Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]) if "links" in prompt else pixels))
+            pixels = np.ascontiguousarray(pixels[:, ::-1]) if "links" in prompt else pixels
+            step = 0 if prompt in self.brief else 3
+            images += [Image.fromarray(np.roll(pixels, step * i, axis=1)) for i in range(num_images_per_prompt)]
         progress(len(images), len(images))
         return SimpleNamespace(images=images)
 
@@ -57,10 +64,10 @@ class TrueModel:
 def test_a_run_measures_what_the_model_does(tmp_path, monkeypatch, concepts, sprite):
     config = EvaluateConfig(
         bench="scenes", languages=("de",), sizes=("64x64", "64x80"), tasks=("count_3", "two", "text_3"), count=3,
-        out=str(tmp_path),
+        diversity_prompts=5, diversity_images=2, out=str(tmp_path),
     )  # fmt: skip
     model = TrueModel(bench_prompts(concepts, BUCKETS, config.tasks, 3, 0), sprite)
-    monkeypatch.setattr(scene_bench.LensPipeline, "from_pretrained", lambda path: model)
+    monkeypatch.setattr(drawing.LensPipeline, "from_pretrained", lambda path: model)
     monkeypatch.setattr(scene_bench, "fit_classifier", functools.partial(fit_classifier, copies=2))
     judged = scene_bench.run(config)
     assert len(judged) == 18
@@ -75,6 +82,28 @@ def test_a_run_measures_what_the_model_does(tmp_path, monkeypatch, concepts, spr
     assert page.count("data:image/png;base64,") == 18
     assert 0 < page.index("Not as asked") < page.index("links") < page.index("As asked")
     assert Image.open(tmp_path / "scenes.png").size[0] > 0
+    # Drawn as the model itself draws, and the report says how.
+    assert all(options.keys() == {"seed"} for options in model.given)
+    assert report["drawn_with"] == {"num_inference_steps": 4, "guidance_scale": 1.0, "network_passes": 4}
+    assert report["diversity"]["brief"]["mean"] == 0 < report["diversity"]["dense"]["mean"] < 1
+    assert len(report["diversity"]["dense"]["by_prompt"]) == 5
+
+
+def test_what_it_is_told_is_what_it_draws_with(monkeypatch):
+    pipe = SimpleNamespace(num_inference_steps=20, guidance_scale=2.5, batch_size=1)
+    monkeypatch.setattr(drawing.LensPipeline, "from_pretrained", lambda path: pipe)
+    drawing.open_pipeline(EvaluateConfig(batch_size=7))
+    assert drawing.drawn_with(pipe) == {"num_inference_steps": 20, "guidance_scale": 2.5, "network_passes": 40}
+    drawing.open_pipeline(EvaluateConfig(num_inference_steps=4, guidance_scale=1.0))
+    assert drawing.drawn_with(pipe) == {"num_inference_steps": 4, "guidance_scale": 1.0, "network_passes": 4}
+    assert pipe.batch_size == 64
+    asked = []
+    monkeypatch.setattr(drawing.LensPipeline, "from_pretrained", lambda path, **options: asked.append(options) or pipe)
+    drawing.open_pipeline(EvaluateConfig(variant="turbo"))
+    drawing.open_pipeline(EvaluateConfig(ema=False))
+    assert asked == [{"variant": "turbo"}, {"part": "params"}]
+    with pytest.raises(LensError, match="num_inference_steps is 0"):
+        drawing.open_pipeline(EvaluateConfig(num_inference_steps=0))
 
 
 def test_a_task_that_is_none_is_refused(tmp_path):

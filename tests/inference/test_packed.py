@@ -1,18 +1,22 @@
 """A run as one file: the same images as from the run, and files that are not what they say."""
 
 import dataclasses
+import hashlib
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from lens_jax import LensPipeline
+from lens_jax import LensPipeline, cli
+from lens_jax.contact_sheet import read_png_metadata
 from lens_jax.convert import packed as packed_files
 from lens_jax.convert import writer
 from lens_jax.convert.safetensors import SafetensorsFile
+from lens_jax.diffusion import draw
 from lens_jax.errors import LensError
 from lens_jax.inference import load, packed
+from lens_jax.models.lora import LoraConfig
 from lens_jax.pretraining.job import train
 
 DRAW = {"num_inference_steps": 2, "seed": 3, "output_type": "np"}
@@ -60,6 +64,84 @@ def test_files_that_are_not_what_they_say(run, tmp_path):
         load.from_pretrained(other)
     with pytest.raises(LensError, match=r"variant .*is no option of a packed model"):
         load.from_pretrained(file, variant="turbo")
+
+
+@pytest.fixture
+def shipped(run, tmp_path, monkeypatch):
+    """The run as a model that comes with the package, and as its variant of few steps."""
+    files = {"base.safetensors": (7, 2.0), "turbo.safetensors": (4, 1.0)}
+    for name, (steps, guidance) in files.items():
+        packed.write(run, tmp_path / name, num_inference_steps=steps, guidance_scale=guidance)
+    digests = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in files}
+    (tmp_path / packed_files.DIGESTS).write_text(json.dumps(digests))
+    monkeypatch.setattr(packed_files, "SHIPPED", tmp_path)
+    monkeypatch.chdir(tmp_path)  # where nothing is called "small"
+    return tmp_path
+
+
+def test_variants_of_a_shipped_model(shipped):
+    settings = lambda **options: (lambda pipe: (pipe.num_inference_steps, pipe.guidance_scale))(
+        LensPipeline.from_pretrained("small", **options)
+    )
+    assert settings() == settings(variant=None) == settings(variant="base") == (7, 2.0)
+    assert settings(variant="turbo", dtype="float32") == (4, 1.0)
+    for variant in ("lens", "../base", "", 4):
+        with pytest.raises(LensError, match=r"small: comes without a variant .*; accepted: base, turbo"):
+            LensPipeline.from_pretrained("small", variant=variant)
+    (shipped / "turbo.safetensors").write_bytes(b"not the model")
+    with pytest.raises(LensError, match=r"turbo.safetensors: is damaged"):
+        LensPipeline.from_pretrained("small", variant="turbo")
+    # What is there under that name is meant, and has no variants.
+    (shipped / "base.safetensors").rename(shipped / "small")
+    with pytest.raises(LensError, match="variant"):
+        LensPipeline.from_pretrained("small", variant="turbo")
+
+
+def test_the_variant_of_few_steps_is_drawn_by_its_name_alone(shipped, capsys):
+    """Of the command line: one pass through the network a step, and a PNG that says how it was drawn."""
+    passes = []
+    apply = draw.denoiser.apply
+
+    def counted(*args, **options):
+        jax.debug.callback(lambda: passes.append(1))
+        return apply(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw.denoiser, "apply", counted)
+        draw.draw_program.clear_cache()
+        assert run_command("sample", "red apple", "--variant", "turbo", "--out", "turbo") == 0
+        jax.effects_barrier()
+        turbo = len(passes)
+        assert run_command("sample", "red apple", "--out", "base") == 0
+        jax.effects_barrier()
+        draw.draw_program.clear_cache()
+    assert (turbo, len(passes) - turbo) == (4, 14)
+    metadata = read_png_metadata(shipped / "turbo" / "0000-red-apple.png")
+    assert (metadata["variant"], metadata["num_inference_steps"], metadata["guidance_scale"]) == ("turbo", 4, 1.0)
+    assert run_command("sample", "red apple", "--variant", "lens", "--out", "lens") == 2
+    assert capsys.readouterr().err == (
+        "lens-jax: error: small: comes without a variant 'lens'; accepted: base, turbo\n"
+    )
+
+
+def run_command(*argv) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    return stop.value.code
+
+
+def test_an_adapter_is_merged(run, tiny_config, tmp_path):
+    """Of a run that trained one: the file draws what the run draws, and not what its base does."""
+    quiet = dataclasses.replace(tiny_config.samples, every=0)
+    config = dataclasses.replace(
+        tiny_config, out=str(tmp_path / "adapter"), init_from=run, steps=4, samples=quiet, lora=LoraConfig(rank=2),
+        optimizer=dataclasses.replace(tiny_config.optimizer, learning_rate=0.1),
+    )  # fmt: skip
+    train(config)
+    file = packed.write(config.out, tmp_path / "merged.safetensors", "float32")
+    drawn = [LensPipeline.from_pretrained(path)("red apple", **DRAW).images for path in (file, config.out, run)]
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-4)  # W + B A is rounded once, not x W + x B A
+    assert np.abs(drawn[0] - drawn[2]).max() > 0.01
 
 
 def test_a_shipped_model_that_was_damaged(tmp_path, monkeypatch):
