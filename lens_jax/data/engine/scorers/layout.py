@@ -2,7 +2,7 @@
 
 It finds copies of an image (compressed, resized, a little cropped, with a logo) where the report's CLIP is not at
 hand, and unlike CLIP nothing else: two photographs of one thing are strangers to it. The threshold of 0.985 is CLIP's;
-that of this descriptor was calibrated on made copies (`lens-jax bench copies`, docs/data_engine_dedup.md).
+that of this descriptor is 0.9, of copies that were made (`lens-jax bench copies`, docs/data_engine_dedup.md).
 
 The image is shrunk to 32 x 32 in luma and two chromas. Its cosine transform's low frequencies, the mean of the luma
 left out, are multiplied by their frequency, since in natural images they fall off with it; the descriptor is their
@@ -21,7 +21,7 @@ NAME = "layout"
 _VERSION = 1
 _SIDE = 32
 # Frequencies u, v with u + v up to so many are kept, of luma and of each chroma.
-_LUMA, _CHROMA = 9, 5
+_LUMA, _CHROMA = 7, 4
 # Of what differs less than the rounding of 8-bit pixels no direction is taken.
 _LEAST = 2e-3
 
@@ -41,9 +41,9 @@ class Layout:
         return sum(len(kept) for kept, _ in _PLANES)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """float32 [32, 32, 3] in [0, 1]: each pixel the mean of what it covers, in luma and chroma (JPEG's YCbCr)."""
+        """float32 [32, 32, 3], each pixel the mean of what it covers: luma and chroma (JPEG's YCbCr), grey at 0."""
         small = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BOX)
-        return np.asarray(small.convert("YCbCr"), np.float32) / 255
+        return (np.asarray(small.convert("YCbCr"), np.float32) - 128) / 255
 
     def score(self, batch: np.ndarray) -> Mapping[str, np.ndarray]:
         """embedding [B, width]: of unit length, or 0 where the image has no variation."""
