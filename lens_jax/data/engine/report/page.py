@@ -23,6 +23,7 @@ from lens_jax.data.engine.status import stage_status
 from lens_jax.data.engine.steps import NETWORKS, runs
 from lens_jax.data.engine.tables import write_text
 from lens_jax.data.engine.unit import Unit
+from lens_jax.data.engine.units import read_units
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -209,7 +210,10 @@ def _dropped(found: Gathered) -> Iterable[str]:
 def _work(layout: Layout, units: Sequence[Unit], stages: Sequence[str]) -> Iterable[str]:
     rows = []
     for stage in stages:
-        status = stage_status(layout, stage, units)
+        of = units
+        if stage == "write" and (layout.work / "groups.parquet").is_file():
+            of = read_units(layout.work, "groups")  # what is written together
+        status = stage_status(layout, stage, of)
         times = [entry["seconds"] for entry in read_log(layout, stage).values()]
         memory = [entry["memory"] for entry in read_log(layout, stage).values()]
         speed = f"{status.images / status.cpu_seconds:,.1f}" if status.cpu_seconds > 0 else ""
@@ -217,8 +221,8 @@ def _work(layout: Layout, units: Sequence[Unit], stages: Sequence[str]) -> Itera
             (
                 "",
                 (
-                    stage, f"{status.done:,} of {status.units:,}", len(status.failed), f"{sum(times):,.0f}",
-                    f"{status.cpu_seconds:,.0f}", speed, f"{max(memory, default=0) / 2**20:,.0f}",
+                    stage, f"{status.done:,} of {status.units:,}", len(status.failed), f"{sum(times):,.1f}",
+                    f"{status.cpu_seconds:,.1f}", speed, f"{max(memory, default=0) / 2**20:,.0f}",
                 ),
             )
         )  # fmt: skip
