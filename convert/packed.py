@@ -62,17 +62,19 @@ def shipped(name: str, variant: str | None = None) -> Path:
 
     `variant` None is the one that its name alone means. LensError says which variants come with it.
     """
-    path = SHIPPED / (NAMES[name] if variant is None else f"{variant}.safetensors")
+    file = NAMES[name] if variant is None else f"{variant}.safetensors"
+    path = SHIPPED / file
     try:
         known = json.loads((SHIPPED / DIGESTS).read_text(encoding="utf-8"))
-        if path.name not in known:
-            variants = ", ".join(sorted(str(file).removesuffix(".safetensors") for file in known))
+        # By all of it: a variant may be given as a path to somewhere else.
+        if file not in known:
+            variants = ", ".join(sorted(str(one).removesuffix(".safetensors") for one in known))
             raise LensError(f"{name}: comes without a variant {variant!r:.40}; accepted: {variants}")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or "its digests are damaged"
         raise LensError(f"{path}: the model that comes with the package: {problem}; install it again") from None
-    if digest != known[path.name]:
+    if digest != known[file]:
         raise LensError(f"{path}: is damaged, its SHA-256 is {digest}; install the package again")
     return path
 
