@@ -251,7 +251,7 @@ def test_budgets_hold_over_restarts(fake_server, client, tmp_path):
 def test_tokens_a_minute(fake_server, client):
     """1,100 tokens a call, those of 20 calls a second: what the first took over their guess holds back the others."""
     fake_server.reply = lambda *_: fake_server.chat("1", tokens=(1000, 100))
-    paced = client(tokens_per_minute=20 * 60 * 1100)
+    paced = client(concurrency=1, tokens_per_minute=20 * 60 * 1100)
     assert all(result.value == "1" for result in paced.ask(questions(14)))
     times = [when for when, *_ in fake_server.seen]
     assert max(times) - min(times) >= 12 / 20

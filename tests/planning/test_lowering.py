@@ -18,7 +18,7 @@ from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features
 from lens_jax.pretraining.recipe import abstract_state
 
-DEVICES = (1, 8, 64, 256, 1024)
+DEVICES = (8, 1024, *(pytest.param(devices, marks=pytest.mark.slow) for devices in (1, 64, 256)))
 
 
 def on_devices(name: str, devices: int) -> TrainConfig:

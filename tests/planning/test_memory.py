@@ -47,7 +47,9 @@ def step(remat: str, kernel: str = "xla"):
     return config, lowering.trace(config, None, state, 8, Tokens((16, 16), 256, 32))["train step"]
 
 
-@pytest.mark.parametrize("remat", KEPT)
+@pytest.mark.parametrize(
+    "remat", [pytest.param(remat, marks=() if remat == "none" else pytest.mark.slow) for remat in KEPT]
+)
 def test_activations_beside_the_compiler(remat):
     """0.85 to 1.2 of XLA's temporary memory is seen on a CPU. It would be 5 times too much if one policy were taken
     for another."""

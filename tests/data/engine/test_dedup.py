@@ -111,7 +111,11 @@ def test_kept_is_what_one_by_one_would_keep(tmp_path, rows, wanted):
 def test_recall_at_a_fifth_of_the_margin(tmp_path, wanted, rows):
     _, pairs, _ = find(tmp_path, rows, margin=0.2, limit=10_000)
     assert pairs <= wanted.keys()
-    assert len(pairs) >= 0.999 * len(wanted)
+    # Of 1,000 rows that have a duplicate at most one is left without any. One row of the clique of 600, which makes
+    # nearly all pairs, may lie across a bisector that others do not: a three-hundredth of the pairs.
+    having = lambda pairs: {key for pair in pairs for key in pair}
+    assert len(having(pairs)) >= 0.999 * len(having(wanted))
+    assert len(pairs) >= 0.99 * len(wanted)
 
 
 @pytest.mark.parametrize("margin", [1.0, 0.2])
@@ -218,13 +222,13 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
         write_found(path, found, cut)
 
     monkeypatch.setattr("lens_jax.data.engine.dedup.embedded.write_found", fail)
-    monkeypatch.setattr("lens_jax.data.engine.dedup.embedded._GROUP", 2000)
+    monkeypatch.setattr("lens_jax.data.engine.dedup.embedded._GROUP", 200)
     for allowed[0] in (0, 1, 3):
         done.clear()
         with pytest.raises(KeyboardInterrupt):
             find(tmp_path / "b", rows)
     monkeypatch.undo()
-    monkeypatch.setattr("lens_jax.data.engine.dedup.embedded._GROUP", 2000)
+    monkeypatch.setattr("lens_jax.data.engine.dedup.embedded._GROUP", 200)
     outcome, others, again = find(tmp_path / "b", rows)
     assert (outcome, others) == (whole, pairs)
     assert all(np.array_equal(a, b) for a, b in zip(resolved, again))
