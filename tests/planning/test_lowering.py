@@ -18,7 +18,7 @@ from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features
 from lens_jax.pretraining.recipe import abstract_state
 
-DEVICES = (8, 1024, *(pytest.param(devices, marks=pytest.mark.slow) for devices in (1, 64, 256)))
+DEVICES = (1, 8, 64, 256, 1024)
 
 
 def on_devices(name: str, devices: int) -> TrainConfig:
@@ -35,7 +35,9 @@ def on_devices(name: str, devices: int) -> TrainConfig:
     )
 
 
-@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize(
+    "devices", [pytest.param(n, marks=() if n in (8, 1024) else pytest.mark.slow) for n in DEVICES]
+)
 @pytest.mark.parametrize("name", [name for name in config_files.available() if not name.startswith(("rl_", "data_"))])
 def test_step_lowers(name, devices):
     """The step that the loop compiles, one area for each number of devices in turn; with the platform's kernel."""
