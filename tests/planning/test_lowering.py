@@ -38,7 +38,9 @@ def on_devices(name: str, devices: int) -> TrainConfig:
 @pytest.mark.parametrize(
     "devices", [pytest.param(n, marks=() if n in (8, 1024) else pytest.mark.slow) for n in DEVICES]
 )
-@pytest.mark.parametrize("name", [name for name in config_files.available() if not name.startswith(("rl_", "data_"))])
+@pytest.mark.parametrize(
+    "name", [name for name in config_files.available() if not name.startswith(("rl_", "distill_", "data_"))]
+)
 def test_step_lowers(name, devices):
     """The step that the loop compiles, one area for each number of devices in turn; with the platform's kernel."""
     config = on_devices(name, devices)
