@@ -32,9 +32,9 @@ _DIRECTIONS = 8
 _FULL = 80.0
 # Ridge of the regression, for features scaled to unit variance, a part of their number.
 _RIDGE = 0.01
-# Sides of the pictograms it is fitted on, pixels, and how these are disturbed, so that the weights do not rest on what
-# blur or noise takes away.
-_SIDES, _BLURS, _NOISE = (22, 58), (0.0, 0.4, 0.8), 8.0
+# Sides of the pictograms it is fitted on, give or take a pixel: those of scenes, the small one twice. And how they are
+# disturbed, so that the weights do not rest on what blur or noise takes away.
+_SIDES, _BLURS, _NOISE = (22, 22, 46), (0.0, 0.4, 0.8), 8.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def fit_classifier(
     values, areas = [], np.zeros((count, len(concepts)))
     for i in range(count):
         copy, column = divmod(i, len(concepts))
-        side = int(rng.integers(*_SIDES))
+        side = _SIDES[copy % len(_SIDES)] + int(rng.integers(-1, 2))
         background = list(COLOURS)[(copy + column) % len(COLOURS)]
         if copy < copies:
             areas[i, column] = side**2 / 100
