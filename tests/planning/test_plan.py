@@ -38,7 +38,7 @@ def test_plan(capsys, tmp_path):
     # The linear codec's product is not the model's work, and next to nothing: a 600th.
     seconds = found["seconds"]
     assert seconds == pytest.approx(found["work"]["model"] / (0.5 * 16 * 312e12), rel=3e-3)
-    assert found["device_hours"] == pytest.approx(2200 * seconds * 16 / 3600, rel=1e-9)
+    assert found["device_hours"] == pytest.approx(1500 * seconds * 16 / 3600, rel=1e-9)
     assert found["cost"] == pytest.approx(2 * found["device_hours"], rel=1e-9)
     assert found["mfu"] == pytest.approx(0.5, rel=3e-3)
     # Of 35 or 36 image tokens none is padding; of seven text slots 3 are used, less the tenth that is dropped.
