@@ -50,6 +50,7 @@ def relative_error(actual, expected) -> float:
     return float(np.linalg.norm(np.asarray(actual) - expected) / np.linalg.norm(expected))
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_whole_conversation(build, params, byte_tokenizer):
     """The shared beginning, the length class and the company of a prompt must not show in its features."""
     prompts = ["a red fox", "", "two otters on a raft, " * 8, "a red fox", " \n"]

@@ -152,6 +152,7 @@ def exported(folder):
     return open_component(folder / "transformer")
 
 
+@pytest.mark.slow
 def test_a_run_is_sampled_and_exported_with_its_adapter(runs, base, tmp_path, capsys):
     whole, adapted, tree = runs
     expected = release.to_release(MODEL, jax.tree.map(np.asarray, lora.merged(base, lora.scaled(tree, 2.0))))

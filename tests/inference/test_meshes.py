@@ -12,7 +12,8 @@ MESHES = {"2,2,2,1": 0.4}
 MORE_MESHES = {"1,8,1,1": 0.14, "1,2,2,2": 0.4, "8,1,1,1": 1.0, "1,4,2,1": 0.2}
 
 
-@pytest.mark.parametrize("meshes", [MESHES, pytest.param(MORE_MESHES, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("meshes", [MESHES, MORE_MESHES], ids=str)
 def test_on_meshes(meshes):
     script = Path(__file__).with_name("draw_on_meshes.py")
     done = subprocess.run([sys.executable, str(script), *meshes], capture_output=True, text=True, check=False)

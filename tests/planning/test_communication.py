@@ -11,7 +11,8 @@ from lens_jax.planning.communication import Collective
 from lens_jax.planning.hardware import HARDWARE
 
 
-@pytest.mark.parametrize("meshes", [("2,2,2,1",), pytest.param(("8,1,1,1", "1,8,1,1"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("meshes", [("2,2,2,1",), ("8,1,1,1", "1,8,1,1")])
 def test_bytes_are_those_of_the_compiled_step(meshes):
     """On eight simulated devices, every kind of collective, those in loops as often as they run. With a tensor axis XLA
     sums some numbers of the gradient's norm in one more step: 0.2 %."""

@@ -40,6 +40,7 @@ def test_latents_are_those_of_the_release(small_lens, goldens):
     assert relative_error(latents, answers["normalized_latents"]) <= 1e-2
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_pipeline(small_lens, small_release):
     """The sampler's encoder and training's agree; a blank caption is no text; a long one keeps what follows it."""
     text = small_lens.text
