@@ -131,8 +131,8 @@ def test_an_adapter_is_merged(run, tiny_config, tmp_path):
     """Of a run that trained one: the file draws what the run draws, and not what its base does."""
     quiet = dataclasses.replace(tiny_config.samples, every=0)
     config = dataclasses.replace(
-        tiny_config, out=str(tmp_path / "adapter"), init_from=run, steps=4, samples=quiet, lora=LoraConfig(rank=2), ema_decay=0.0,
-        optimizer=dataclasses.replace(tiny_config.optimizer, learning_rate=0.1),
+        tiny_config, out=str(tmp_path / "adapter"), init_from=run, steps=4, samples=quiet, lora=LoraConfig(rank=2),
+        ema_decay=0.0, optimizer=dataclasses.replace(tiny_config.optimizer, learning_rate=0.1),
     )  # fmt: skip
     train(config)
     file = packed.write(config.out, tmp_path / "merged.safetensors", "float32")

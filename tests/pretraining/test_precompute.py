@@ -46,6 +46,7 @@ def same_order(monkeypatch):
     monkeypatch.setattr(Feed, "key", property(lambda self: self.shape.bucket.height))
 
 
+@pytest.mark.slow
 def test_training_on_them_is_the_same(small_lens, stored, tmp_path, same_order):
     """The released networks; what differs is how many rows a product had."""
     cached = dataclasses.replace(small_lens, data=dataclasses.replace(small_lens.data, path=str(stored)))
