@@ -156,6 +156,9 @@ def prepare(argv: list[str]) -> None:
 
 def data(argv: list[str]) -> None:
     from lens_jax import config as config_files
+    from lens_jax.data.engine.extra import needed
+
+    needed("pyarrow")  # for every command, and its own help
     from lens_jax.data.engine import command
     from lens_jax.data.engine.config import EngineConfig
 
