@@ -18,70 +18,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lens_jax import environment
+from lens_jax import environment, usage
 from lens_jax.errors import LensError, LensWarning, nearest
-
-USAGE = """\
-usage: lens-jax COMMAND [OPTIONS]
-
-Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
-
-  prepare openmoji|folder   build a data set from pictograms or from a folder of captioned images
-  prepare curated           the best of a prepared data set, as many of each kind
-  data build|run|plan|...   clean, caption and pack collections of images, on one machine or many
-  precompute CONFIG         store the latents and text features of a data set, to train without the encoders
-  train CONFIG              train a run described by a config, or go on with it where it stopped
-  rl CONFIG                 learn from rewards of a model's own images, as Lens-Base became Lens
-  distill CONFIG            make a model draw in four steps without guidance, as Lens became Lens-Turbo
-  plan CONFIG               what a run needs and costs on devices not paid for yet: memory, time, traffic
-  sample PROMPT ...         draw images from a run's checkpoint
-  prompts make|check|subset write a set of prompts with rubrics to train and judge on, and look into one
-  convert to-jax|to-torch   convert the released checkpoints, or a run, there and back; pack: a run as one file
-  plot RUN ...              draw the curves of runs: losses, norms, speed, memory
-  evaluate                  measure how often sampled images show what their prompts ask for
-  bench train|sample|...    measure the speed of a training step, an image, or one of its parts
-  info PATH                 say what a checkpoint, a release or a data set holds
-
-Every command answers --help. The small model that comes with the package draws at once; a first run of one's own takes
-about ten minutes on two cores:
-
-  lens-jax sample "red apple" "a fox to the left of a house on a pink background"
-  lens-jax prepare openmoji
-  lens-jax train quickstart
-  lens-jax sample "red apple" "cat on the left, automobile on the right" --checkpoint runs/quickstart
-"""
-
-BENCH_USAGE = """\
-usage: lens-jax bench WHAT [OPTIONS]
-
-  suite      all that follows and more in nine minutes, most valuable first, for a GPU that is lent for a while
-  train      one training step, beside a plain matrix product, and beside that of an adapter (--lora)
-  data       batches of images: read, decoded, resized, cropped
-  clean      decoding an image and its classical scores, beside Pillow and numpy
-  filters    no speed: precision and recall of the cleaning's classical filters on constructed images
-  dedup      near duplicates among vectors, beside all pairs
-  copies     at which cosine an embedding tells copies of images from other images
-  captions   captions of a server that answers at once, beside the SDK alone
-  synthetic  images of rendered text, drawn and encoded
-  sample     token ids to an image, end to end and by its parts
-  student    prompts to images by a distilled model, beside its teacher
-  denoiser   one forward pass of the denoiser
-  attention  a kernel of joint attention, beside a plain softmax
-  text       the features of a prompt by GPT-OSS
-  decode     latents to an image by the autoencoder, or back
-  convert    a release's denoiser to our layout, beside cp of the same folder
-
-All but data, clean, filters, dedup, copies, captions, synthetic, student, convert and attention take
---size lens|toy|tiny, with random weights. train, data, denoiser, text and decode take --against torch: the same in
-eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each answers --help.
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `lens-jax`; exits with 2 and one line on bad input."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print(usage.ALL, end="")
         return
     if argv[0] == "--version":
         from lens_jax import __version__
@@ -170,33 +115,18 @@ def data(argv: list[str]) -> None:
     if name == "remove":
         run(parse(kind, rest, "lens-jax data remove"))
         return
-    if not rest or rest[0].startswith("-"):
-        raise LensError(f"the config comes first: lens-jax data {name} CONFIG ...")
+    _config_comes_first(rest, f"data {name}")
     base = config_files.expand_home(config_files.load(rest[0], EngineConfig))
     flags, beam = command.split(rest[1:]) if name == "run" else (rest[1:], ())
     run(command.with_beam(parse(kind, flags, f"lens-jax data {name} {rest[0]}", command.with_config(kind, base)), beam))
 
 
 def train(argv: list[str]) -> int:
-    from lens_jax import config as config_files
     from lens_jax.pretraining.config import TrainConfig
 
-    if not argv or argv[0] in ("-h", "--help"):
-        others = ("rl_", "distill_", "data_")
-        names = [name for name in config_files.available() if not name.startswith(others)]
-        print(
-            "usage: lens-jax train CONFIG [OPTIONS]\n\n"
-            "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(names)}\n\n"
-            "Every field is an option: lens-jax train quickstart --help lists them.\n"
-            "--init-from BASE --lora.rank 64 trains an adapter (LoRA) beside BASE, a run or a release.\n"
-            "A run whose folder exists goes on from its newest checkpoint."
-        )
+    config = _config_of_run(argv, "train", TrainConfig, usage.TRAIN)
+    if config is None:
         return 0
-    if argv[0].startswith("-"):
-        raise LensError(f"the config comes first: lens-jax train CONFIG {argv[0]} ...")
-    base = config_files.load(argv[0], TrainConfig)
-    config = parse(TrainConfig, argv[1:], f"lens-jax train {argv[0]}", default=base)
 
     def run():
         from lens_jax.planning.fit import choose_remat_here
@@ -208,23 +138,11 @@ def train(argv: list[str]) -> int:
 
 
 def rl(argv: list[str]) -> int:
-    from lens_jax import config as config_files
     from lens_jax.posttraining.rl_config import RlConfig
 
-    if not argv or argv[0] in ("-h", "--help"):
-        print(
-            "usage: lens-jax rl CONFIG [--algorithm nft|grpo] [OPTIONS]\n\n"
-            "Learn from rewards of a model's own images: draw groups of images of a prompt, judge them, update.\n"
-            "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(name for name in config_files.available() if name.startswith('rl_'))}\n\n"
-            "Every field is an option: lens-jax rl rl_lens --help lists them. docs/rl.md has more.\n"
-            "A run whose folder exists goes on from its newest checkpoint, and asks for no reward twice."
-        )
+    config = _config_of_run(argv, "rl", RlConfig, usage.RL)
+    if config is None:
         return 0
-    if argv[0].startswith("-"):
-        raise LensError(f"the config comes first: lens-jax rl CONFIG {argv[0]} ...")
-    base = config_files.load(argv[0], RlConfig)
-    config = parse(RlConfig, argv[1:], f"lens-jax rl {argv[0]}", default=base)
 
     def run():
         from lens_jax.planning.fit import choose_remat_here
@@ -237,24 +155,11 @@ def rl(argv: list[str]) -> int:
 
 
 def distill(argv: list[str]) -> int:
-    from lens_jax import config as config_files
     from lens_jax.posttraining.distill_config import DistillConfig
 
-    if not argv or argv[0] in ("-h", "--help"):
-        print(
-            "usage: lens-jax distill CONFIG [--init-from TEACHER] [OPTIONS]\n\n"
-            "Make a student of TEACHER (a run, a packed model or a release) that draws in four steps, no guidance.\n"
-            "CONFIG is a python file that defines `config`, or one that comes with the package:\n"
-            f"  {', '.join(name for name in config_files.available() if name.startswith('distill_'))}\n\n"
-            "Every field is an option: lens-jax distill distill_small --help lists them.\n"
-            "--teacher-lora RUN takes the adapter of lens-jax rl; --no-gan needs captions alone.\n"
-            "A run whose folder exists goes on from its newest checkpoint."
-        )
+    config = _config_of_run(argv, "distill", DistillConfig, usage.DISTILL)
+    if config is None:
         return 0
-    if argv[0].startswith("-"):
-        raise LensError(f"the config comes first: lens-jax distill CONFIG {argv[0]} ...")
-    base = config_files.load(argv[0], DistillConfig)
-    config = parse(DistillConfig, argv[1:], f"lens-jax distill {argv[0]}", default=base)
 
     def run():
         from lens_jax.planning.distill import choose_remat
@@ -264,6 +169,25 @@ def distill(argv: list[str]) -> int:
         return train(choose_remat_here(config, choose_remat))
 
     return _run_to_its_end(config, run)
+
+
+def _config_of_run(argv: list[str], command: str, kind: type, text: str) -> Any | None:
+    """The config that comes first, with the options behind it; None where help was asked for, and is printed."""
+    from lens_jax import config as config_files
+
+    if not argv or argv[0] in ("-h", "--help"):
+        names = config_files.available()
+        of_others = tuple(f"{other}_" for other in ("rl", "distill", "data"))
+        mine = [name for name in names if name.startswith(f"{command}_")]
+        print(text.format(configs=", ".join(mine or (name for name in names if not name.startswith(of_others)))))
+        return None
+    _config_comes_first(argv, command)
+    return parse(kind, argv[1:], f"lens-jax {command} {argv[0]}", default=config_files.load(argv[0], kind))
+
+
+def _config_comes_first(argv: list[str], command: str) -> None:
+    if not argv or argv[0].startswith("-"):
+        raise LensError(f"the config comes first: lens-jax {command} CONFIG {' '.join([*argv[:1], '...'])}")
 
 
 def _run_to_its_end(config: Any, run: Callable[[], Any]) -> int:
@@ -295,8 +219,7 @@ def precompute(argv: list[str]) -> None:
             "Stopped, the same command goes on. lens-jax precompute finetune --help lists the options."
         )
         return
-    if argv[0].startswith("-"):
-        raise LensError(f"the config comes first: lens-jax precompute CONFIG {argv[0]} ...")
+    _config_comes_first(argv, "precompute")
     base = config_files.load(argv[0], TrainConfig)
     from lens_jax.pretraining import precompute as module
 
@@ -321,8 +244,7 @@ def plan(argv: list[str]) -> None:
 
         figures.report(parse(figures.ReportConfig, argv[1:], "lens-jax plan --report"))
         return
-    if argv[0].startswith("-"):
-        raise LensError(f"the config comes first: lens-jax plan CONFIG {argv[0]} ...")
+    _config_comes_first(argv, "plan")
     from lens_jax import config as config_files
     from lens_jax.planning import command, distill_command, rl_command
     from lens_jax.posttraining.distill_config import DistillConfig
@@ -402,7 +324,7 @@ def evaluate(argv: list[str]) -> None:
 
 def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
-        print(BENCH_USAGE, end="")
+        print(usage.BENCH, end="")
         return
     kinds = (
         "suite", "train", "data", "clean", "filters", "dedup", "copies", "captions", "synthetic", "sample", "student",
