@@ -82,7 +82,9 @@ class DistillMeter:
         if "regression_loss" in values:
             return f"warm start {values['regression_loss']:.4f}"
         gan = f"  D {values['real_right']:.2f}/{values['fake_right']:.2f}" if "real_right" in values else ""
-        return f"loss {values['loss']:.4f}  fake {values['fake_loss']:.4f}{gan}"
+        # Of a step that was skipped nothing is added up.
+        fake = f"  fake {values['fake_loss']:.4f}" if "fake_loss" in values else ""
+        return f"loss {values['loss']:.4f}{fake}{gan}"
 
     def _warn(self, values: dict[str, Any]) -> None:
         """One line for every failing sign, and then not for a while."""

@@ -261,4 +261,7 @@ def joined(fakes: Sequence[dict[str, jax.Array]], student: dict[str, jax.Array])
     stacked = jax.tree.map(lambda *values: jnp.stack(values), *fakes)
     found = {name: jnp.sum(values, 0) for name, values in stacked.items() if name not in _COMMON}
     found |= {f"fake_{name}": jnp.mean(stacked[name]) for name in ("gradient_norm", "update_norm")}
-    return {**found, **student, "finite": student["finite"] & jnp.all(stacked["finite"])}
+    finite = jnp.all(stacked["finite"])
+    # Where the fault is the fake score's, its norm says so: that of the student may be all right.
+    norm = jnp.where(finite, student["gradient_norm"], jnp.sum(stacked["gradient_norm"]))
+    return {**found, **student, "gradient_norm": norm, "finite": student["finite"] & finite}

@@ -282,6 +282,11 @@ def test_signs_of_failure_name_what_helps(full):
     ):  # fmt: skip
         assert any(knob in line for line in said), knob
     assert all("\n" not in line for line in said)
+    # Of a step that was skipped there is nothing but the loss.
+    meter = DistillMeter(full, said.append)
+    meter.dispatch(4)
+    meter.add({"finite": False})
+    assert meter.note({"loss": float("nan"), **meter.record(1.0)}) == "loss nan"
 
 
 def test_bad_input_is_one_line(full, light, tmp_path, capsys):
