@@ -240,5 +240,7 @@ class DistillConfig:
                 f"discriminator.blocks {self.discriminator.blocks}: blocks are counted from 1 to model.layers "
                 f"{self.model.layers}"
             )
-        if self.warm_start.steps > self.steps:
-            raise LensError(f"warm_start.steps is {self.warm_start.steps}, more than all steps {self.steps}")
+        if self.warm_start.steps >= self.steps:
+            raise LensError(
+                f"warm_start.steps is {self.warm_start.steps}, which leaves none of all steps, {self.steps}, to distil in"
+            )

@@ -187,6 +187,7 @@ class Distillation:
         if self._taken <= config.warm_start.steps:
             state, metrics = self._update("warm_start", state, batches, config.fake.updates + 1)
         else:
+            self._totals.pop("warm_start", None)
             found = []
             for number in range(config.fake.updates):
                 state, one = self._update("fake", state, batches, number)

@@ -322,7 +322,7 @@ def test_bad_input_is_one_line(full, light, tmp_path, capsys):
         (lambda: FakeConfig(mix=float("nan")), "from 0"),
         (lambda: FakeConfig(updates=0), "at least 1"),
         (lambda: dataclasses.replace(full, lora=LoraConfig(rank=2, dropout=0.1)), r"lora\.dropout"),
-        (lambda: dataclasses.replace(full, warm_start=WarmStartConfig(steps=9)), "more than all steps 3"),
+        (lambda: dataclasses.replace(full, warm_start=WarmStartConfig(steps=9)), "leaves none of all steps, 3"),
         (lambda: dataclasses.replace(full, optimizer=OptimizerConfig(learning_rate=float("inf"))), "finite"),
     ):
         with pytest.raises(LensError, match=message):
