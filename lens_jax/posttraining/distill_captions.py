@@ -4,6 +4,7 @@ A batch is of one size, and of captions in an order that no two passes over them
 captions and batches were taken, so a run goes on exactly, with another batch size too.
 """
 
+import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,9 +41,14 @@ def read_captions(path: str) -> list[str]:
     captions = [line for line in lines if line]
     if not captions:
         raise LensError(f"captions {path}: no captions in it; expected one a line")
-    if found := next((line for line in captions if not line.isprintable()), None):
+    # Not all that `isprintable` refuses: French and Japanese have spaces of their own.
+    if found := next((line for line in captions if any(map(_controls, line))), None):
         raise LensError(f"captions {path}: control characters in {found!r:.60}")
     return captions
+
+
+def _controls(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character != "\t"
 
 
 class CaptionBatches:
