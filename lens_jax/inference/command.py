@@ -63,8 +63,8 @@ class SampleCommand:
     # What is computed in; by default what a run was trained in, and of a release bfloat16 on accelerators, float32 on a
     # CPU.
     dtype: Literal["float32", "bfloat16"] | None = None
-    # Of "small": the model to draw with, turbo for the one distilled to few steps. Of a release: which of the three it
-    # is, where its folder's name does not say so.
+    # Of "small": which of its files to draw with, where there are several. Of a release: which of the three it is,
+    # where its folder's name does not say so.
     variant: Literal["lens", "turbo", "base"] | None = None
     # Of a run: the moving average of the parameters (--no-ema: the parameters themselves).
     ema: bool = True

@@ -29,8 +29,8 @@ from lens_jax.models.denoiser import DenoiserConfig, abstract_params
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
     """From whatever is at `path`; `options` are those of `from_release` or `from_run`.
 
-    What is not there may be the name of a model that comes with the package ("small"), of which `variant` is the file:
-    "turbo" is the one that was distilled.
+    What is not there may be the name of a model that comes with the package ("small"), of which `variant` is the file
+    where there are several.
     """
     local = None if "://" in str(path) else source.as_path(path, "a checkpoint")
     variant = options.pop("variant", None) if local and packed_files.is_shipped(local) else None
