@@ -28,6 +28,13 @@ config = DistillConfig(
     data=DataConfig(path="data/curated", batch_size=32, pad_areas=True, joint_multiple=128),
     mesh=MeshConfig(data=1, fsdp=-1),
     checkpoint=CheckpointConfig(every=50, keep=3),
-    samples=SheetConfig(every=100),
+    samples=SheetConfig(
+        every=100,
+        prompts=(
+            "a portrait of an old fisherman in morning light",
+            "a lighthouse above a stormy sea, oil on canvas",
+            'a chalkboard on which "four steps" is written',
+        ),
+    ),
     logging=LoggingConfig(every=1),
 )

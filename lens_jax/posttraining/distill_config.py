@@ -206,7 +206,7 @@ class DistillConfig:
     @property
     def blocks(self) -> tuple[int, ...]:
         """The teacher's blocks after which there is a head, rising."""
-        return tuple(sorted(self.discriminator.blocks)) or (max(1, self.model.layers // 2),)
+        return tuple(sorted(self.discriminator.blocks)) or ((self.model.layers + 1) // 2,)
 
     @property
     def batches_per_step(self) -> int:
@@ -242,5 +242,5 @@ class DistillConfig:
             )
         if self.warm_start.steps >= self.steps:
             raise LensError(
-                f"warm_start.steps is {self.warm_start.steps}, which leaves none of all steps, {self.steps}, to distil in"
+                f"warm_start.steps is {self.warm_start.steps}, which leaves none of all steps, {self.steps}, to distil"
             )
