@@ -32,6 +32,7 @@ from lens_jax.posttraining.distill_networks import Networks
 from lens_jax.posttraining.distill_reference import reference_program
 from lens_jax.pretraining import determinism, warm_start
 from lens_jax.pretraining.features import Features
+from lens_jax.pretraining.job import DataBatches
 from lens_jax.pretraining.precompute import check_features
 from lens_jax.pretraining.recipe import check_widths
 from lens_jax.pretraining.sheet import draw_column, save_sheet
@@ -175,7 +176,7 @@ class Distillation:
                 position,
             )
         at = START if position is None else Position.from_json(position, f"the checkpoints of {config.out}")
-        return _DataBatches(data_batches(self._data, at, transform=self._features.read, rows=self._rows))
+        return DataBatches(data_batches(self._data, at, transform=self._features.read, rows=self._rows))
 
     def step(self, state: State, batches: Iterator[dict]) -> tuple[State, dict[str, Any]]:
         """A global step: fake score and discriminator some times, then the student; or one of the warm start."""
@@ -278,18 +279,3 @@ class Distillation:
         """By default the squarest of the sizes that are trained on."""
         squarest = min(self._buckets, key=lambda size: max(size.height, size.width) / min(size.height, size.width))
         return tuple(map(parse_bucket, self.config.samples.sizes)) or (squarest,)
-
-
-class _DataBatches:
-    """The batches of a data set, and their position as plain JSON."""
-
-    def __init__(self, inner):
-        self._inner = inner
-        self.close = inner.close
-
-    def __next__(self) -> dict:
-        return next(self._inner)
-
-    @property
-    def position(self) -> dict[str, Any]:
-        return self._inner.position.to_json()

@@ -140,9 +140,9 @@ class Pretraining:
         sizes = [[size.height, size.width] for size in self._data.buckets]
         return {"config": config_files.to_dict(self.config), "sizes": sizes}
 
-    def batches(self, position: dict[str, Any] | None) -> "_Batches":
+    def batches(self, position: dict[str, Any] | None) -> "DataBatches":
         at = START if position is None else Position.from_json(position, f"the checkpoints of {self.config.out}")
-        return _Batches(batches(self._data, at, transform=self._features.read, rows=self._rows))
+        return DataBatches(batches(self._data, at, transform=self._features.read, rows=self._rows))
 
     def step(self, state: State, batches: Iterator[dict]) -> tuple[State, dict[str, Any]]:
         programs = self._programs
@@ -202,7 +202,7 @@ class Pretraining:
         return tuple(map(parse_bucket, self.config.samples.sizes)) or self._data.buckets
 
 
-class _Batches:
+class DataBatches:
     """The batches of the data, and their position as plain JSON."""
 
     def __init__(self, inner: Batches):
