@@ -30,31 +30,24 @@ from lens_jax.posttraining.distill_discriminator import neighbours
 from lens_jax.posttraining.distill_meter import DistillMeter, Reference
 from lens_jax.posttraining.distill_networks import Networks
 from lens_jax.posttraining.distill_reference import reference_program
-from lens_jax.pretraining import determinism, warm_start
+from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.features import Features
 from lens_jax.pretraining.job import DataBatches
 from lens_jax.pretraining.precompute import check_features
 from lens_jax.pretraining.recipe import check_widths
 from lens_jax.pretraining.sheet import draw_column, save_sheet
+from lens_jax.pretraining.start import start
 from lens_jax.pretraining.tokens import Tokens, token_counts
-from lens_jax.run import loop, store
+from lens_jax.run import loop
 from lens_jax.run.job import Batches, Event
 from lens_jax.run.log import Log
-from lens_jax.run.signals import StopSignals
 from lens_jax.run.state import State, Tree, from_parts, to_parts
 from lens_jax.run.step import Batch
 
 
 def train(config: DistillConfig, console: Console | None = None) -> loop.Outcome:
     """Train until `config.steps`, from where the run folder `config.out` stands."""
-    config = determinism.settle(config)
-    config.mesh.sizes(jax.device_count())
-    mesh = parallel.make_mesh(config.mesh) if jax.device_count() > 1 else None
-    log = Log(config.out, config.steps, config.logging, config.profile, console)
-    log.say(f"training on {parallel.described(jax.devices())}")
-    checkpoints = store.Store(store.folder_of(config.out, config.checkpoint), config.checkpoint, mesh)
-    with StopSignals(mesh) as signals:
-        return loop.run(Distillation(config, mesh, log), checkpoints, log, signals)
+    return start(config, Distillation, console)
 
 
 class Distillation:

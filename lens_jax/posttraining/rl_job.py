@@ -41,13 +41,13 @@ from lens_jax.posttraining.rl_batches import Drawn, Schedule, Turn, micro_batche
 from lens_jax.posttraining.rl_config import RlConfig
 from lens_jax.posttraining.rl_meter import RlMeter, describe, evaluated
 from lens_jax.posttraining.rollout import make_sizes
-from lens_jax.pretraining import determinism, warm_start
+from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.recipe import check_widths
 from lens_jax.pretraining.sheet import draw_sheet, save_sheet
-from lens_jax.run import loop, store
+from lens_jax.pretraining.start import start
+from lens_jax.run import loop
 from lens_jax.run.job import Event
 from lens_jax.run.log import Log
-from lens_jax.run.signals import StopSignals
 from lens_jax.run.state import State, Tree, from_parts, to_parts
 from lens_jax.run.step import Programs
 
@@ -59,9 +59,6 @@ _SHEET_PROMPTS = 6
 
 def train(config: RlConfig, console: Console | None = None) -> loop.Outcome:
     """Train until `config.steps`, from where the run folder `config.out` stands."""
-    config = determinism.settle(config)
-    config.mesh.sizes(jax.device_count())
-    mesh = parallel.make_mesh(config.mesh) if jax.device_count() > 1 else None
     if not config.prompts:
         raise LensError("prompts names no file; give a JSON lines file of prompts, such as lens-jax prompts makes")
     prompts = read_prompts(config.prompts)
@@ -71,13 +68,9 @@ def train(config: RlConfig, console: Console | None = None) -> loop.Outcome:
         raise LensError("rewards.train is empty; a run needs at least one reward to learn from")
     # Every process loads them, so that what is wrong is said by all; the first one alone asks them.
     judging = Judging.load(config.rewards)
-    log = Log(config.out, config.steps, config.logging, config.profile, console)
-    log.say(f"training on {parallel.described(jax.devices())}")
-    checkpoints = store.Store(store.folder_of(config.out, config.checkpoint), config.checkpoint, mesh)
-    job = Rl(config, mesh, log, prompts, held_out, judging if jax.process_index() == 0 else None)
+    asked = judging if jax.process_index() == 0 else None
     try:
-        with StopSignals(mesh) as signals:
-            return loop.run(job, checkpoints, log, signals)
+        return start(config, lambda *settled: Rl(*settled, prompts, held_out, asked), console)
     finally:
         judging.close()
 

@@ -18,7 +18,7 @@ from lens_jax.data.mixture import START, Position
 from lens_jax.data.pipeline import Batches, batches, validation_batches
 from lens_jax.errors import LensError
 from lens_jax.models.latent_grid import latent_grid
-from lens_jax.pretraining import determinism, warm_start
+from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.pretraining.features import Features, fit_codec
 from lens_jax.pretraining.loss import networks
@@ -33,28 +33,17 @@ from lens_jax.pretraining.recipe import (
     make_validation_program,
 )
 from lens_jax.pretraining.sheet import draw_sheet, save_sheet
-from lens_jax.run import loop, store
+from lens_jax.pretraining.start import start
+from lens_jax.run import loop
 from lens_jax.run.job import Event
 from lens_jax.run.log import Log
-from lens_jax.run.signals import StopSignals
 from lens_jax.run.state import State, Tree, from_parts, to_parts
 from lens_jax.run.step import Batch, Programs
 
 
 def train(config: TrainConfig, console: Console | None = None) -> loop.Outcome:
     """Train until `config.steps`, from where the run folder `config.out` stands."""
-    if jax.config.jax_enable_x64:
-        raise LensError("jax_enable_x64 is on, which changes what is drawn at random and so a run; turn it off")
-    config = determinism.settle(config)
-    # One device needs no mesh, and is the faster for it: nothing has to say where it lives. It must be what was asked
-    # for all the same: JAX falls back to the CPU where it finds no GPU that it can use.
-    config.mesh.sizes(jax.device_count())
-    mesh = parallel.make_mesh(config.mesh) if jax.device_count() > 1 else None
-    log = Log(config.out, config.steps, config.logging, config.profile, console)
-    log.say(f"training on {parallel.described(jax.devices())}")
-    checkpoints = store.Store(store.folder_of(config.out, config.checkpoint), config.checkpoint, mesh)
-    with StopSignals(mesh) as signals:
-        return loop.run(Pretraining(config, mesh, log), checkpoints, log, signals)
+    return start(config, Pretraining, console)
 
 
 class Pretraining:
