@@ -262,6 +262,7 @@ class Batched:
                 )
             return
         answers, left = entry.unit.answers, set(one.keys)
+        stop = ""
         for key, outcome in self._api.results(batch):
             if key not in left:
                 continue
@@ -271,7 +272,11 @@ class Batched:
                     answers.put(key, self._client.endpoint.model, self._client.paid(outcome))
                 continue
             answers.fail(key)
-            self._heed(entry, key, outcome)
+            if outcome.act == "stop":
+                # Said when the batch is put away: a run after the cause was mended must not meet it again.
+                stop = stop or outcome.reason
+            else:
+                self._heed(entry, key, outcome)
         for key in left:  # expired, or left out
             answers.fail(key)
             if not batch.crowded:
@@ -281,6 +286,8 @@ class Batched:
         del entry.running[one.name]
         self._held_back = False
         self._api.remove(batch)
+        if stop:
+            raise LensError(f"{self._client.endpoint.url}: {stop}")
         if batch.crowded:
             self._crowded_until = time.monotonic() + 5 * self._caption.poll_seconds
             self._crowded_times += 1
@@ -299,8 +306,6 @@ class Batched:
 
     def _heed(self, entry: _Unit, key: str, failure: Failure) -> None:
         """A question without an answer: sent again in the next round, or left to be asked online."""
-        if failure.act == "stop":
-            raise LensError(f"{self._client.endpoint.url}: {failure.reason}")
         entry.tries[key] += 1
         if failure.act == "skip" or entry.tries[key] >= _ROUNDS:
             entry.given_up.add(key)

@@ -52,7 +52,7 @@ class UnitAnswers:
         self._journal, self._table = folder / f"{unit}.jsonl", folder / f"{unit}.parquet"
         self._file = _locked(self._journal, unit)
         self._lock = threading.Lock()
-        self._dirty = self._grown = False
+        self._dirty = self._grown = self._torn = False
         try:
             self._answers = {key: (model, answer) for key, model, answer in _read_table(self._table)}
         except LensError:
@@ -98,9 +98,12 @@ class UnitAnswers:
         """Append lines; one call of the system, so that none is ever mixed with another's."""
         data = "".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in lines).encode()
         with self._lock, writing(self._journal):
+            if self._torn:
+                data = b"\n" + data
+            self._torn = True  # until all of it is written: a disk that is full may take the half of a line
             while data:
                 data = data[os.write(self._file, data) :]
-            self._dirty = True
+            self._torn, self._dirty = False, True
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
@@ -122,6 +125,13 @@ class UnitAnswers:
                 for key, (model, answer) in sorted(self._answers.items())
             ]  # fmt: skip
             write_table(self._table, pa.Table.from_pylist(rows, _TABLE))
+            # On the disk before the journal is gone: they were paid for.
+            for path in (self._table, self._table.parent):
+                file = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
         self._journal.unlink(missing_ok=True)
         self.close()
 
@@ -284,6 +294,9 @@ def _locked(path: Path, unit: str) -> int:
                         os.write(file, b"\n")  # ends the half line of a process that was killed
                     return file
                 os.close(file)  # whoever had it has finished and removed it in between
-            except OSError:
+            except BlockingIOError:
                 os.close(file)
                 raise Taken(f"unit {unit}: another process asks about it") from None
+            except OSError as error:
+                os.close(file)
+                raise LensError(f"{path}: cannot be locked or written: {error.strerror}") from None
