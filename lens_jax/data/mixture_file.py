@@ -7,7 +7,6 @@ A path is relative to the file. A weight is how often an image of the data set i
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ def read(path: str | os.PathLike) -> list[tuple[str, float]]:
         name, weight = (entry.get("path"), entry.get("weight")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not name or "\0" in name:
             raise LensError(f"{path}: sources: each needs a `path`, found {entry!r:.80}")
-        if type(weight) not in (int, float) or not math.isfinite(weight) or weight < 0:
+        if type(weight) not in (int, float) or not 0 <= weight < 1e300:
             raise LensError(f"{path}: sources: weight of {name!r:.80} is {weight!r:.40}; it must be at least 0")
         found.append((os.path.normpath(path.parent / name), float(weight)))
     if not any(weight for _, weight in found):

