@@ -54,6 +54,8 @@ class Endpoint:
     proxy: bool = False
 
     def __post_init__(self):
+        if "@" in self.url.partition("://")[2].partition("/")[0]:  # before any file of a run can hold it
+            raise LensError("endpoint.url must not hold a password; name its environment variable in endpoint.key_env")
         least = {
             "concurrency": 1, "tries": 1, "timeout_seconds": 0.001, "give_up_seconds": 0.001, "requests_per_minute": 0,
             "tokens_per_minute": 0, "max_usd": 0, "max_tokens": 0,
@@ -92,8 +94,6 @@ class Endpoint:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise LensError(f"endpoint.url is {self.url!r:.80}; expected http://HOST:PORT/v1 or https://HOST/v1")
-        if parts.username or parts.password:
-            raise LensError("endpoint.url must not hold a password; name its environment variable in endpoint.key_env")
 
     def key(self) -> str:
         """The key to send, or an empty string. LensError where the variable that was named is not set."""

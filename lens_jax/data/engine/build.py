@@ -215,8 +215,12 @@ def run_one(
 
 
 def check(config: EngineConfig) -> None:
-    """What would only be found after hours: folders that cannot be written, that lie in what is read, and buckets."""
+    """What would only be found after hours: folders that cannot be written, that lie in what is read, buckets, and
+    caption models without an address or a key."""
     parse_buckets(config.buckets)
+    for endpoint in filter(None, (config.caption.endpoint, config.caption.second) if config.caption else ()):
+        endpoint.require("the caption model")
+        endpoint.key()
     for name in ("work", "out"):
         check_writable(getattr(config, name))
         place = Path(getattr(config, name)).resolve()
