@@ -7,7 +7,10 @@ import lens_jax
 
 # From the lowest. Rooms in one line may not import each other either; what is not listed is a file at the top level.
 ORDER = (
-    ("errors",),
+    (
+        "errors",
+        "usage",
+    ),
     ("console", "atomic", "environment", "config", "contact_sheet"),
     ("llm", "models"),
     ("flops",),

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh
 from lens_jax import flops, parallel
 from lens_jax.models import lora
 from lens_jax.models.denoiser import KEPT
-from lens_jax.planning import fit, lowering, memory, program
+from lens_jax.planning import fit, lowering, memory
 from lens_jax.planning.data import CAPTION_TOKENS, BucketUse, DataUse, data_use, has_data, largest_shapes
 from lens_jax.planning.estimate import bytes_of
 from lens_jax.posttraining import distill_recipe as recipe
@@ -71,11 +71,6 @@ def trace(config: DistillConfig, mesh: AbstractMesh | None, use: BucketUse) -> d
     return found
 
 
-def peaks(traced: dict[str, jax.stages.Traced], platform: str) -> dict[str, memory.Peak]:
-    """What each program holds besides what is there throughout."""
-    return {name: memory.peak(program.read(one.jaxpr), platform) for name, one in traced.items()}
-
-
 def resident(config: DistillConfig, mesh: AbstractMesh | None, data: DataUse) -> dict[str, int]:
     """Bytes on one device of what is there throughout, by kind."""
     state, name = _state(config, mesh), Networks.of(config).student
@@ -112,9 +107,9 @@ def peak_bytes(config: DistillConfig, mesh: AbstractMesh | None, data: DataUse, 
         return throughout
     config = lowering.on_platform(config, platform)
     fullest = max(
-        peak.bytes
+        size
         for use in largest_shapes(data.buckets)
-        for peak in peaks(trace(config, mesh, use), platform).values()
+        for size in memory.peaks(trace(config, mesh, use), platform).values()
     )
     return throughout + fullest
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 import jax
 
 from lens_jax.planning.communication import moved
-from lens_jax.planning.program import ALIAS, Operation, Program, Value
+from lens_jax.planning.program import ALIAS, Operation, Program, Value, read
 
 # Operations that read their operands from memory and write their results there. All others are fused.
 _HEAVY = {
@@ -163,3 +163,8 @@ def _kinds(operation: Operation) -> list[str]:
         pairs = zip(operation.outputs, operation.bodies[0].outputs)
         return [stacked if rank(whole) > rank(one) else "working set" for whole, one in pairs]
     return ["working set"] * count
+
+
+def peaks(traced: dict[str, jax.stages.Traced], platform: str) -> dict[str, int]:
+    """Bytes that each program holds besides what is there throughout."""
+    return {name: peak(read(one.jaxpr), platform).bytes for name, one in traced.items()}

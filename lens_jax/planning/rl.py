@@ -12,7 +12,7 @@ from lens_jax.data.buckets import parse_buckets
 from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.models import lora
 from lens_jax.models.denoiser import KEPT
-from lens_jax.planning import fit, lowering, memory, program
+from lens_jax.planning import fit, lowering, memory
 from lens_jax.planning.estimate import bytes_of
 from lens_jax.posttraining import rl_recipe as recipe
 from lens_jax.posttraining import rollout
@@ -96,11 +96,6 @@ def host_bytes(config: RlConfig, sizes: Sizes, devices: int) -> int:
     return images * kept * sizes.padded * config.model.latent_channels * 4 // devices
 
 
-def peaks(traced: dict[str, jax.stages.Traced], platform: str) -> dict[str, memory.Peak]:
-    """What each program holds besides what is there throughout."""
-    return {name: memory.peak(program.read(one.jaxpr), platform) for name, one in traced.items()}
-
-
 def choose_remat(config: RlConfig, mesh: AbstractMesh | None, platform: lowering.Platform, usable: float) -> RlConfig:
     """The config with the remat that computes least again and fits into `usable` bytes, where it is left to us."""
     if config.model.remat != "auto":
@@ -112,7 +107,7 @@ def choose_remat(config: RlConfig, mesh: AbstractMesh | None, platform: lowering
             break
         # The longest prompt is not known yet; it is a small part of what is attended to.
         traced = trace(lowering.on_platform(chosen, platform), mesh, sizes_of(config))
-        if throughout + peaks({"": traced["micro-step"]}, platform)[""].bytes <= fit.FULL * usable:
+        if throughout + memory.peaks({"": traced["micro-step"]}, platform)[""] <= fit.FULL * usable:
             break
     return chosen
 

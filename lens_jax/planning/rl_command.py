@@ -1,16 +1,14 @@
 """`lens-jax plan` of a run of reinforcement learning: what it needs, draws, asks and costs."""
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from lens_jax import parallel
-from lens_jax.atomic import write_json
-from lens_jax.console import make_console
-from lens_jax.errors import LensError
-from lens_jax.planning import lowering, rl
+from lens_jax.planning import lowering, memory, rl
+from lens_jax.planning.answer import Held, answer, memory_table
 from lens_jax.planning.hardware import HARDWARE
 from lens_jax.planning.options import DeviceOptions, make_table
 from lens_jax.planning.rl import Volume
@@ -38,20 +36,9 @@ class RlPlanConfig(DeviceOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class RlPlan:
+class RlPlan(Held):
     """Everything that was found out."""
 
-    hardware: str
-    devices: int
-    mesh: dict[str, int]
-    # Bytes on one device throughout, those of each program besides, and those of latents in the host's memory for it.
-    resident: dict[str, int]
-    programs: dict[str, int]
-    host: int
-    usable: float
-    remat: str
-    # Attention kernel of each program that was lowered and has one.
-    kernels: dict[str, str]
     # Batches that are drawn in an epoch, noise levels that an image is trained at, updates.
     chunks: int
     levels: int
@@ -66,28 +53,10 @@ class RlPlan:
     judge_calls: float
     cost: float | None
 
-    @property
-    def peak(self) -> int:
-        return sum(self.resident.values()) + max(self.programs.values())
-
 
 def plan(options: RlPlanConfig, console: Console | None = None) -> RlPlan:
     """Print the plan, write it where `--json` says; LensError where it does not fit."""
-    console = console or make_console()
-    with console.status("tracing"):
-        found = make_plan(options)
-    show(found, options, console)
-    if options.json:
-        write_json(options.json, as_json(found, options))
-    if found.peak > found.usable:
-        kinds = {**found.resident, max(found.programs, key=found.programs.get): max(found.programs.values())}
-        most = max(kinds, key=kinds.get)
-        raise LensError(
-            f"{found.peak / 1e9:.1f} GB a device do not fit into the {found.usable / 1e9:.1f} GB of {options.hardware} "
-            f"(most is {most}, {kinds[most] / 1e9:.1f} GB); a smaller rollout.batch_size, a larger mesh.fsdp or "
-            f"--devices {2 * options.devices} would need less"
-        )
-    return found
+    return answer(options, make_plan, show, _advice, console)
 
 
 def make_plan(options: RlPlanConfig) -> RlPlan:
@@ -116,7 +85,7 @@ def make_plan(options: RlPlanConfig) -> RlPlan:
         devices=options.devices,
         mesh={} if mesh is None else dict(mesh.shape),
         resident=rl.resident(config, mesh),
-        programs={name: peak.bytes for name, peak in rl.peaks(traced, hardware.platform).items()},
+        programs=memory.peaks(traced, hardware.platform),
         host=rl.host_bytes(config, sizes, options.devices),
         usable=hardware.usable,
         remat=config.model.remat,
@@ -134,23 +103,18 @@ def make_plan(options: RlPlanConfig) -> RlPlan:
     )
 
 
+def _advice(found: RlPlan, options: RlPlanConfig) -> str:
+    """What would need less."""
+    return f"a smaller rollout.batch_size, a larger mesh.fsdp or --devices {2 * options.devices} would need less"
+
+
 def show(found: RlPlan, options: RlPlanConfig, console: Console) -> None:
     """The plan as tables."""
     config, volume = options.config, found.volume
-    mesh = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     groups = f"{config.rollout.groups} groups of {config.rollout.images} images"
-    console.print(f"{config.out} on {found.devices} {found.hardware}: {mesh}; {config.algorithm}, {groups}")
-    table = make_table(f"Memory of a device, {found.usable / 1e9:.1f} GB usable", "throughout", "GB")
-    for kind, size in found.resident.items():
-        if size:
-            table.add_row(kind, f"{size / 1e9:.3f}")
-    table.add_section()
-    for name, size in found.programs.items():
-        table.add_row(f"{name}, {found.kernels.get(name, '')}".rstrip(", "), f"{size / 1e9:.3f}")
-    table.add_section()
-    table.add_row("in all", f"{found.peak / 1e9:.2f}")
-    table.add_row("in the host's memory: latents", f"{found.host / 1e9:.2f}")
-    console.print(table)
+    where = f"{found.devices} {found.hardware}: {found.described_mesh}"
+    console.print(f"{config.out} on {where}; {config.algorithm}, {groups}", markup=False)
+    console.print(memory_table(found, "latents"))
     table = make_table("Work and time", "one optimiser step", "")
     table.add_row("images", f"{volume.images:,.0f}")
     table.add_row("questions to judges", f"{volume.judge_calls:,.0f}")
@@ -168,9 +132,3 @@ def show(found: RlPlan, options: RlPlanConfig, console: Console) -> None:
     if found.cost is not None:
         table.add_row("cost", f"{found.cost:,.0f}")
     console.print(table)
-
-
-def as_json(found: RlPlan, options: RlPlanConfig) -> dict[str, Any]:
-    """The plan as plain values, with the options it was made with (the run's config apart)."""
-    values = dataclasses.asdict(found)
-    return {"options": options.chosen(), "peak_bytes": found.peak, "fits": found.peak <= found.usable, **values}
