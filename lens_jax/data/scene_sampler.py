@@ -20,8 +20,8 @@ from lens_jax.errors import LensError
 KINDS = {
     "objects": {"one": 0.4, "same two": 0.13, "same three": 0.12, "two": 0.25, "three": 0.1},
     "all": {
-        "one": 0.27, "same two": 0.04, "same three": 0.08, "same four": 0.07, "two": 0.09, "relation": 0.1,
-        "three": 0.06, "four": 0.08, "word": 0.11, "word and one": 0.1,
+        "one": 0.4, "same two": 0.02, "same three": 0.05, "same four": 0.04, "two": 0.05, "relation": 0.05,
+        "three": 0.03, "four": 0.06, "word": 0.18, "word and one": 0.12,
     },
 }  # fmt: skip
 World = Literal["objects", "all"]
@@ -100,7 +100,7 @@ def sample_scene(
         return _with_word(rng, chosen, background, bucket)
     size = ""
     if kind == "one" and world == "all":
-        size = rng.choice(["", "small", "large"], p=[0.6, 0.25, 0.15])
+        size = rng.choice(["", "small", "large"], p=[0.55, 0.12, 0.33])
     cells = _cells(_layout(rng, count, different < count, bucket, size), bucket)
     if kind == "relation" and rng.random() < 0.5:
         cells = cells[::-1]
