@@ -81,7 +81,8 @@ class ToTorch:
 class Pack:
     """Write the denoiser of a run, the codec that was fitted for it and its configs as one file to draw from.
 
-    Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it.
+    Of a run that trained an adapter, the denoiser that it was trained beside with the adapter merged into it; or, with
+    --beside, the adapter alone, which is drawn with as the whole while that file is in the same folder.
 
     lens-jax sample "red apple" --checkpoint FILE
     """
@@ -96,6 +97,8 @@ class Pack:
     # was distilled in its few steps without guidance.
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    # Of a run that trained an adapter: the packed file that it was trained beside (its --init-from).
+    beside: str | None = None
 
 
 def pack(config: Pack) -> None:
@@ -107,7 +110,7 @@ def pack(config: Pack) -> None:
         raise LensError(f"{path}: the name of the file must end in .safetensors")
     if path.exists():
         raise LensError(f"{path}: is there already; choose another name")
-    packed.write(config.src, path, config.dtype, config.num_inference_steps, config.guidance_scale)
+    packed.write(config.src, path, config.dtype, config.num_inference_steps, config.guidance_scale, config.beside)
     make_console().print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {config.dtype}")
 
 

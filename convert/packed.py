@@ -3,6 +3,10 @@
     denoiser/blocks/image/qkv/kernel   the moving average of the parameters, in the dtype it was packed in
     codec/basis                        what the codec was fitted to, float32
 
+A variant of a packed pipeline may be its adapter alone, beside that file in the same folder:
+
+    lora/blocks/image/qkv/a            its scale is in b
+
 The small models that come with the package are such files, with a digest each.
 """
 
@@ -20,9 +24,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import lens_jax
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.errors import LensError
+from lens_jax.models import lora
 
 KEY = "lens_jax"
 FORMAT = 1
+# Of an adapter alone; what does not know of it must not read it as a whole model.
+FORMAT_BESIDE = 2
 # The folder of the shipped models, a file VARIANT.safetensors each, with their digests.
 SHIPPED = Path(lens_jax.__file__).parent / "small"
 DIGESTS = "digests.json"
@@ -70,7 +77,7 @@ def shipped(name: str, variant: str | None = None) -> Path:
         if file not in known:
             variants = ", ".join(sorted(str(one).removesuffix(".safetensors") for one in known))
             raise LensError(f"{name}: comes without a variant {variant!r:.40}; accepted: {variants}")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_digest(path)
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or "its digests are damaged"
         raise LensError(f"{path}: the model that comes with the package: {problem}; install it again") from None
@@ -80,22 +87,30 @@ def shipped(name: str, variant: str | None = None) -> Path:
 
 
 class PackedFile:
-    """A packed pipeline that is read. LensError for a file of another format."""
+    """A packed pipeline that is read. LensError for a file of another format.
+
+    An adapter alone is read as the whole: what it stands beside, with it merged into the kernels.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self._file = SafetensorsFile(path)
         # The configs of its parts as plain values: "model", "codec", "text", and its "defaults".
         self.described = self._read_described()
+        # What an adapter alone stands beside.
+        self.beside: PackedFile | None = None
+        if self.described["format"] == FORMAT_BESIDE:
+            self.beside = self._find_beside()
+            self.described = {**self.beside.described, **self.described}
+            self._check_adapter()
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """The arrays of a part ("denoiser", "codec") by their paths in it."""
-        prefix = f"{name}/"
-        return {key.removeprefix(prefix): self._file.shape(key) for key in self._file if key.startswith(prefix)}
+        return self.beside.shapes(name) if self.beside else self._shapes(name)
 
     def take(self, name: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Arrays of a part by path, all of them there: in the dtypes and layouts of `wanted`."""
-        return {path: _place(self._file[f"{name}/{path}"], like) for path, like in wanted.items()}
+        return {path: _place(self._value(name, path), like) for path, like in wanted.items()}
 
     def tree(self, name: str, wanted: dict) -> dict:
         """The part as the tree that is wanted, with its layouts; LensError lists what does not fit."""
@@ -119,11 +134,65 @@ class PackedFile:
             described = None
         if not isinstance(described, dict):
             raise LensError(f"{self.path}: {KEY} of its metadata is not a JSON object")
-        if described.get("format") != FORMAT:
+        if described.get("format") not in (FORMAT, FORMAT_BESIDE):
             raise LensError(
-                f"{self.path}: packed in format {described.get('format')!r:.40}; this version reads {FORMAT}"
+                f"{self.path}: packed in format {described.get('format')!r:.40}; this version reads {FORMAT} and "
+                f"{FORMAT_BESIDE}"
             )
         return described
+
+    def _find_beside(self) -> "PackedFile":
+        described = self.described.get("beside")
+        name, digest = (
+            (described.get(key) for key in ("file", "sha256")) if isinstance(described, dict) else (None,) * 2
+        )
+        if not isinstance(name, str) or not isinstance(digest, str) or Path(name).name != name:
+            raise LensError(
+                f"{self.path}: does not say which file of its folder the adapter stands beside, and its digest"
+            )
+        path = self.path.with_name(name)
+        if not path.is_file():
+            raise LensError(f"{path}: is not there, and the adapter {self.path.name} stands beside it")
+        if (found := file_digest(path)) != digest:
+            raise LensError(f"{path}: another model than the adapter {self.path.name} is for: its SHA-256 is {found}")
+        beside = PackedFile(path)
+        if beside.beside:
+            raise LensError(f"{path}: an adapter alone, and {self.path.name} another one beside it")
+        return beside
+
+    def _check_adapter(self) -> None:
+        """LensError where the factors are not those of kernels of the denoiser."""
+        kernels, factors = self.beside.shapes("denoiser"), self._shapes("lora")
+        for path, shape in factors.items():
+            of, _, factor = path.rpartition("/")
+            kernel, other = kernels.get(f"{of}/kernel"), factors.get(f"{of}/{'ba'[factor == 'b']}")
+            if factor not in ("a", "b") or kernel is None or other is None:
+                raise LensError(f"{self.path}: lora/{path} is no half of an adapter of this model")
+            # The rank of A decides for both.
+            rank = factors[f"{of}/a"][lora.rank_axis(f"{of}/a")]
+            wanted = lora.shapes(of, kernel, rank)["ab".index(factor)]
+            if shape != wanted:
+                raise LensError(f"{self.path}: lora/{path} is {list(shape)} and should be {list(wanted)}")
+
+    def _shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        prefix = f"{name}/"
+        return {key.removeprefix(prefix): self._file.shape(key) for key in self._file if key.startswith(prefix)}
+
+    def _value(self, name: str, path: str) -> np.ndarray:
+        if self.beside is None:
+            return self._file[f"{name}/{path}"]
+        value, of = self.beside._value(name, path), path.removesuffix("/kernel")
+        if name != "denoiser" or f"lora/{of}/a" not in self._file:
+            return value
+        nested = lambda values: unflatten_dict(values, sep="/")
+        factors = nested({f"{of}/{factor}": self._file[f"lora/{of}/{factor}"] for factor in "ab"})
+        return np.asarray(flatten_dict(lora.merged(nested({path: value.astype(np.float32)}), factors), sep="/")[path])
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _place(value: np.ndarray, like: Any) -> jax.Array:

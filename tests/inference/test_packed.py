@@ -17,6 +17,7 @@ from lens_jax.diffusion import draw
 from lens_jax.errors import LensError
 from lens_jax.inference import load, packed
 from lens_jax.models.lora import LoraConfig
+from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.job import train
 
 DRAW = {"num_inference_steps": 2, "seed": 3, "output_type": "np"}
@@ -48,7 +49,7 @@ def test_files_that_are_not_what_they_say(run, tmp_path):
     whole = SafetensorsFile(file)
     described = json.loads(whole.metadata[packed_files.KEY])
     for changes, tensors, words in (
-        ({"format": 9}, {}, "packed in format 9; this version reads 1"),
+        ({"format": 9}, {}, "packed in format 9; this version reads 1 and 2"),
         ({"model": {"layers": "two"}}, {}, "model.layers"),
         ({}, {"denoiser/extra": np.zeros(3, np.float32)}, "denoiser/extra is not of this model"),
         ({}, {"codec/mean": np.zeros(5, np.float32)}, r"codec/mean is \[5\] and should be \[48\]"),
@@ -124,6 +125,61 @@ def run_command(*argv) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
     return stop.value.code
+
+
+def test_an_adapter_beside_its_base(run, tiny_config, tmp_path):
+    """It alone is a variant: drawn with as the whole, told from another's, and a start for other runs."""
+    base = packed.write(run, tmp_path / "base.safetensors")
+    quiet = dataclasses.replace(tiny_config.samples, every=0)
+    config = dataclasses.replace(
+        tiny_config, out=str(tmp_path / "adapter"), init_from=str(base), steps=4, samples=quiet,
+        lora=LoraConfig(rank=2, targets=("attention", "mlp")),
+        optimizer=dataclasses.replace(tiny_config.optimizer, learning_rate=0.1),
+    )  # fmt: skip
+    train(config)
+    write = lambda name, **options: packed.write(config.out, tmp_path / name, "float32", beside=base, **options)
+    file, merged = (
+        write("lens.safetensors", guidance_scale=3.0),
+        packed.write(config.out, tmp_path / "m.safetensors", "float32"),
+    )
+    assert file.stat().st_size < 0.3 * merged.stat().st_size
+    alone, whole = LensPipeline.from_pretrained(file), LensPipeline.from_pretrained(merged)
+    assert alone.guidance_scale == 3.0
+    jax.tree.map(np.testing.assert_array_equal, alone.params, whole.params)
+    changed = [
+        a
+        for a, b in zip(*map(jax.tree.leaves, (alone.params, LensPipeline.from_pretrained(base).params)))
+        if (a != b).any()
+    ]
+    assert len(changed) == 8
+    on = dataclasses.replace(tiny_config, init_from=str(file))
+    started = warm_start.load(on)[0]
+    np.testing.assert_array_equal(started["blocks/text/down/kernel"], alone.params["blocks"]["text"]["down"]["kernel"])
+
+    with pytest.raises(LensError, match="must be in the folder of"):
+        packed.write(config.out, tmp_path / "other" / "lens.safetensors", beside=base)
+    with pytest.raises(LensError, match=r"was not trained beside .*differ"):
+        packed.write(config.out, tmp_path / "x.safetensors", beside=merged)
+    with pytest.raises(LensError, match="trained a denoiser and no adapter"):
+        packed.write(run, tmp_path / "x.safetensors", beside=base)
+    described = json.loads(SafetensorsFile(file).metadata[packed_files.KEY])
+    tensors = dict(SafetensorsFile(file))
+    name = "lora/blocks/image/qkv/a"
+    for beside, changes, words in (
+        ({"file": "../base.safetensors"}, {}, "does not say which file"),
+        ({"file": "none.safetensors"}, {}, "none.safetensors: is not there"),
+        ({"sha256": "0" * 64}, {}, "another model than the adapter"),
+        ({}, {name: tensors[name][..., :1]}, r"lora/blocks/image/qkv/[ab] is .* and should be"),
+        ({}, {"lora/blocks/image/norm1/a": tensors[name]}, "is no half of an adapter of this model"),
+    ):  # fmt: skip
+        changed = {**described, "beside": {**described["beside"], **beside}}
+        bad = tmp_path / "bad.safetensors"
+        writer.write_file(bad, {**tensors, **changes}, metadata={packed_files.KEY: json.dumps(changed)})
+        with pytest.raises(LensError, match=words):
+            load.from_pretrained(bad)
+    base.unlink()
+    with pytest.raises(LensError, match="is not there, and the adapter"):
+        load.from_pretrained(file)
 
 
 @pytest.mark.slow
