@@ -23,8 +23,13 @@ _WRAPPER = "timm_model."
 _MAX_LAYERS = 64
 # Beyond it a single image would take more memory than a device has.
 _MAX_IMAGE = 4096
-# By the name in timm's `model_args`, which a config has only where it differs from the architecture.
-_SIZES = {"img_size": "image", "patch_size": "patch", "embed_dim": "width", "depth": "layers", "num_heads": "heads"}
+# By the name in timm's `model_args`, in which a config says how it differs from the architecture; of squares it may
+# have both sides.
+_SIZES = {
+    "img_size": "image", "patch_size": "patch", "embed_dim": "width", "depth": "layers", "num_heads": "heads",
+    "ref_feat_shape": "rope_grid",
+}  # fmt: skip
+_SQUARES = ("img_size", "patch_size", "ref_feat_shape")
 _FIXED = {
     "in_chans": 3, "class_token": True, "global_pool": "avg", "qkv_bias": True, "qkv_fused": False, "swiglu_mlp": True,
     "scale_mlp": True, "use_abs_pos_emb": True, "use_rot_pos_emb": True, "dynamic_img_size": False,
@@ -49,11 +54,9 @@ def config_from_release(values: Mapping, where: str, **overrides) -> EvaConfig:
     for key, value in given.items():
         name = f"model_args.{key}"
         if key in _SIZES:
-            sizes[_SIZES[key]] = check_size(value, name, where, {"depth": _MAX_LAYERS}.get(key, _MAX_IMAGE))
-        elif key == "ref_feat_shape":
-            if not isinstance(value, list) or len(value) != 2 or value[0] != value[1]:
-                raise LensError(f"{where}: {name} is {value!r:.80}; accepted: two equal sizes")
-            sizes["rope_grid"] = check_size(value[0], name, where, _MAX_IMAGE)
+            if key in _SQUARES and isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+                value = value[0]
+            sizes[_SIZES[key]] = check_size(value, name, where, _MAX_LAYERS if key == "depth" else _MAX_IMAGE)
         elif key == "mlp_ratio":
             if type(value) not in (int, float) or not 0 < value <= 64:
                 raise LensError(f"{where}: {name} is {value!r:.80}; accepted: a number above 0, of at most 64")

@@ -81,7 +81,8 @@ def test_table_goes_both_ways(golden, goldens):
 def test_released_config_is_read():
     values = {"architecture": convert_eva.ARCHITECTURE, "num_classes": 4, "num_features": 768, "global_pool": "avg"}
     assert convert_eva.config_from_release(values, "config.json") == EvaConfig()
-    values["model_args"] = {"img_size": 224, "depth": 3, "ref_feat_shape": [8, 8], "mlp_ratio": 2, "swiglu_mlp": True}
+    sizes = {"img_size": [224, 224], "depth": 3, "ref_feat_shape": 8, "mlp_ratio": 2}
+    values["model_args"] = {**sizes, "num_classes": 4, "in_chans": 3, "global_pool": "avg"}
     expected = EvaConfig(image=224, layers=3, rope_grid=8, hidden=1536)
     assert convert_eva.config_from_release(json.loads(json.dumps(values)), "config.json") == expected
 

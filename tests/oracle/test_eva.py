@@ -78,6 +78,12 @@ def config_json(model, sizes: dict) -> dict:
     return {**values, **({"model_args": sizes} if sizes else {}), "pretrained_cfg": pretrained}
 
 
+def transform_of(model):
+    """timm's own for a network of another size."""
+    size = (3, *model.patch_embed.img_size)
+    return create_transform(**resolve_data_config({"input_size": size}, model=model))
+
+
 def pictures() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in PICTURES]
@@ -131,7 +137,7 @@ def test_a_folder_of_timm(tmp_path):
     save_for_hf(model, tmp_path, model_args=sizes, safe_serialization=True)
     print((tmp_path / "config.json").read_text())
     scorer = nsfw_eva.load(str(tmp_path), "float32")
-    transform = create_transform(**resolve_data_config({"crop_mode": "squash", "crop_pct": 1.0}, model=model))
+    transform = transform_of(model)
     with torch.no_grad():
         logits = model(torch.stack([transform(Image.fromarray(picture)) for picture in pictures()]))
     expected = torch.exp(torch.log_softmax(logits, -1)).numpy()
@@ -178,7 +184,7 @@ def test_the_golden_is_timms():
 @torch.no_grad()
 def answers_of(model) -> dict[str, torch.Tensor]:
     """Images, what the transform makes of them, and logits."""
-    transform = create_transform(**resolve_data_config({"crop_mode": "squash", "crop_pct": 1.0}, model=model))
+    transform = transform_of(model)
     images = {f"image_{i}": torch.from_numpy(picture) for i, picture in enumerate(pictures()[:3])}
     images = {name: image[:61, :73] for name, image in images.items()}
     prepared = torch.stack([transform(Image.fromarray(image.numpy())) for image in images.values()])
