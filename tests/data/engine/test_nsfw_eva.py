@@ -56,8 +56,11 @@ def test_scores_are_timms(scorer, answers, images):
     prepared = np.stack([scorer.prepare(image) for image in images])
     assert (prepared.dtype, scorer.size, scorer.columns) == (np.uint8, (24, 24), ("nsfw",))
     # Odd sizes, and not a bit off: Pillow resizes for both.
-    normalised = np.asarray(jax.jit(scorer.transform.normalise)(prepared))
-    np.testing.assert_array_equal(normalised, answers["prepared"].transpose(0, 2, 3, 1))
+    theirs = answers["prepared"].transpose(0, 2, 3, 1)
+    mean, std = np.asarray(scorer.transform.mean), np.asarray(scorer.transform.std)
+    np.testing.assert_array_equal(prepared, np.round((theirs * std + mean) * 255))
+    # Compiled, a division by a constant is a product with its inverse, which is rounded.
+    np.testing.assert_allclose(jax.jit(scorer.transform.normalise)(prepared), theirs, rtol=0, atol=5e-7)
     found = scorer.score(prepared)["nsfw"]
     np.testing.assert_allclose(found, softmax(answers["logits"].astype(np.float64)), atol=2e-6)
     assert found.argmax(-1).tolist() == answers["logits"].argmax(-1).tolist()
@@ -170,7 +173,7 @@ HOSTILE = {
     "a tensor missing": (of_weights(lambda t: {k: t[k] for k in t if k != "head.bias"}), "head.bias is missing"),
     "a tensor over": (of_weights(lambda t: t.update({"blocks.0.gamma_1": t["cls_token"]})), "gamma_1 is not expected"),
     "a layer over": (
-        of_weights(lambda t: t.update({k.replace("s.1.", "s.2."): t[k] for k in list(t)})), "blocks.2.norm1.weight",
+        of_weights(lambda t: t.update({k.replace("s.1.", "s.2."): t[k] for k in list(t)})), "19 of 42 tensors do not fit: blocks.2.",
     ),
     "a tensor misshapen": (
         of_weights(lambda t: t.update(pos_embed=t["pos_embed"][:, 1:].copy())), "pos_embed is [1, 36, 24], expected",
@@ -255,7 +258,7 @@ def test_a_build_scores_with_it(folder, scorer, tmp_path):
         buckets=("32x32",),
         unit_rows=5,
     )
-    page = building.build(config, Options(workers=1, accept_losses=True), show=False).read_text()
+    page = building.build(config, Options(workers=0, accept_losses=True), show=False).read_text()
     rows = {}
     for stage in ("probe", "score", "select"):
         tables = [pq.read_table(path) for path in sorted((tmp_path / "work" / stage).rglob("*.parquet"))]

@@ -51,7 +51,7 @@ class TimmTransform:
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
         """float32 [..., 3] of what `resize` gave, for use inside a program."""
-        # In this order and in float32, so that no bit differs from torchvision's.
+        # In torchvision's order. Compiled, a division by a constant becomes a product: up to 5e-7 from torchvision's.
         scaled = pixels.astype(jnp.float32) / np.float32(255)
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
