@@ -173,7 +173,8 @@ HOSTILE = {
     "a tensor missing": (of_weights(lambda t: {k: t[k] for k in t if k != "head.bias"}), "head.bias is missing"),
     "a tensor over": (of_weights(lambda t: t.update({"blocks.0.gamma_1": t["cls_token"]})), "gamma_1 is not expected"),
     "a layer over": (
-        of_weights(lambda t: t.update({k.replace("s.1.", "s.2."): t[k] for k in list(t)})), "19 of 42 tensors do not fit: blocks.2.",
+        of_weights(lambda t: t.update({k.replace("s.1.", "s.2."): t[k] for k in list(t)})),
+        "19 of 46 tensors do not fit: blocks.2.",
     ),
     "a tensor misshapen": (
         of_weights(lambda t: t.update(pos_embed=t["pos_embed"][:, 1:].copy())), "pos_embed is [1, 36, 24], expected",
