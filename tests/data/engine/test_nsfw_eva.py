@@ -285,14 +285,14 @@ def test_a_build_scores_with_it(folder, scorer, tmp_path):
 def test_eight_devices(folder, scorer, images):
     """The rows of a batch on eight devices, and of one that they do not divide: the scores of one device."""
     script = """
-import sys
+import io, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 from lens_jax.data.engine.scorers import nsfw_eva
 scorer = nsfw_eva.load(sys.argv[1], "float32")
-batch = np.load(sys.stdin.buffer)
+batch = np.load(io.BytesIO(sys.stdin.buffer.read()))
 assert len(jax.devices()) == 8
 np.save(sys.stdout.buffer, np.concatenate([scorer.score(batch)["nsfw"], scorer.score(batch[:3])["nsfw"]]))
 """
