@@ -5,6 +5,7 @@ from flax.traverse_util import flatten_dict
 from lens_jax.models import denoiser, lora
 from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
+from lens_jax.models.eva import EvaConfig
 from lens_jax.models.gpt_oss import GptOssConfig
 from lens_jax.models.lora import LoraConfig
 
@@ -101,6 +102,13 @@ def gpt_oss_forward(config: GptOssConfig, tokens: int, past: int = 0) -> int:
     windowed = sum(min(keys, c.window) for keys in seen)
     even, odd = (c.layers + 1) // 2, c.layers // 2
     return c.layers * tokens * (projections + experts) + 4 * c.heads * c.head_dim * (even * windowed + odd * sum(seen))
+
+
+def eva_forward(config: EvaConfig) -> int:
+    """Operations of classifying one image; norms, rotations and activations excluded."""
+    c = config
+    block = 4 * 2 * c.width**2 * c.tokens + 4 * c.tokens**2 * c.width + 3 * 2 * c.width * c.hidden * c.tokens
+    return 2 * 3 * c.patch**2 * c.width * c.grid**2 + c.layers * block + 2 * c.width * c.classes
 
 
 def autoencoder_decode(config: AutoencoderConfig, rows: int, columns: int) -> int:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from lens_jax import flops
-from lens_jax.models import autoencoder
+from lens_jax.models import autoencoder, eva
 from lens_jax.models.autoencoder import AutoencoderConfig
 from lens_jax.models.denoiser import LENS
+from lens_jax.models.eva import EvaConfig
 from lens_jax.models.gpt_oss import GPT_OSS_20B, GptOssConfig
 
 
@@ -52,6 +53,18 @@ def test_gpt_oss():
     assert flops.gpt_oss_forward(c, 3, past=1) == 2 * 3 * (projections + experts) + 4 * 2 * keys_seen
     # 3.0B of the model's 3.6B active parameters are in its layers, the rest in embedding and head.
     assert flops.gpt_oss_forward(GPT_OSS_20B, 1) == pytest.approx(2 * 3.04e9, rel=0.01)
+
+
+def test_eva():
+    # 1,025 tokens of 768: 12 x (4 x 768² x 2 + 2 x 2 x 1,025 x 768 + 3 x 2 x 768 x 2,048) of each, and the patches.
+    a_token = 12 * (4_718_592 + 3_148_800 + 9_437_184)
+    assert flops.eva_forward(EvaConfig()) == 1025 * a_token + 1024 * 903_168 + 2 * 768 * 4
+    # One block, which XLA's count sees whole; norms and activations are little of it at this width.
+    config = EvaConfig(image=112, width=256, layers=1, heads=4, hidden=683, dtype="float32", attention="xla")
+    lowered = jax.jit(functools.partial(eva.apply, config)).lower(
+        eva.abstract_params(config), jax.ShapeDtypeStruct((1, 112, 112, 3), jnp.float32)
+    )
+    assert flops.eva_forward(config) == pytest.approx(lowered.cost_analysis()["flops"], rel=0.05)
 
 
 def test_peaks():

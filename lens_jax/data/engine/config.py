@@ -94,7 +94,8 @@ class Source:
 class Models:
     """The networks that score and embed. An empty path leaves a step out, which the report page says."""
 
-    # "open_nsfw", which a package carries. The networks of the report are not in this version: all others stay empty.
+    # "open_nsfw", which a package carries, or the folder of an EVA-02 classifier of four levels: a download of
+    # Freepik/nsfw_image_detector (config.json, model.safetensors).
     nsfw: str = "open_nsfw"
     # SigLIP so400m and the aesthetic predictor's head: not in this version.
     aesthetic: str = ""

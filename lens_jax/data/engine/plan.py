@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lens_jax import flops
 from lens_jax.console import make_console
 from lens_jax.data.engine import readers
 from lens_jax.data.engine.captions import contract
@@ -28,9 +29,10 @@ from lens_jax.data.engine.tables import KEEP, write_table
 from lens_jax.data.engine.unit import Unit
 from lens_jax.data.engine.write import Write
 from lens_jax.errors import LensError
+from lens_jax.models.eva import EvaConfig
 
 # Operations of a forward pass over one image, from the networks' shapes: spent where their step runs.
-NETWORK_FLOP = {"embedding": 162e9, "aesthetic": 665e9, "nsfw": 213e9, "watermark": 35e9}
+NETWORK_FLOP = {"embedding": 162e9, "aesthetic": 665e9, "nsfw": flops.eva_forward(EvaConfig()), "watermark": 35e9}
 # Peak of an H100 in bfloat16, and the share of it that is taken to be reached. Nothing was measured on one.
 GPU_FLOPS, GPU_SHARE = 989e12, 0.4
 # How often a vector is sent to a cell, as measured on clustered vectors at two margins.

