@@ -197,7 +197,7 @@ def _batch(scorer: Scorer, batch: int) -> int:
 
 def _scored(scorer: Scorer, inputs: list[np.ndarray], size: int) -> dict[str, np.ndarray]:
     filled = min(size, max(_LEAST, 1 << (len(inputs) - 1).bit_length()))
-    stacked = np.zeros((max(filled, len(inputs)), *inputs[0].shape), np.float32)
+    stacked = np.zeros((max(filled, len(inputs)), *inputs[0].shape), inputs[0].dtype)
     stacked[: len(inputs)] = inputs
     found = scorer.score(stacked)
     return {name: np.asarray(found[name], np.float32)[: len(inputs)] for name in scorer.columns}

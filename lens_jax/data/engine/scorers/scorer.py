@@ -18,7 +18,8 @@ class Scorer(Protocol):
     size: tuple[int, int]
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """float32 input of the network, of one shape, from a uint8 [H, W, 3] image in sRGB. From any thread."""
+        """Input of the network, of one shape, float32 or uint8, from a uint8 [H, W, 3] image in sRGB. From any
+        thread."""
 
     def score(self, batch: np.ndarray) -> Mapping[str, np.ndarray]:
         """By column [B, ...] float32, of B inputs. The caller fills up the last batch and drops what it added."""
