@@ -110,20 +110,18 @@ def test_released_sizes():
     assert counts == [303_966_208, 428_225_600, 85_798_658]
 
 
-def test_the_middle_is_cut_before_it_is_resized(scorers):
-    """To the level what resizing the whole and cutting its middle gives, but for a few; a panorama costs no memory."""
-    preprocessing, differ, count = scorers["embedding"].preprocessing, 0, 0
-    rng = np.random.default_rng(0)
-    for width, height in rng.integers(8, 200, (60, 2)):
-        (image,) = tiny_networks.images([(int(width), int(height))])
+def test_of_a_long_image_only_the_middle_is_resized(scorers):
+    """To a level what resizing the whole and cutting its middle gives; and a strip of pixels takes no memory."""
+    preprocessing = scorers["embedding"].preprocessing
+    for width, height in ((40, 700), (900, 33), (7, 63), (500, 11)):
+        (image,) = tiny_networks.images([(width, height)])
         short = min(width, height)
-        whole = [32 if side == short else int(32 * side / short) for side in (int(width), int(height))]
+        whole = [32 if side == short else int(32 * side / short) for side in (width, height)]
         resized = np.asarray(Image.fromarray(image).resize(whole, Image.Resampling.BICUBIC), np.int16)
         top, left = (whole[1] - 32) // 2, (whole[0] - 32) // 2
         levels = np.abs(preprocessing.resize(image) - resized[top : top + 32, left : left + 32])
         assert levels.max() <= 1
-        differ, count = differ + np.count_nonzero(levels), count + levels.size
-    assert differ <= 1e-4 * count
+        assert np.ptp(resized) > 50
     assert preprocessing.resize(np.zeros((1, 2_000_000, 3), np.uint8)).shape == (32, 32, 3)
 
 

@@ -100,7 +100,7 @@ def write(folder: Path, field: str) -> Path:
     return folder
 
 
-def images(sizes=((61, 47), (90, 33), (35, 200), (20, 23), (32, 32), (3, 300))) -> list[np.ndarray]:
+def images(sizes=((61, 47), (90, 33), (35, 200), (20, 23), (32, 32), (17, 120))) -> list[np.ndarray]:
     """uint8 [H, W, 3] of such (width, height): smooth, with hard edges."""
     found = []
     for seed, size in enumerate(sizes):

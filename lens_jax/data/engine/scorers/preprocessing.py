@@ -23,6 +23,9 @@ _MISSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescal
 # By Pillow's numbers: bilinear of SigLIP 2, bicubic of the others.
 _FILTERS = {2: Image.Resampling.BILINEAR, 3: Image.Resampling.BICUBIC}
 _LARGEST = 1 << 13
+# Up to so many times as long as wide an image is resized whole and its middle cut, as transformers does; of a longer one
+# the middle alone, whose border Pillow keeps in float32: to a level the same, and a strip of pixels takes no 30 GB.
+_WHOLE = 8
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,20 @@ class Preprocessing:
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """uint8 [side, side, 3] of uint8 [H, W, 3]."""
-        height, width = image.shape[:2]
-        box = None
-        if self.fit == "crop":
-            # Only what is kept is resized: of an image a hundred times as wide as high the whole would be too much.
-            short = min(height, width)
-            sides = [self.side if size == short else int(self.side * size / short) for size in (width, height)]
-            starts = [(size - self.side) // 2 for size in sides]
-            scale = [whole / size for whole, size in zip((width, height), sides)]
-            box = (
-                starts[0] * scale[0],
-                starts[1] * scale[1],
-                min((starts[0] + self.side) * scale[0], width),
-                min((starts[1] + self.side) * scale[1], height),
-            )
-        return np.asarray(Image.fromarray(image).resize((self.side, self.side), self.resample, box))
+        whole, size = Image.fromarray(image), (self.side, self.side)
+        if self.fit == "squash":
+            return np.asarray(whole.resize(size, self.resample))
+        short = min(whole.size)
+        resized = [self.side if side == short else int(self.side * side / short) for side in whole.size]
+        starts = [(side - self.side) // 2 for side in resized]
+        if max(resized) <= _WHOLE * self.side:
+            middle = whole.resize(resized, self.resample)
+            return np.asarray(middle.crop((*starts, *(start + self.side for start in starts))))
+        ends = [start + self.side for start in starts]
+        box = [
+            min(at * side / after, side) for ats in (starts, ends) for at, side, after in zip(ats, whole.size, resized)
+        ]
+        return np.asarray(whole.resize(size, self.resample, tuple(box)))
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
         """float32 [..., 3] of what `resize` gave, for use inside a program."""
