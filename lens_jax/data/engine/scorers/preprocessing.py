@@ -23,8 +23,8 @@ _MISSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescal
 # By Pillow's numbers: bilinear of SigLIP 2, bicubic of the others.
 _FILTERS = {2: Image.Resampling.BILINEAR, 3: Image.Resampling.BICUBIC}
 _LARGEST = 1 << 13
-# Up to so many times as long as wide an image is resized whole and its middle cut, as transformers does; of a longer one
-# the middle alone, whose border Pillow keeps in float32: to a level the same, and a strip of pixels takes no 30 GB.
+# Up to so many times as long as wide an image is resized whole and its middle cut, as transformers does. Of one that is
+# longer the middle alone is, by a border that Pillow keeps in float32: to a level the same, and a strip takes no 30 GB.
 _WHOLE = 8
 
 

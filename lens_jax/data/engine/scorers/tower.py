@@ -15,7 +15,7 @@ import numpy as np
 from lens_jax.convert import vit as convert
 from lens_jax.convert.folder import read_json
 from lens_jax.convert.table import Tensors, digest
-from lens_jax.data.engine.scorers.network import Network
+from lens_jax.data.engine.scorers.on_devices import OnDevices
 from lens_jax.data.engine.scorers.preprocessing import Preprocessing, read_preprocessing
 from lens_jax.models import vit
 from lens_jax.models.vit import Pool, VitConfig
@@ -34,14 +34,14 @@ class Tower:
     tensors: Tensors
     leaves: Tensors
 
-    def network(self, finish: Callable[[jax.Array], Any]) -> Network:
+    def network(self, finish: Callable[[jax.Array], jax.Array]) -> OnDevices:
         """uint8 pixels [B, side, side, 3] -> `finish` of what `models.vit` makes of them, float32 [B, result]."""
         config, preprocessing = self.config, self.preprocessing
 
-        def function(params: dict, pixels: jax.Array) -> Any:
+        def function(params: dict, pixels: jax.Array) -> jax.Array:
             return finish(vit.apply(config, params, preprocessing.normalise(pixels)))
 
-        return Network.load(function, self.leaves, convert.template(config))
+        return OnDevices(function, self.leaves, convert.template(config))
 
     def fingerprint(self, *more: str) -> str:
         """What its scores depend on: the weights, what it computes, and `more`."""
@@ -65,7 +65,7 @@ class TowerScorer:
 
     name: str
     columns: tuple[str, ...]
-    network: Network
+    network: OnDevices
     preprocessing: Preprocessing
 
     @property
