@@ -22,7 +22,7 @@ KINDS = {"class": 6, "attention": 0, "mean": 6}
 
 @pytest.mark.parametrize("pool", KINDS)
 def test_kernels_agree(pool):
-    """With more scores than a CPU's kernel takes at a time, 8 x 4 x 290²; and without the tokens' places they differ."""
+    """With more scores than a CPU's kernel takes at a time, 8 x 4 x 290²; and an image upside down is another."""
     config = dataclasses.replace(SMALL, pool=pool, outputs=KINDS[pool])
     params = vit.init(config, jax.random.key(0))
     pixels = jax.random.normal(jax.random.key(1), (8, 34, 34, 3))
