@@ -111,16 +111,16 @@ def test_released_sizes():
 
 
 def test_of_a_long_image_only_the_middle_is_resized(scorers):
-    """To a level what resizing the whole and cutting its middle gives; and a strip of pixels takes no memory."""
+    """To two levels what resizing the whole and cutting its middle gives; and a strip of pixels takes no memory."""
     preprocessing = scorers["embedding"].preprocessing
-    for width, height in ((40, 700), (900, 33), (7, 63), (500, 11)):
+    for width, height in ((10, 700), (900, 13), (1, 80), (700, 9)):
         (image,) = tiny_networks.images([(width, height)])
         short = min(width, height)
         whole = [32 if side == short else int(32 * side / short) for side in (width, height)]
         resized = np.asarray(Image.fromarray(image).resize(whole, Image.Resampling.BICUBIC), np.int16)
         top, left = (whole[1] - 32) // 2, (whole[0] - 32) // 2
         levels = np.abs(preprocessing.resize(image) - resized[top : top + 32, left : left + 32])
-        assert levels.max() <= 1
+        assert levels.max() <= 2
         assert np.ptp(resized) > 50
     assert preprocessing.resize(np.zeros((1, 2_000_000, 3), np.uint8)).shape == (32, 32, 3)
 

@@ -24,8 +24,9 @@ _MISSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescal
 _FILTERS = {2: Image.Resampling.BILINEAR, 3: Image.Resampling.BICUBIC}
 _LARGEST = 1 << 13
 # Up to so many times as long as wide an image is resized whole and its middle cut, as transformers does. Of one that is
-# longer the middle alone is, by a border that Pillow keeps in float32: to a level the same, and a strip takes no 30 GB.
-_WHOLE = 8
+# longer the middle alone is, by a border that Pillow keeps in float32: some pixels are a level or two beside those, and a
+# strip of a million pixels takes no 150 GB.
+_WHOLE = 64
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,8 @@ class Preprocessing:
             middle = whole.resize(resized, self.resample)
             return np.asarray(middle.crop((*starts, *(start + self.side for start in starts))))
         ends = [start + self.side for start in starts]
-        box = [
-            min(at * side / after, side) for ats in (starts, ends) for at, side, after in zip(ats, whole.size, resized)
-        ]
-        return np.asarray(whole.resize(size, self.resample, tuple(box)))
+        before = lambda places: [min(x * a / b, a) for x, a, b in zip(places, whole.size, resized)]
+        return np.asarray(whole.resize(size, self.resample, (*before(starts), *before(ends))))
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
         """float32 [..., 3] of what `resize` gave, for use inside a program."""
