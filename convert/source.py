@@ -4,7 +4,6 @@ What a file holds is seen by its tensors and not by its name.
 """
 
 import dataclasses
-import hashlib
 import os
 import re
 import warnings
@@ -15,7 +14,7 @@ from typing import Any
 from lens_jax.convert import folder, prefixes, release, text_layouts
 from lens_jax.convert.component import COMPONENTS, Component
 from lens_jax.convert.release import Variant
-from lens_jax.convert.table import Tensors
+from lens_jax.convert.table import Tensors, digest
 from lens_jax.errors import LensError, LensWarning, nearest
 
 TOKENIZER = "tokenizer"
@@ -53,16 +52,8 @@ class Part:
         return _float_dtype(self.tensors)
 
     def digest(self) -> str:
-        """Tells these weights from others: 16 hexadecimal digits of names, shapes and some of the numbers of each.
-
-        Four kilobytes of every tensor, from its middle, since to read all of a text encoder takes a minute.
-        """
-        found = hashlib.sha256()
-        for name, spec in sorted(self.tensors.specs.items()):
-            found.update(f"{name} {spec.dtype} {list(spec.shape)} ".encode())
-            numbers = self.tensors[name].reshape(-1)
-            found.update(numbers[numbers.size // 2 :][: 4096 // spec.dtype.itemsize].tobytes())
-        return found.hexdigest()[:16]
+        """Tells these weights from others, by `table.digest`."""
+        return digest(self.tensors)
 
     def leaves(self, config, **options) -> Tensors:
         """Leaves of our tree by path for a `config`; `options` are those of `leaves` of the component's module."""

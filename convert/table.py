@@ -5,6 +5,7 @@ Everything here works a tensor or a leaf at a time, so that a model converts in 
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -81,6 +82,31 @@ def specs_of(tensors: Mapping[str, np.ndarray]) -> dict[str, Spec]:
     if isinstance(tensors, Tensors):
         return tensors.specs
     return {name: Spec(np.dtype(array.dtype), tuple(array.shape)) for name, array in tensors.items()}
+
+
+def finite(tensors: Tensors, source: str) -> Tensors:
+    """The same tensors; to read one that has a number which is not finite is a LensError."""
+
+    def read(name: str) -> np.ndarray:
+        array = tensors[name]
+        if not np.isfinite(array).all():
+            raise LensError(f"{source}: {shown(name)} has numbers that are not finite; is the file damaged?")
+        return array
+
+    return Tensors(tensors.specs, read)
+
+
+def digest(tensors: Tensors) -> str:
+    """Tells weights from others: 16 hexadecimal digits of names, shapes and some of the numbers of each.
+
+    Four kilobytes of every tensor, from its middle, since to read all of a large network takes a minute.
+    """
+    found = hashlib.sha256()
+    for name, spec in sorted(tensors.specs.items()):
+        found.update(f"{name} {spec.dtype} {list(spec.shape)} ".encode())
+        numbers = tensors[name].reshape(-1)
+        found.update(numbers[numbers.size // 2 :][: 4096 // spec.dtype.itemsize].tobytes())
+    return found.hexdigest()[:16]
 
 
 def linear(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

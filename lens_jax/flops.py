@@ -8,6 +8,7 @@ from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.eva import EvaConfig
 from lens_jax.models.gpt_oss import GptOssConfig
 from lens_jax.models.lora import LoraConfig
+from lens_jax.models.vit import VitConfig
 
 
 def denoiser_forward(config: DenoiserConfig, image_tokens: int, text_tokens: int) -> int:
@@ -140,6 +141,18 @@ def autoencoder_encode(config: AutoencoderConfig, rows: int, columns: int) -> in
         inputs = width
     total += _middle(cells, inputs) + _conv(cells, inputs, 2 * c.cell_channels)
     return total + _conv(cells, 2 * c.cell_channels, 2 * c.cell_channels, 1)
+
+
+def vit_forward(config: VitConfig) -> int:
+    """Operations of one image; norms and activations excluded."""
+    c = config
+    mlp = 2 * 2 * c.width * c.hidden
+    block = c.tokens * (4 * 2 * c.width**2 + mlp) + 4 * c.tokens**2 * c.width
+    total = 2 * 3 * c.patch**2 * c.width * c.patches + c.layers * block + 2 * c.width * c.outputs
+    if c.pool == "attention":
+        # Keys and values of all tokens, one query, and what becomes of its answer.
+        total += c.tokens * (2 * 2 * c.width**2 + 4 * c.width) + 2 * 2 * c.width**2 + mlp
+    return total
 
 
 def _conv(cells: int, inputs: int, outputs: int, side: int = 3) -> int:

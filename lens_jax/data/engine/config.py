@@ -97,11 +97,12 @@ class Models:
     # "open_nsfw", which a package carries, or the folder of an EVA-02 classifier of four levels: a download of
     # Freepik/nsfw_image_detector (config.json, model.safetensors).
     nsfw: str = "open_nsfw"
-    # SigLIP so400m and the aesthetic predictor's head: not in this version.
+    # The folder of google/siglip-so400m-patch14-384 with the head of Aesthetic Predictor v2.5 in it, as safetensors.
     aesthetic: str = ""
-    # The SigLIP 2 watermark classifier: not in this version.
+    # The folder of prithivMLmods/Watermark-Detection-SigLIP2.
     watermark: str = ""
-    # "layout", a descriptor that needs no files but another threshold of cosine. CLIP ViT-L/14 is not in this version.
+    # The folder of openai/clip-vit-large-patch14, or "layout", a descriptor that needs no files but another threshold
+    # of cosine.
     embedding: str = ""
     # Images a forward pass.
     batch: int = 256

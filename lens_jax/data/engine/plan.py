@@ -15,13 +15,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lens_jax import flops
 from lens_jax.console import make_console
 from lens_jax.data.engine import readers
 from lens_jax.data.engine.captions import contract
 from lens_jax.data.engine.captions.forecast import Forecast
 from lens_jax.data.engine.config import EngineConfig, Source
 from lens_jax.data.engine.groups import is_captioned
+from lens_jax.data.engine.scorers import layout, open_nsfw
 from lens_jax.data.engine.select import decide, survivors
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.stages import MAPS, make_stages
@@ -29,10 +29,7 @@ from lens_jax.data.engine.tables import KEEP, write_table
 from lens_jax.data.engine.unit import Unit
 from lens_jax.data.engine.write import Write
 from lens_jax.errors import LensError
-from lens_jax.models.eva import EvaConfig
 
-# Operations of a forward pass over one image, from the networks' shapes: spent where their step runs.
-NETWORK_FLOP = {"embedding": 162e9, "aesthetic": 665e9, "nsfw": flops.eva_forward(EvaConfig()), "watermark": 35e9}
 # Peak of an H100 in bfloat16, and the share of it that is taken to be reached. Nothing was measured on one.
 GPU_FLOPS, GPU_SHARE = 989e12, 0.4
 # How often a vector is sent to a cell, as measured on clustered vectors at two margins.
@@ -137,8 +134,7 @@ def cost(config: EngineConfig, sample: Sample, images: float) -> list[Line]:
             hours, terabytes = sample.cpu_seconds[name] * raw / 3600, sample.table_bytes[name] * raw / 1e12
             basis = "measured here" + (", networks on the processor" if name in ("score", "embed") else "")
             lines.append(Line(name, raw, hours, terabytes=terabytes, basis=basis))
-    named = {name: getattr(config.models, name) for name in NETWORK_FLOP}
-    flop = sum(cost for name, cost in NETWORK_FLOP.items() if named[name] and named[name] != "open_nsfw")
+    flop = sum(cost for name, cost in network_flop().items() if _on_device(name, getattr(config.models, name)))
     if flop:
         hours = flop * admitted / (GPU_FLOPS * GPU_SHARE) / 3600
         basis = f"in place of the above: {flop / 1e12:.2f} TFLOP an image at {GPU_SHARE:.0%} of an H100, not measured"
@@ -151,6 +147,25 @@ def cost(config: EngineConfig, sample: Sample, images: float) -> list[Line]:
     if config.caption is not None:
         lines.append(_captions(config, sample, images))
     return lines
+
+
+def network_flop() -> dict[str, float]:
+    """Operations of a forward pass over one image, from the networks' shapes, by the field of Models: spent where their
+    step runs."""
+    from lens_jax import flops
+    from lens_jax.models import eva, vit
+
+    return {
+        "embedding": flops.vit_forward(vit.CLIP_L14),
+        "aesthetic": flops.vit_forward(vit.SIGLIP_SO400M_384),
+        "nsfw": flops.eva_forward(eva.EvaConfig()),
+        "watermark": flops.vit_forward(vit.SIGLIP2_BASE_224),
+    }
+
+
+def _on_device(field: str, name: str) -> bool:
+    """Whether a field of Models names a network in JAX."""
+    return bool(name) and (field, name) not in (("nsfw", open_nsfw.NAME), ("embedding", layout.NAME))
 
 
 def _captions(config: EngineConfig, sample: Sample, images: float) -> Line:
