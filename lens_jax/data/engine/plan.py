@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,10 @@ from lens_jax.console import make_console
 from lens_jax.data.engine import readers
 from lens_jax.data.engine.captions import contract
 from lens_jax.data.engine.captions.forecast import Forecast
+from lens_jax.data.engine.captions.unit import kinds_of
 from lens_jax.data.engine.config import EngineConfig, Source
 from lens_jax.data.engine.groups import is_captioned
+from lens_jax.data.engine.scorers import layout
 from lens_jax.data.engine.select import decide, survivors
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.stages import MAPS, make_stages
@@ -33,6 +35,8 @@ from lens_jax.errors import LensError
 NETWORK_FLOP = {"embedding": 162e9, "aesthetic": 665e9, "nsfw": 213e9, "watermark": 35e9}
 # Peak of an H100 in bfloat16, and the share of it that is taken to be reached. Nothing was measured on one.
 GPU_FLOPS, GPU_SHARE = 989e12, 0.4
+# What stands in the config in place of one of them: nothing, a small one that runs on the processor, no network.
+_NOT_FOR_GPUS = ("", "open_nsfw", layout.NAME)
 # How often a vector is sent to a cell, as measured on clustered vectors at two margins.
 _COPIES = ((0.2, 1.3), (1.0, 3.9))
 # Units of a source that the sample is taken from.
@@ -79,18 +83,19 @@ class Sample:
     source_bytes: float
     table_bytes: Mapping[str, float]
     stored_bytes: float
-    # Height and width of the kept images of sources that a model captions.
-    captioned: Sequence[tuple[int, int]] = ()
+    # What a model is asked of those of the kept images whose captions it writes, and is sent.
+    captions: Forecast = field(default_factory=Forecast)
 
 
 def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sample:
-    """Run the stages over about so many images, spread over the sources and over the units of each."""
+    """Run the stages over about so many images: of each source as many as it has units, beside the others, and at least
+    one of each unit that is looked at."""
     stages = make_stages(config)
     opened = {name: stages[name].open(config) for name in MAPS if name in stages}
     seconds = dict.fromkeys((*opened, "select", "write"), 0.0)
     table_bytes = dict.fromkeys((*opened, "select"), 0.0)
     count = decoded = kept = stored = source_bytes = 0
-    captioned: list[tuple[int, int]] = []
+    captions = Forecast()
     with tempfile.TemporaryDirectory(prefix="lens-jax-plan-") as folder:
         for number, (source, unit, most) in enumerate(_chosen(config, units, images)):
             given, tables = _input(source, unit, most), {}
@@ -111,8 +116,11 @@ def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sam
             passed = survivors(config, source, tables)
             kept += int(np.count_nonzero(passed))
             if is_captioned(config, source.name):
-                sizes_of = tables["probe"].select(["height", "width"]).to_pylist()
-                captioned += [(row["height"], row["width"]) for row, yes in zip(sizes_of, passed) if yes]
+                kinds = kinds_of(config.caption, source)
+                for row, yes in zip(tables["probe"].select(["id", "height", "width"]).to_pylist(), passed):
+                    if yes:
+                        tasks = contract.tasks(config.caption, kinds, row["id"])
+                        captions.add(config.caption, tasks, row["height"], row["width"])
             used, size = _write(config, source, unit, number, given, tables, Path(folder))
             seconds["write"] += used
             stored += size
@@ -120,7 +128,7 @@ def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sam
         raise LensError(f"none of {count} images of the sample decodes: there is nothing to plan by")
     every = {name: value / (max(kept, 1) if name == "write" else count) for name, value in seconds.items()}
     sizes = {name: value / count for name, value in table_bytes.items()}
-    return Sample(count, decoded, kept, every, source_bytes / count, sizes, stored / max(kept, 1), captioned)
+    return Sample(count, decoded, kept, every, source_bytes / count, sizes, stored / max(kept, 1), captions)
 
 
 def cost(config: EngineConfig, sample: Sample, images: float) -> list[Line]:
@@ -133,10 +141,9 @@ def cost(config: EngineConfig, sample: Sample, images: float) -> list[Line]:
     for name in MAPS:
         if name in sample.cpu_seconds:
             hours, terabytes = sample.cpu_seconds[name] * raw / 3600, sample.table_bytes[name] * raw / 1e12
-            basis = "measured here" + (", networks on the processor" if name in ("score", "embed") else "")
+            basis = "measured here" + (", networks on the processor" if _has_network(config, name) else "")
             lines.append(Line(name, raw, hours, terabytes=terabytes, basis=basis))
-    named = {name: getattr(config.models, name) for name in NETWORK_FLOP}
-    flop = sum(cost for name, cost in NETWORK_FLOP.items() if named[name] and named[name] != "open_nsfw")
+    flop = sum(flop for name, flop in NETWORK_FLOP.items() if getattr(config.models, name) not in _NOT_FOR_GPUS)
     if flop:
         hours = flop * admitted / (GPU_FLOPS * GPU_SHARE) / 3600
         basis = f"in place of the above: {flop / 1e12:.2f} TFLOP an image at {GPU_SHARE:.0%} of an H100, not measured"
@@ -151,12 +158,14 @@ def cost(config: EngineConfig, sample: Sample, images: float) -> list[Line]:
     return lines
 
 
+def _has_network(config: EngineConfig, stage: str) -> bool:
+    names = {"score": ("nsfw", "aesthetic", "watermark"), "embed": ("embedding",)}.get(stage, ())
+    return any(getattr(config.models, name) not in ("", layout.NAME) for name in names)
+
+
 def _captions(config: EngineConfig, sample: Sample, images: float) -> Line:
     """Of the images of sources that are captioned, as `lens-jax data caption --dry-run` counts them."""
-    forecast = Forecast()
-    for height, width in sample.captioned:
-        forecast.add(config.caption, contract.tasks(config.caption, config.caption.kinds, bytes(16)), height, width)
-    factor = images / sample.kept
+    forecast, factor = sample.captions, images / sample.kept
     usd = forecast.usd(config.caption)
     asked, answered = forecast.tokens_in * factor, forecast.answer_tokens * factor
     basis = f"{asked:.2g} tokens in and {answered:.2g} out of {config.caption.endpoint.model}"
@@ -235,7 +244,7 @@ def _chosen(config: EngineConfig, units: Sequence[Unit], images: int) -> Iterato
         mine = [unit for unit in units if unit.source == source.name]
         places = sorted({round(i * (len(mine) - 1) / max(_UNITS - 1, 1)) for i in range(_UNITS)}) if mine else []
         for place in places:
-            yield source, mine[place], max(1, images // (len(config.sources) * len(places)))
+            yield source, mine[place], max(1, round(images * len(mine) / (len(units) * len(places))))
 
 
 def _input(source: Source, unit: Unit, most: int) -> tuple[tuple[int, readers.Item | readers.Problem], ...]:
