@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.progress import track as rich_track
 
 from lens_jax import __version__
+from lens_jax.atomic import write_text
 from lens_jax.console import make_console
 from lens_jax.data.engine.config import EngineConfig, plain
 from lens_jax.data.engine.layout import Layout
@@ -21,7 +22,6 @@ from lens_jax.data.engine.run_stage import read_log
 from lens_jax.data.engine.scorers import layout as layout_descriptor
 from lens_jax.data.engine.status import stage_status
 from lens_jax.data.engine.steps import NETWORKS, runs
-from lens_jax.data.engine.tables import write_text
 from lens_jax.data.engine.unit import Unit
 from lens_jax.data.engine.units import read_units
 
@@ -142,7 +142,7 @@ def _funnel(found: Gathered) -> Iterable[str]:
             reasons = describe(row["reasons"]) if row["ran"] else "not run"
             values = (row["step"] or "", row["name"], row["entered"], row["dropped"], share, row["left"], reasons)
             rows.append(("" if row["ran"] else "off", values))
-        yield _table(("step", "", "entered", "dropped", "", "left", "reasons"), rows)
+        yield _table(("step", "", "entered", "dropped", "share", "left", "reasons"), rows)
 
 
 def _scores(config: EngineConfig, found: Gathered, uris: Mapping) -> Iterable[str]:
@@ -160,8 +160,9 @@ def _scores(config: EngineConfig, found: Gathered, uris: Mapping) -> Iterable[st
             for side in ("below", "above"):
                 examples = found.examples.get((score.field, bound, side), [])
                 if examples:
-                    shown = "".join(thumbnails.figure(e, uris, f"{e.value:,.4g}") for e in examples)
-                    yield f"<details open><summary>{side} {bound:g}</summary><div class=row>{shown}</div></details>"
+                    shown = "".join(thumbnails.figure(e, uris, draw.number(e.value)) for e in examples)
+                    title = f"{side} {draw.number(bound)}"
+                    yield f"<details open><summary>{title}</summary><div class=row>{shown}</div></details>"
 
 
 def _groups(found: Gathered, uris: Mapping) -> Iterable[str]:
@@ -200,7 +201,7 @@ def _dropped(found: Gathered) -> Iterable[str]:
         yield '<p class="off">Nothing.</p>'
     for reason, images in sorted(found.named.items()):
         rows = [
-            ("", (image.source, image.key, "" if image.value is None else f"{image.value:.5g}", image.detail))
+            ("", (image.source, image.key, "" if image.value is None else draw.number(image.value), image.detail))
             for image in images
         ]
         yield f"<details><summary>{_text(reason)}: the first {len(images):,}</summary>"
@@ -265,4 +266,6 @@ def _text(value: object) -> str:
 def _tracker(what: str, show: bool) -> Callable:
     if not show:
         return iter
-    return lambda items: rich_track(items, what, console=make_console(stderr=True), transient=True)
+    console = make_console(stderr=True)
+    # A bar that goes away leaves an empty line in a log.
+    return lambda items: rich_track(items, what, console=console, transient=True, disable=not console.is_terminal)
