@@ -23,8 +23,8 @@ def check_losses(stage: str, source: str, counts: Mapping[str, int], options: _O
     total, gone = sum(counts.values()), lost(counts)
     if options.strict and gone and stage in _STRICT:
         raise LensError(
-            f"source {source}, stage {stage}: {describe(counts)}, and --strict; run on without it, and the report page "
-            "shows which"
+            f"source {source}, stage {stage}: {describe(counts)}, and --strict; without it the run goes on, and its "
+            "report page shows which"
         )
     if options.accept_losses or not gone or (total < FIRST and not at_end):
         return
