@@ -82,14 +82,21 @@ def check_writable(folder: str | os.PathLike) -> None:
         raise LensError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
-def write_json(path: str | os.PathLike, values: Any) -> None:
-    """Plain values as a file; LensError where it cannot be written."""
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """A text as a file, in UTF-8; LensError where it cannot be written."""
     target = Path(path)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    # In the folder it goes to, which makes the rename atomic. Names of machine and process keep two that race apart.
+    partial = target.with_name(f".{target.name}.partial-{os.uname().nodename}-{os.getpid()}")
     try:
-        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
         partial.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise LensError(f"{path}: cannot be written: {error.strerror}") from None
+        raise LensError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def write_json(path: str | os.PathLike, values: Any) -> None:
+    """Plain values as a file; LensError where it cannot be written."""
+    write_text(path, json.dumps(values, indent=2) + "\n")

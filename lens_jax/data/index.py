@@ -214,6 +214,11 @@ def read_source(path: str | os.PathLike) -> str:
     return str(_read_header(Path(path) / NAME).get("source"))
 
 
+def is_subset(path: str | os.PathLike) -> bool:
+    """Whether the data set at `path` is a subset of another one, whatever the state of either."""
+    return "subset" in _read_header(Path(path) / NAME)
+
+
 def _read_header(file: Path) -> dict:
     try:
         if file.stat().st_size > MAX_HEADER:
@@ -300,7 +305,7 @@ def _subset(directory: Path, values: Any, where: str, streams: Sequence[Stream])
     header = _Header(values, where, "subset.")
     path, rows = header.get("path", str), _Header(header.get("rows", dict), where, "subset.rows.")
     place = directory / path
-    if (place / NAME).is_file() and "subset" in _read_header(place / NAME):
+    if (place / NAME).is_file() and is_subset(place):
         raise LensError(f"{where}: subset of {place}, which is a subset itself; make it of the whole data set")
     try:
         whole = load_index(place)

@@ -7,11 +7,11 @@ all is well. So whoever writes leaves a note first, and forgets what was written
 from collections.abc import Sequence
 from pathlib import Path
 
+from lens_jax.atomic import write_text
 from lens_jax.data.engine import attempts, manifest
 from lens_jax.data.engine.config import EngineConfig, Source
 from lens_jax.data.engine.groups import Group
 from lens_jax.data.engine.layout import Layout, names
-from lens_jax.data.engine.tables import write_text
 from lens_jax.data.index import NAME, load_index
 from lens_jax.errors import LensError
 

@@ -253,6 +253,10 @@ def run_remove(options: Remove) -> None:
     if outcome.unknown:
         text += f"; {outcome.unknown:,} ids are in no data set here, and are kept out of later ones"
     building.say(text)
+    for folder in outcome.outdated:
+        building.say(
+            f"{folder}: made of what has changed; make it again (`prepare curated`, `precompute`), or remove it"
+        )
 
 
 # By name: what it takes, and what it does. All but `remove` begin with a config.

@@ -76,7 +76,7 @@ class Source:
     caption: Literal["keep", "generate", "brief"] = "generate"
     # Names of the source's columns where they are not the usual ones, such as {"image": "jpg", "key": "id"}.
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    # In place of the thresholds of the whole run.
+    # In place of the thresholds of the whole run; of `cosine` only None counts.
     thresholds: Thresholds | None = None
 
     def __post_init__(self):
@@ -261,8 +261,11 @@ class EngineConfig:
                 raise LensError(f"{name} is empty; it must be a folder")
 
     def thresholds_of(self, source: Source) -> Thresholds:
-        """The thresholds that hold for a source."""
-        return source.thresholds or self.thresholds
+        """The thresholds that hold for a source. Of its own, that of `cosine` only leaves step 9 out: duplicates are
+        looked for among all sources together, so there is one for all."""
+        thresholds = source.thresholds or self.thresholds
+        cosine = None if thresholds.cosine is None else self.thresholds.cosine
+        return dataclasses.replace(thresholds, cosine=cosine)
 
     def source(self, name: str) -> Source:
         """The source of that name; KeyError where there is none."""

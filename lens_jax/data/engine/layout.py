@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lens_jax.data.engine.tables import write_text
+from lens_jax.atomic import write_text
 from lens_jax.errors import LensError
 
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from lens_jax.console import make_console
 from lens_jax.data.engine.outcomes import OK, describe, lost
@@ -39,14 +38,14 @@ def live(progress: StageProgress, show: bool) -> Iterator[Callable[[StageProgres
         MofNCompleteColumn(),
         TextColumn("units"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[line]}"),
+        # A unit may be named `a[/b]`: not to be taken for the colours of rich.
+        TextColumn("{task.fields[line]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(progress.stage, total=progress.units, completed=progress.done, line=Text(""))
+        task = bar.add_task(progress.stage, total=progress.units, completed=progress.done, line="")
 
         def refresh(progress: StageProgress) -> None:
-            # A source may be named `a[/b]`: not to be taken for the colours of rich.
-            bar.update(task, completed=progress.done, line=line(progress).replace("[", "\\["))
+            bar.update(task, completed=progress.done, line=line(progress))
 
         yield refresh
 

@@ -23,12 +23,15 @@ def check_losses(stage: str, source: str, counts: Mapping[str, int], options: _O
     total, gone = sum(counts.values()), lost(counts)
     if options.strict and gone and stage in _STRICT:
         raise LensError(
-            f"source {source}, stage {stage}: {describe(counts)}, and --strict; `lens-jax data report` shows which"
+            f"source {source}, stage {stage}: {describe(counts)}, and --strict; without it the run goes on, and its "
+            "report page shows which"
         )
     if options.accept_losses or not gone or (total < FIRST and not at_end):
         return
     if gone > SHARE * total:
+        # What was selected can be looked at before it is written.
+        way = "`lens-jax data report` shows which; " if stage == "select" else ""
         raise LensError(
             f"source {source}: stage {stage} lost {gone:,} of {total:,} images ({describe(counts)}); "
-            "pass --accept-losses if that is meant"
+            f"{way}pass --accept-losses if that is meant"
         )

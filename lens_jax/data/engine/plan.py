@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from lens_jax.console import make_console
 from lens_jax.data.engine import readers
 from lens_jax.data.engine.captions import contract
 from lens_jax.data.engine.captions.forecast import Forecast
+from lens_jax.data.engine.captions.unit import kinds_of
 from lens_jax.data.engine.config import EngineConfig, Source
 from lens_jax.data.engine.groups import is_captioned
 from lens_jax.data.engine.scorers import layout, open_nsfw
@@ -78,18 +79,19 @@ class Sample:
     source_bytes: float
     table_bytes: Mapping[str, float]
     stored_bytes: float
-    # Height and width of the kept images of sources that a model captions.
-    captioned: Sequence[tuple[int, int]] = ()
+    # What a model is asked of those of the kept images whose captions it writes, and is sent.
+    captions: Forecast = field(default_factory=Forecast)
 
 
 def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sample:
-    """Run the stages over about so many images, spread over the sources and over the units of each."""
+    """Run the stages over about so many images: of each source as many as it has units, beside the others, and at least
+    one of each unit that is looked at."""
     stages = make_stages(config)
     opened = {name: stages[name].open(config) for name in MAPS if name in stages}
     seconds = dict.fromkeys((*opened, "select", "write"), 0.0)
     table_bytes = dict.fromkeys((*opened, "select"), 0.0)
     count = decoded = kept = stored = source_bytes = 0
-    captioned: list[tuple[int, int]] = []
+    captions = Forecast()
     with tempfile.TemporaryDirectory(prefix="lens-jax-plan-") as folder:
         for number, (source, unit, most) in enumerate(_chosen(config, units, images)):
             given, tables = _input(source, unit, most), {}
@@ -110,8 +112,11 @@ def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sam
             passed = survivors(config, source, tables)
             kept += int(np.count_nonzero(passed))
             if is_captioned(config, source.name):
-                sizes_of = tables["probe"].select(["height", "width"]).to_pylist()
-                captioned += [(row["height"], row["width"]) for row, yes in zip(sizes_of, passed) if yes]
+                kinds = kinds_of(config.caption, source)
+                for row, yes in zip(tables["probe"].select(["id", "height", "width"]).to_pylist(), passed):
+                    if yes:
+                        tasks = contract.tasks(config.caption, kinds, row["id"])
+                        captions.add(config.caption, tasks, row["height"], row["width"])
             used, size = _write(config, source, unit, number, given, tables, Path(folder))
             seconds["write"] += used
             stored += size
@@ -119,7 +124,7 @@ def take_sample(config: EngineConfig, units: Sequence[Unit], images: int) -> Sam
         raise LensError(f"none of {count} images of the sample decodes: there is nothing to plan by")
     every = {name: value / (max(kept, 1) if name == "write" else count) for name, value in seconds.items()}
     sizes = {name: value / count for name, value in table_bytes.items()}
-    return Sample(count, decoded, kept, every, source_bytes / count, sizes, stored / max(kept, 1), captioned)
+    return Sample(count, decoded, kept, every, source_bytes / count, sizes, stored / max(kept, 1), captions)
 
 
 def cost(config: EngineConfig, sample: Sample, images: float) -> list[Line]:
@@ -132,7 +137,7 @@ def cost(config: EngineConfig, sample: Sample, images: float) -> list[Line]:
     for name in MAPS:
         if name in sample.cpu_seconds:
             hours, terabytes = sample.cpu_seconds[name] * raw / 3600, sample.table_bytes[name] * raw / 1e12
-            basis = "measured here" + (", networks on the processor" if name in ("score", "embed") else "")
+            basis = "measured here" + (", networks on the processor" if _has_network(config, name) else "")
             lines.append(Line(name, raw, hours, terabytes=terabytes, basis=basis))
     flop = sum(cost for name, cost in network_flop().items() if _on_device(name, getattr(config.models, name)))
     if flop:
@@ -168,12 +173,14 @@ def _on_device(field: str, name: str) -> bool:
     return bool(name) and (field, name) not in (("nsfw", open_nsfw.NAME), ("embedding", layout.NAME))
 
 
+def _has_network(config: EngineConfig, stage: str) -> bool:
+    names = {"score": ("nsfw", "aesthetic", "watermark"), "embed": ("embedding",)}.get(stage, ())
+    return any(getattr(config.models, name) not in ("", layout.NAME) for name in names)
+
+
 def _captions(config: EngineConfig, sample: Sample, images: float) -> Line:
     """Of the images of sources that are captioned, as `lens-jax data caption --dry-run` counts them."""
-    forecast = Forecast()
-    for height, width in sample.captioned:
-        forecast.add(config.caption, contract.tasks(config.caption, config.caption.kinds, bytes(16)), height, width)
-    factor = images / sample.kept
+    forecast, factor = sample.captions, images / sample.kept
     usd = forecast.usd(config.caption)
     asked, answered = forecast.tokens_in * factor, forecast.answer_tokens * factor
     basis = f"{asked:.2g} tokens in and {answered:.2g} out of {config.caption.endpoint.model}"
@@ -252,7 +259,7 @@ def _chosen(config: EngineConfig, units: Sequence[Unit], images: int) -> Iterato
         mine = [unit for unit in units if unit.source == source.name]
         places = sorted({round(i * (len(mine) - 1) / max(_UNITS - 1, 1)) for i in range(_UNITS)}) if mine else []
         for place in places:
-            yield source, mine[place], max(1, images // (len(config.sources) * len(places)))
+            yield source, mine[place], max(1, round(images * len(mine) / (len(units) * len(places))))
 
 
 def _input(source: Source, unit: Unit, most: int) -> tuple[tuple[int, readers.Item | readers.Problem], ...]:

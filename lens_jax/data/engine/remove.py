@@ -1,12 +1,16 @@
 """`lens-jax data remove`: take images out of data sets that are packed, by rewriting the shards that hold them.
 
+A curated subset has no images of its own: those taken out of the whole data set are out of it too, but it says by
+position which records it chooses, and must be made again; until then reading it is an error. So must features that were
+computed of the images. Both are left as they are, and named.
+
 Every data set is whole at any time but an instant: new shards are written beside the old ones, then a note of what is
 to be renamed, then they are renamed and the index is written. Where that is cut off, the next call ends it.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from lens_jax.atomic import write_json
 from lens_jax.console import make_console
 from lens_jax.data import records
 from lens_jax.data.engine import removed
-from lens_jax.data.index import NAME, Index, Shard, load_index, shard_name
+from lens_jax.data.index import FEATURES, NAME, Index, Shard, is_subset, load_index, read_source, shard_name
 from lens_jax.data.index_writer import IndexWriter
 from lens_jax.data.shards import ShardReader
 from lens_jax.data.writer import HashedShard
@@ -36,6 +40,8 @@ class Outcome:
     records: int
     shards: int
     unknown: int
+    # Subsets and stored features of what has changed, which must be made again.
+    outdated: tuple[Path, ...] = ()
 
 
 def remove(out: Path, ids: frozenset[bytes], show: bool = True) -> Outcome:
@@ -47,19 +53,21 @@ def remove(out: Path, ids: frozenset[bytes], show: bool = True) -> Outcome:
     if not folders:
         raise LensError(f"{out}: no data sets in it; give the folder that `lens-jax data build` wrote, its `out`")
     removed.add(out, ids)
+    derived = [folder for folder in folders if is_subset(folder) or read_source(folder) == FEATURES]
+    own = [folder for folder in folders if folder not in derived]
+    before = {load_index(folder).fingerprint for folder in own}
     found: set[bytes] = set()
     shards = 0
-    for folder in folders:
+    for folder in own:
         finish(folder)
-        index = load_index(folder)
-        if index.features is not None:
-            raise LensError(f"{folder}: holds features, not images; make them anew from the data set of images")
-        shards += _remove_from(index, ids, found, show)
+        shards += _remove_from(load_index(folder), ids, found, show)
+    gone = before - {load_index(folder).fingerprint for folder in own}
     # The page shows images.
     (out / "report.html").unlink(missing_ok=True)
-    for folder in folders:
+    for folder in own:
         (folder / "report.html").unlink(missing_ok=True)
-    return Outcome(len(found), shards, len(ids - found))
+    outdated = tuple(folder for folder in derived if _outdated(folder, gone))
+    return Outcome(len(found), shards, len(ids - found), outdated)
 
 
 def finish(folder: Path) -> None:
@@ -109,6 +117,15 @@ def finish(folder: Path) -> None:
     note.unlink()
 
 
+def _outdated(folder: Path, gone: Set[str]) -> bool:
+    """Whether a subset's records are no longer there to be read, or features are of a state that is gone."""
+    try:
+        index = load_index(folder)
+    except LensError:
+        return True
+    return index.features is not None and index.features["of"] in gone
+
+
 def _remove_from(index: Index, ids: frozenset[bytes], found: set[bytes], show: bool) -> int:
     """Remove from one data set; how many shards that concerns. `found` is added to."""
     captioned = {split: Counter(counts) for split, counts in index.captioned.items()}
@@ -116,7 +133,9 @@ def _remove_from(index: Index, ids: frozenset[bytes], found: set[bytes], show: b
     gone = 0
     work = [(stream, shard) for stream in index.streams for shard in index.shards(stream)]
     console = make_console(stderr=True)
-    for stream, shard in track(work, "looking", console=console, transient=True) if show else work:
+    for stream, shard in (
+        track(work, "looking", console=console, transient=True) if show and console.is_terminal else work
+    ):
         positions = []
         for position, entry in _entries(index.directory / shard.name, shard):
             record = records.decode(entry, f"{shard.name}[{position}]")

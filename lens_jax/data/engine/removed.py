@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from lens_jax.data.engine.tables import write_text
+from lens_jax.atomic import write_text
 from lens_jax.errors import LensError
 
 NAME = "removed.txt"

@@ -23,7 +23,7 @@ NO_BUCKET, REMOVED = "too small for its bucket", "taken down"
 class Select:
     """The stage: one decision an image."""
 
-    name, version, reads = "select", 1, ("probe", "measure", "score", "keep")
+    name, version, reads = "select", 2, ("probe", "measure", "score", "keep")
     by_item = False
 
     def __init__(self, removed: frozenset[bytes] = frozenset()):
@@ -51,19 +51,15 @@ def decide(
     source: Source,
     tables: Tables,
     removed: frozenset[bytes] = frozenset(),
-    group: int | None = None,
 ) -> pa.Table:
-    """The table DECISION of a unit, from its tables probe, measure, score and keep.
-
-    `removed` are ids that were taken down; `group` is that of the unit's shards.
-    """
+    """The table DECISION of a unit, from its tables probe, measure, score and keep; `removed` are ids taken down."""
     thresholds = config.thresholds_of(source)
     number, value, reason = first_drop(tables, config, thresholds, ORDERS[config.order])
     probe = tables["probe"].select(["id", "sha256", "width", "height"]).to_pylist()
     to_bucket = _bucket_of(parse_buckets(config.buckets), config.max_upscale)
     rows = []
     for row, step, measured, why in zip(probe, number.tolist(), value.tolist(), reason):
-        decision = {"id": row["id"], "kept": False, "step": step or None, "reason": why, "group": group}
+        decision = {"id": row["id"], "kept": False, "step": step or None, "reason": why}
         decision["value"] = None if np.isnan(measured) else measured
         if not step and row["id"] in removed:
             decision["reason"] = REMOVED

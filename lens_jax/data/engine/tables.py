@@ -1,8 +1,8 @@
 """The tables that stages write, one parquet file a unit, and how they are written and read.
 
-PROBE, MEASURE, SCORE, EMBED, KEEP and DECISION have a row for every item of the unit, whatever became of it, in the
-order of its reader: row i of each is about the same image. What was not computed is null, never 0. CAPTION has a row
-for every caption asked for.
+PROBE, MEASURE, SCORE, `embed_schema`, KEEP and DECISION have a row for every item of the unit, whatever became of it,
+in the order of its reader: row i of each is about the same image. What was not computed is null, never 0. CAPTION has a
+row for every caption asked for.
 """
 
 import contextlib
@@ -70,7 +70,6 @@ def embed_schema(width: int) -> pa.Schema:
     return pa.schema([pa.field("id", ID, nullable=False), ("embedding", pa.list_(pa.float16(), width))])
 
 
-EMBED = embed_schema(768)  # CLIP ViT-L/14
 KEEP = pa.schema(
     [
         pa.field("id", ID, nullable=False),
@@ -88,7 +87,6 @@ DECISION = pa.schema(
         ("value", pa.float32()),  # that was compared with the threshold
         ("bucket", pa.string()),  # "HEIGHTxWIDTH"
         ("split", pa.string()),
-        ("group", pa.int32()),  # of the units that are written together
     ]
 )
 CAPTION = pa.schema(
@@ -104,7 +102,6 @@ CAPTION = pa.schema(
         ("finish_reason", pa.string()),
         ("tokens_in", pa.int64()),
         ("tokens_out", pa.int64()),
-        ("image_tokens", pa.int64()),
         ("usd", pa.float64()),
     ]
 )
@@ -140,22 +137,6 @@ def write_table(path: str | os.PathLike, table: pa.Table, metadata: Mapping[str,
             partial.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """A text as a file that is there whole or not at all; LensError where it cannot be written."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial-{os.uname().nodename}-{os.getpid()}")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-    except OSError as error:
-        raise LensError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
 def read_table(path: str | os.PathLike, columns: list[str] | None = None) -> pa.Table:
     """A table that `write_table` wrote, or some columns of it; LensError names a file that cannot be read."""
     import pyarrow.parquet as pq
@@ -171,11 +152,6 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """What `write_table` was given beside the table, without reading the table."""
     found = _open(path).schema_arrow.metadata or {}
     return {key.decode(): value.decode() for key, value in found.items()}
-
-
-def count_rows(path: str | os.PathLike) -> int:
-    """Rows of a table, without reading it."""
-    return _open(path).metadata.num_rows
 
 
 def _open(path: str | os.PathLike) -> "pq.ParquetFile":

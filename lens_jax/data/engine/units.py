@@ -104,8 +104,12 @@ def _stamp(source: Source, path: str, unit_rows: int) -> str:
     target = root_of(source) / path
     if not target.exists():  # a split, which is of all files there
         target = root_of(source)
-    for name, size, changed in sorted(_files(target)):
-        digest.update(f"{name}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
+    targets = [target]
+    if source.kind == "table":  # its images lie beside it
+        targets += [place for place in (target.with_suffix(".tar"), target.with_suffix("")) if place.exists()]
+    for place in targets:
+        for name, size, changed in sorted(_files(place)):
+            digest.update(f"{name}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -36,7 +36,8 @@ def find(layout: Layout, units: Sequence[Unit], wanted: str, show: bool = True) 
     LensError where there is none.
     """
     stories = []
-    given = track(units, "looking", console=make_console(stderr=True), transient=True) if show else units
+    console = make_console(stderr=True)
+    given = track(units, "looking", console=console, transient=True) if show and console.is_terminal else units
     for unit in given:
         path = layout.table("probe", unit.id)
         if not path.exists():

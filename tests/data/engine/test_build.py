@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lens_jax.data.buckets import Bucket
 from lens_jax.data.engine import build as building
 from lens_jax.data.engine import plan, readers, remove, removed, units, why
+from lens_jax.data.engine.captions import contract
+from lens_jax.data.engine.captions.config import Caption
+from lens_jax.data.engine.captions.forecast import Forecast
 from lens_jax.data.engine.config import EngineConfig, Models, Source, Thresholds
 from lens_jax.data.engine.layout import load_layout
 from lens_jax.data.engine.measure import Measure
@@ -20,7 +24,10 @@ from lens_jax.data.engine.probe import Probe
 from lens_jax.data.engine.supervisor import Options
 from lens_jax.data.engine.tables import image_id
 from lens_jax.data.index import load_index
+from lens_jax.data.index_writer import IndexWriter
+from lens_jax.data.prepare_curated import CuratedConfig, prepare_curated
 from lens_jax.errors import LensError
+from lens_jax.llm.endpoint import Endpoint
 
 HERE = Options(workers=0, accept_losses=True)
 GOOD = ["a.jpg", "b [1].jpg", "<b>c</b>.jpg", "d d/é*.png", "e.jpg", "f.jpg", "g.jpg"]
@@ -200,6 +207,43 @@ def test_what_is_taken_down_is_gone_and_stays_out(config, tmp_path):
     assert story.rows["select"][0]["reason"] == "taken down"
 
 
+def test_what_is_made_of_a_data_set_is_named_when_an_image_is_taken_down(config):
+    build(config)
+    out = Path(config.out)
+    table = out / "kinds.csv"
+    names = {record.source: name for of in ("folder", "tar") for name, record in ids_in(config, of).items()}
+    table.write_text("file_name,kind\n" + "".join(f"{source},{'xy'[i % 2]}\n" for i, source in enumerate(names)))
+    # Named so that they come before and after what they are of.
+    chosen = CuratedConfig("", images=2, kinds=("x", "y"), table=str(table), fill=True, skip_missing=True)
+    for name, of in (("curated", "folder"), ("zcurated", "folder"), ("other", "tar")):
+        made = dataclasses.replace(chosen, path=str(out / of), out=str(out / name))
+        prepare_curated(made, progress=False)
+    features(out / "features", load_index(out / "folder").fingerprint)
+    features(out / "features of another", "0" * 16)
+    untouched = contents(out / "curated")
+    # Nothing is outdated where nothing is removed.
+    assert remove.remove(out, frozenset({bytes(16)}), show=False).outdated == ()
+    outcome = remove.remove(out, frozenset({bytes.fromhex(names["e.jpg"])}), show=False)
+    assert (outcome.records, outcome.unknown) == (1, 0)
+    assert {path.name for path in outcome.outdated} == {"curated", "zcurated", "features"}
+    assert contents(out / "curated") == untouched
+    with pytest.raises(LensError, match="subset of another state"):
+        load_index(out / "curated")
+    assert "e.jpg" not in {r.source for r in load_index(out / "folder").records("train")}
+    assert list(load_index(out / "other").records("train"))
+
+
+def features(folder, of):
+    """A data set of features that says it was made of another."""
+    folder.mkdir()
+    made = {"of": of, "dtype": "float32", "codec": {"kind": "linear"}, "text": {"kind": "sentence"}, "weights": {},
+            "layers": 1, "text_width": 8, "max_tokens": 4, "fitted": {}}  # fmt: skip
+    IndexWriter(folder).finish(
+        (Bucket(16, 16),), source="features", config=made, licence="", languages=["en"], holdout_languages=[],
+        captioned={"train": {}},
+    )  # fmt: skip
+
+
 def test_a_removal_that_was_cut_off_is_ended(config, monkeypatch):
     build(config)
     before = ids_in(config)
@@ -255,6 +299,49 @@ def test_a_plan_is_of_a_sample_of_these_images(config):
     # Nothing is left of it.
     assert not Path(config.out).exists()
     assert not Path(config.work).exists()
+
+
+def test_a_plan_prices_captions_by_source_and_no_descriptor_as_a_network(config, collection):
+    endpoint = Endpoint(url="http://127.0.0.1:1/v1", model="m", usd_per_million=(2.0, 8.0))
+    folder, tar = config.sources
+    captioned = dataclasses.replace(
+        config,
+        sources=(dataclasses.replace(folder, caption="keep"), dataclasses.replace(tar, caption="brief")),
+        caption=Caption(endpoint=endpoint, kinds=("dense", "brief")),
+    )
+
+    def planned(config):
+        everything = [unit for source in config.sources for unit in readers.units(source, config.unit_rows)]
+        sample = plan.take_sample(config, everything, 100)
+        return sample, {line.stage: line for line in plan.cost(config, sample, 1000)}
+
+    sample, lines = planned(captioned)
+    # Of the four images of the tar alone, and of these brief ones alone.
+    expected, caption = Forecast(), captioned.caption
+    for _ in range(4):
+        expected.add(caption, contract.tasks(caption, ("brief",), bytes(16)), 40, 48)
+    assert sample.captions == expected
+    assert lines["captions"].images == pytest.approx(1000 * 4 / 12)
+    assert lines["captions"].usd == pytest.approx(expected.usd(caption) * 1000 / 12)
+    # A descriptor is no work for a GPU; weights in a folder are.
+    _, lines = planned(dataclasses.replace(config, models=Models(nsfw="", embedding="layout")))
+    assert "networks on GPUs" not in lines
+    assert "network" not in lines["embed"].basis
+    named = dataclasses.replace(config, models=Models(nsfw="", embedding="clip"))
+    (line,) = [line for line in plan.cost(named, sample, 1000) if line.stage == "networks on GPUs"]
+    assert line.gpu_hours == pytest.approx(162e9 * line.images / (0.4 * 989e12) / 3600)
+
+
+def test_a_sample_is_spread_as_the_images_are(config):
+    """The folder has four units, the tar one, so that it is a fifth of what is planned."""
+    everything = [unit for source in config.sources for unit in readers.units(source, config.unit_rows)]
+    assert [unit.source for unit in everything] == ["folder"] * 3 + ["tar"]
+    assert plan.take_sample(config, everything, 4).images == 4
+    chosen = [(source.name, most) for source, _, most in plan._chosen(config, everything, 8)]
+    assert chosen == [("folder", 2)] * 3 + [("tar", 2)]
+    copies = [dataclasses.replace(everything[0], part=part) for part in range(9)]
+    chosen = [(source.name, most) for source, _, most in plan._chosen(config, [*copies, everything[-1]], 100)]
+    assert chosen == [("folder", 22)] * 4 + [("tar", 10)]
 
 
 def test_lists_of_what_is_taken_down_are_checked(tmp_path):

@@ -3,21 +3,26 @@
 import dataclasses
 import os
 import random
+import re
 import signal
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lens_jax.data.engine import units as unit_lists
 from lens_jax.data.engine.config import EngineConfig, Source
 from lens_jax.data.engine.layout import Layout
+from lens_jax.data.engine.live import live
 from lens_jax.data.engine.run_stage import read_log, retry_failed, run_stage
 from lens_jax.data.engine.stage import fingerprints
 from lens_jax.data.engine.status import stage_status
-from lens_jax.data.engine.supervisor import Options
+from lens_jax.data.engine.supervisor import Options, Progress
 from lens_jax.data.engine.tables import read_table
 from lens_jax.errors import LensError
 
@@ -195,6 +200,37 @@ def test_a_source_that_changes_is_noticed(config):
     (folder / "000 [x].jpg").rename(folder / "zzz.jpg")
     with pytest.raises(LensError, match="is not what it was when it was probed"):
         run_stage(Length(), config, layout, units, Options(workers=1), show=False)
+
+
+def test_a_table_changes_with_the_images_beside_it(tmp_path):
+    root = tmp_path / "pairs"
+    (root / "b").mkdir(parents=True)
+    for name in "ab":
+        pq.write_table(pa.table({"key": ["0"], "text": ["x"]}), root / f"{name}.parquet")
+    (root / "b" / "0.jpg").write_bytes(b"\xff\xd8\xffimage")
+    with tarfile.open(root / "a.tar", "w") as tar:
+        tar.add(root / "b" / "0.jpg", "0.jpg")
+    config = EngineConfig((Source("s", "table", str(root)),), work=str(tmp_path / "work"), out=str(tmp_path / "out"))
+    layout, _ = run(config, Bytes(), HERE)
+    units = unit_lists.read_units(config.work)
+    assert set(files(layout)) == {f"{unit.id}.parquet" for unit in units}
+    (root / "b" / "0.jpg").write_bytes(b"\xff\xd8\xffanother")
+    unit_lists.find_units(config)
+    assert set(files(layout)) == {f"{units[0].id}.parquet"}
+    with tarfile.open(root / "a.tar", "a") as tar:
+        tar.add(root / "b" / "0.jpg", "1.jpg")
+    unit_lists.find_units(config)
+    assert not files(layout)
+
+
+def test_brackets_are_not_taken_for_colours(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    progress = Progress("probe", 2, working=[("a [/b] [red]", 1, 9.0, True)])
+    progress.counts["s [/b]"].update({"ok": 1, "bomb": 1})
+    with live(progress, show=True) as refresh:
+        refresh(progress)
+    said = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err).split())
+    assert "s [/b]: 1 bomb, a [/b] [red] slow: 9 s" in said
 
 
 def test_units_that_failed_are_tried_again_only_when_asked(config):

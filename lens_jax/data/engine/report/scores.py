@@ -72,5 +72,5 @@ SCORES = (
     ),
     Score(7, "entropy", "entropy, bits", np.linspace(0, 8, 65), column("measure", "entropy")),
     Score(8, "luminance", "luminance", np.linspace(0, 1, 51), column("measure", "luminance")),
-    Score(9, "cosine", "cosine with the image that was kept", np.linspace(0.9, 1, 51), column("keep", "cosine")),
+    Score(9, "cosine", "cosine with the image that was kept", np.linspace(0.8, 1, 101), column("keep", "cosine")),
 )  # fmt: skip

@@ -214,6 +214,18 @@ def test_same_captions_are_none(site, model, fake_server):
     assert len(fake_server.seen) == 30
 
 
+def test_same_captions_are_counted_over_units_of_all_machines(site, model, fake_server):
+    """Nine in the first unit, which refuses them by itself, and three in the second, of another machine."""
+    place = site(20, unit_rows=10)
+    model(place, lambda number, times: place.text(1) if number < 9 or 10 <= number < 13 else None)
+    for host in (0, 1):
+        place.caption(most_alike=8, accept_losses=True, host=host, hosts=2)
+    same = {*range(9), 10, 11, 12}
+    statuses = ["same as others" if number in same else "ok" for number in range(20)]
+    assert [row["status"] for row in place.rows(most_alike=8)] == statuses
+    assert place.caption(most_alike=8, accept_losses=True).counts == {"ok": 8, "same as others": 12}
+
+
 def test_losses_stop(site, model, fake_server):
     place = site(30)
     model(place, lambda number, times: "I cannot help with that.")
