@@ -160,7 +160,8 @@ class DistillConfig(PosttrainingConfig):
     # Without images: a JSON lines file of prompts, or a text file with one on each line, in place of `data`; batches
     # are then of `data.batch_size`.
     captions: str = ""
-    # With `captions`: sizes HEIGHTxWIDTH or tables of them; a batch has any, all equally often.
+    # With `captions`: sizes HEIGHTxWIDTH or tables of them; a batch has any, all equally often. A plan takes them where
+    # `data` is not there yet.
     sizes: tuple[str, ...] = ("lens-1024",)
 
     data: DataConfig = DataConfig(batch_size=32)

@@ -41,7 +41,12 @@ def base(config: RlConfig) -> str | None:
     """
     if config.lora.rank:
         return "denoiser"
-    return "reference" if (config.nft.kl if config.algorithm == "nft" else config.grpo.kl) else None
+    return "reference" if kl(config) else None
+
+
+def kl(config: RlConfig) -> float:
+    """The weight of the distance to the reference; 0 asks it nothing."""
+    return config.nft.kl if config.algorithm == "nft" else config.grpo.kl
 
 
 def create_state(config: RlConfig, fitted: Tree, params: Tree) -> State:
