@@ -23,6 +23,7 @@ config = DistillConfig(
     ema_decay=0.98,
     # Padded to as many tokens, the five sizes share a program of each update.
     data=DataConfig(path="data/small", batch_size=16, threads=1, pad_areas=True),
+    sizes=("64x64", "72x56", "56x72", "80x56", "56x80"),
     matching=MatchingConfig(guidance_scale=small.samples.guidance_scale),
     fake=FakeConfig(updates=4, mix=0.03),
     discriminator=DiscriminatorConfig(width=16, groups=4),

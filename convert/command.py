@@ -16,7 +16,8 @@ from lens_jax.convert.component import COMPONENTS
 from lens_jax.convert.lora import Adapter
 from lens_jax.convert.lora_names import Style
 from lens_jax.errors import LensError, LensWarning
-from lens_jax.inference import lora
+from lens_jax.inference.lora import parse
+from lens_jax.posttraining.adapters import read, read_run, run_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ def to_torch(config: ToTorch) -> None:
     else:
         weights, adapters = _trained(origin, config)
         model = weights.config
-    adapters += [(lora.read(path, model), scale) for path, scale in map(lora.parse, config.lora)]
+    adapters += [(read(path, model), scale) for path, scale in map(parse, config.lora)]
     with _progress("converting", None) as advance:
         written = native.to_torch(weights, target, config.dtype, config.single_file, advance, adapters)
     console = make_console()
@@ -167,7 +168,7 @@ def _write_adapter(config: ToTorch) -> None:
     if config.lora or config.single_file or config.verify:
         raise LensError("--lora-only writes the adapter of a run as it is; --lora, --single-file and --verify are not "
                         "for it")  # fmt: skip
-    adapter, _ = lora.read_run(config.src, "ema" if config.ema else "params")
+    adapter, _ = read_run(config.src, "ema" if config.ema else "params")
     adapter = dataclasses.replace(adapter, trigger=config.trigger)
     lora_files.write(Path(config.dst), adapter, config.style, native.DTYPES[config.dtype] if config.dtype else None)
     make_console().print(
@@ -200,9 +201,9 @@ def _trained(run: Path, options: ToTorch) -> tuple[native.Trained, list[tuple[Ad
         # It was distilled: what it began with is drawn in other steps.
         variant = "turbo"
     title = {"turbo": "Lens-Turbo", "base": "Lens-Base"}.get(variant, "Lens")
-    if lora.run_config(config, str(folder)).rank:
+    if run_config(config, str(folder)).rank:
         params = base_of(config, str(folder), options.denoiser)
-        adapters = [(lora.read_run(run, part)[0], 1.0)]
+        adapters = [(read_run(run, part)[0], 1.0)]
     elif options.denoiser:
         raise LensError(f"{run}: --denoiser is not for this run: it has trained its own")
     else:

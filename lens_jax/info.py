@@ -89,8 +89,8 @@ def _describe_weights(path: Path) -> None:
 
 
 def _describe_checkpoint(path: str | Path) -> None:
-    from lens_jax.inference import lora
     from lens_jax.inference.load import run_parts
+    from lens_jax.posttraining import adapters
     from lens_jax.run import store
 
     folder = store.find(path)
@@ -104,7 +104,7 @@ def _describe_checkpoint(path: str | Path) -> None:
         f"tokens of {codec.tile} x {codec.tile} pixels; "
         f"sizes {', '.join(f'{h}x{w}' for h, w in metadata['sizes'])}"
     )
-    if (adapter := lora.run_config(config, str(folder))).rank:
+    if (adapter := adapters.run_config(config, str(folder))).rank:
         console.print(
             f"adapter: rank {adapter.rank}, times {adapter.scale:g}, of {', '.join(adapter.targets)}, "
             f"beside {config.get('init_from')}"

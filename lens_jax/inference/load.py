@@ -21,9 +21,10 @@ from lens_jax.encoders.flux import FluxCodecConfig
 from lens_jax.encoders.gpt_oss import GptOssTextConfig
 from lens_jax.encoders.tokenizer import find_tokenizer
 from lens_jax.errors import LensError, LensWarning, nearest
-from lens_jax.inference import lora, packed
+from lens_jax.inference import packed
 from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.models.denoiser import DenoiserConfig, abstract_params
+from lens_jax.posttraining import adapters
 
 
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
@@ -183,7 +184,7 @@ def from_run(
     model = dataclasses.replace(model, **_accepted(path, "run", options, DenoiserConfig, from_run))
 
     fitted = codec.abstract_fitted()
-    adapter = lora.run_config(metadata["config"], str(folder)).rank > 0
+    adapter = adapters.run_config(metadata["config"], str(folder)).rank > 0
     if denoiser is not None and not adapter:
         raise LensError(f"{path}: denoiser is no option of this run: it has trained its own")
     wanted = {} if adapter else {part: {"denoiser": abstract_denoiser(model, mesh)}}
@@ -206,7 +207,7 @@ def from_run(
         mesh=mesh,
     )
     if adapter:
-        pipe.add_adapter(lora.read(path, model, part))
+        pipe.add_adapter(adapters.read(path, model, part))
     return pipe
 
 
@@ -223,7 +224,7 @@ def base_of(values: Mapping[str, Any], where: str, elsewhere: str | Path | None 
     config = TrainConfig(
         model=dataclasses.replace(parts.model, param_dtype="float32"),
         codec=parts.codec,
-        lora=lora.run_config(values, where),
+        lora=adapters.run_config(values, where),
         init_from=str(elsewhere or values.get("init_from") or ""),
         init_part=init_part if init_part in ("ema", "params") else "ema",
     )

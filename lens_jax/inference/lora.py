@@ -1,4 +1,4 @@
-"""Adapters as a user names them; what they are and how they are loaded is in `posttraining.adapters`."""
+"""Adapters as a user names them, with a scale; how they are loaded is in `posttraining.adapters`."""
 
 import math
 from pathlib import Path
@@ -6,14 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from lens_jax.errors import LensError
-from lens_jax.posttraining.adapters import Loaded as Loaded
-from lens_jax.posttraining.adapters import add_full as add_full
-from lens_jax.posttraining.adapters import joined as joined
-from lens_jax.posttraining.adapters import merge as merge
-from lens_jax.posttraining.adapters import place as place
-from lens_jax.posttraining.adapters import read as read
-from lens_jax.posttraining.adapters import read_run as read_run
-from lens_jax.posttraining.adapters import run_config as run_config
 
 
 def parse(place: str) -> tuple[str, float]:

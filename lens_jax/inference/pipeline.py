@@ -20,9 +20,10 @@ from lens_jax.encoders.images import ImageCodec, decode_program
 from lens_jax.encoders.text import TextEncoder, TextFeatures
 from lens_jax.errors import LensError
 from lens_jax.inference import arguments, lora, memory
-from lens_jax.inference.lora import Loaded
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.latent_grid import latent_grid
+from lens_jax.posttraining import adapters
+from lens_jax.posttraining.adapters import Loaded
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 # The sizes the release offers, by base resolution, in the order of RATIOS.
@@ -80,7 +81,7 @@ class LensPipeline:
 
     def __post_init__(self):
         # All adapters as one, and what the parameters were before something was merged into them.
-        self._lora, self._unmerged = lora.joined(self.adapters, self.mesh), None
+        self._lora, self._unmerged = adapters.joined(self.adapters, self.mesh), None
 
     def load_lora_weights(self, path: str | Path, scale: float = 1.0) -> None:
         """Apply an adapter, beside those that are applied: a file, a PEFT folder, or a run that trained one.
@@ -89,15 +90,15 @@ class LensPipeline:
         into the parameters. LensError for an adapter of another model.
         """
         scale = lora.check_scale(scale)
-        self.add_adapter(lora.read(path, self.model), scale)
+        self.add_adapter(adapters.read(path, self.model), scale)
 
     def add_adapter(self, adapter: Adapter, scale: float = 1.0) -> None:
         """`load_lora_weights` of what was read."""
         if adapter.kroneckers:
             self._remember()
-            self.params = lora.add_full(self.params, adapter, self.model, scale, self.mesh)
+            self.params = adapters.add_full(self.params, adapter, self.model, scale, self.mesh)
         if adapter.factors:
-            loaded = Loaded(lora.place(adapter, self.model, self.mesh), scale * adapter.scale)
+            loaded = Loaded(adapters.place(adapter, self.model, self.mesh), scale * adapter.scale)
             self._apply([*self.adapters, loaded])
 
     def fuse_lora(self) -> None:
@@ -107,7 +108,7 @@ class LensPipeline:
         """
         if self._lora is not None:
             self._remember()
-            self.params = lora.merge(self.params, self._lora, self.mesh)
+            self.params = adapters.merge(self.params, self._lora, self.mesh)
             self._apply([])
 
     def unload_lora_weights(self) -> None:
@@ -119,8 +120,8 @@ class LensPipeline:
     def _remember(self) -> None:
         self._unmerged = self.params if self._unmerged is None else self._unmerged
 
-    def _apply(self, adapters: list[Loaded]) -> None:
-        self._lora, self.adapters = lora.joined(adapters, self.mesh), adapters
+    def _apply(self, chosen: list[Loaded]) -> None:
+        self._lora, self.adapters = adapters.joined(chosen, self.mesh), chosen
 
     def __call__(
         self,

@@ -271,7 +271,7 @@ def apply(
     Returns velocity [B, N, latent_channels] in the dtype of `latents`.
     """
     inputs = latents, text, text_lengths, t, positions, n_image
-    carry, blocks, block, write = _begin(config, params, *inputs, gather, lora, lora_dropout)
+    carry, blocks, block, write = _begin(config, params, *inputs, gather=gather, lora=lora, lora_dropout=lora_dropout)
 
     def body(carry, inputs):
         return block(carry, *inputs), None
@@ -283,26 +283,15 @@ def apply(
 
 
 def apply_with_features(
-    config: DenoiserConfig,
-    params: dict,
-    latents: jax.Array,
-    text: tuple[jax.Array, ...],
-    text_lengths: jax.Array,
-    t: jax.Array,
-    positions: jax.Array,
-    n_image: jax.Array | None = None,
-    gather: Callable[[dict], dict] = lambda params: params,
-    *,
-    after: tuple[int, ...],
-    velocity: bool,
+    config: DenoiserConfig, params: dict, *inputs, after: tuple[int, ...], velocity: bool, gather=lambda params: params
 ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
     """(image tokens [B, N, width] after each of some blocks, the velocity where it is wanted) of one forward pass.
 
-    `after` counts blocks from 1, rising. Features have gradients; the velocity has none, so what comes behind the last
-    feature is not gone through backwards. Without it, it is not computed either.
+    `inputs` are those of `apply`, from latents to n_image; `after` counts blocks from 1, rising. Features have
+    gradients; the velocity has none, so what comes behind the last feature is not gone through backwards. Without it,
+    it is not computed either.
     """
-    inputs = latents, text, text_lengths, t, positions, n_image
-    carry, blocks, block, write = _begin(config, params, *inputs, gather)
+    carry, blocks, block, write = _begin(config, params, *inputs, gather=gather)
 
     def body(carry, number):
         # By its number, inside what is computed again: a part of a stacked array would be a copy of it.
@@ -329,7 +318,9 @@ def _checkpointed(config: DenoiserConfig, body: Callable) -> Callable:
     return jax.checkpoint(body, policy=_policy(config.remat), prevent_cse=config.unroll and again)
 
 
-def _begin(config, params, latents, text, text_lengths, t, positions, n_image, gather, lora=None, lora_dropout=None):
+def _begin(
+    config, params, latents, text, text_lengths, t, positions, n_image=None, *, gather, lora=None, lora_dropout=None
+):
     """What comes before the blocks, the blocks, and what comes after them.
 
     Returns the two streams as (image, text); what a block has of its own, stacked: parameters, adapter, key of dropout;

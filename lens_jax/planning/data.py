@@ -78,7 +78,22 @@ def data_use(config: TrainConfig, sequence: int, caption_tokens: int = CAPTION_T
         )
     sizes = batch_sizes(data, buckets)
     shares = batch_shares(feeds, {feed.shape: sizes[feed.shape.bucket] for feed in feeds})
-    tokens = token_counts(config, tuple(shares), sequence)
+    return DataUse(_uses(config, sequence, shares, sizes, lengths), cached, source)
+
+
+def captions_use(config: TrainConfig, buckets: Sequence[Bucket], caption_tokens: int = CAPTION_TOKENS) -> DataUse:
+    """Batches of captions alone, all of `data.batch_size` images, of any of these sizes equally often."""
+    shares = {Shape(bucket): 1 / len(buckets) for bucket in buckets}
+    sizes = dict.fromkeys(buckets, config.data.batch_size)
+    found = _uses(config, 1, shares, sizes, caption_lengths(config, caption_tokens))
+    return DataUse(found, False, f"captions of {config.captions}, all sizes equally often")
+
+
+def _uses(
+    config: TrainConfig, sequence: int, shares: dict[Shape, float], sizes: dict[Bucket, int], lengths: Sequence[int]
+) -> tuple[BucketUse, ...]:
+    """Of batches of shapes that come so often; sizes: images a batch of each bucket; lengths: quantiles of captions."""
+    tokens, buckets = token_counts(config, tuple(shares), sequence), tuple(sizes)
     of_area = dict(zip(buckets, areas(buckets, tile=1)))
     classes = sorted({shape.text_class for shape in shares} - {0})
 
@@ -88,7 +103,7 @@ def data_use(config: TrainConfig, sequence: int, caption_tokens: int = CAPTION_T
         text = sum(mine) / len(mine) if mine else float(min(shape.text_class, counts.text))
         return BucketUse(bucket, shape.text_class, of_area[bucket], sizes[bucket], counts, share, text)
 
-    return DataUse(tuple(use(shape, share) for shape, share in shares.items()), cached, source)
+    return tuple(use(shape, share) for shape, share in shares.items())
 
 
 def has_data(config: DataConfig) -> bool:

@@ -7,10 +7,19 @@ import numpy as np
 from jax.sharding import AbstractMesh
 
 from lens_jax import flops, parallel
+from lens_jax.data.buckets import parse_buckets
 from lens_jax.models import lora
 from lens_jax.models.denoiser import KEPT
 from lens_jax.planning import fit, lowering, memory
-from lens_jax.planning.data import CAPTION_TOKENS, BucketUse, DataUse, data_use, has_data, largest_shapes
+from lens_jax.planning.data import (
+    CAPTION_TOKENS,
+    BucketUse,
+    DataUse,
+    captions_use,
+    data_use,
+    has_data,
+    largest_shapes,
+)
 from lens_jax.planning.estimate import bytes_of
 from lens_jax.posttraining import distill_recipe as recipe
 from lens_jax.posttraining.distill_config import DistillConfig
@@ -21,11 +30,7 @@ from lens_jax.run.state import State
 def uses(config: DistillConfig, caption_tokens: int = CAPTION_TOKENS) -> DataUse:
     """The batches of a run. Of captions alone, and where neither data set nor data.buckets is there, of `sizes`."""
     if config.captions:
-        # A path that no data set has: that of the captions is one of a file.
-        data = dataclasses.replace(config.data, path=f"{config.captions}/none", sources=(), buckets=config.sizes)
-        found = data_use(dataclasses.replace(config, data=data), 1, caption_tokens)
-        source = f"captions of {config.captions}, all sizes equally often"
-        return dataclasses.replace(found, cached=False, source=source)
+        return captions_use(config, parse_buckets(config.sizes), caption_tokens)
     if not config.data.buckets and not has_data(config.data):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, buckets=config.sizes))
     return data_use(config, 1, caption_tokens)
@@ -129,14 +134,17 @@ class Volume:
     encoders: float
     # Of fake score and student updates in forward passes of one image of one update; a backward pass counts two.
     passes: float
+    # All of a step of the warm start, which has a single update; 0 without one.
+    warm_start: float
 
     @property
     def operations(self) -> float:
+        """Of a global step after the warm start."""
         return self.fake + self.student + self.recomputation + self.encoders
 
 
 def volume(config: DistillConfig, data: DataUse) -> Volume:
-    """Of one global step after the warm start, on average over batches; `config` names the attention kernel."""
+    """Of one global step, on average over batches; `config` names the attention kernel."""
     parts = [(use.share, _volume(config, use, data.cached)) for use in data.buckets]
     total = lambda name: sum(share * getattr(part, name) for share, part in parts)
     return Volume(*(total(field.name) for field in dataclasses.fields(Volume)))
@@ -169,6 +177,10 @@ def _volume(config: DistillConfig, use: BucketUse, cached: bool) -> Volume:
     if not cached:
         encoders = config.text.operations(text) + (config.codec.operations(use.tokens.grid) if config.gan else 0)
     batch, updates = config.accumulation * use.images, config.fake.updates
+    warm = config.warm_start
+    path = warm.substeps * (forward + (warm.guidance_scale != 1) * unconditional)
+    # The student's steps are computed again one by one, and within them what remat leaves out.
+    regression = config.generator.num_inference_steps * (path + trained + (forward + added) + again)
     return Volume(
         images=batch * (updates + 1),
         fake=batch * updates * fake,
@@ -176,6 +188,7 @@ def _volume(config: DistillConfig, use: BucketUse, cached: bool) -> Volume:
         recomputation=batch * (updates * again + again_student),
         encoders=batch * (updates + 1) * encoders,
         passes=(updates * fake + student) / forward,
+        warm_start=batch * (regression + encoders) if warm.steps else 0.0,
     )
 
 

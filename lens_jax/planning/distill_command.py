@@ -40,8 +40,9 @@ class DistillPlan(Held):
     # What the batches are.
     data: str
     volume: Volume
-    # Of one global step.
+    # Of one global step, and of one of the warm start.
     seconds: float
+    warm_start_seconds: float
     hours: float
     device_hours: float
     cost: float | None
@@ -73,8 +74,9 @@ def make_plan(options: DistillPlanConfig) -> DistillPlan:
             if not name.endswith("update"):
                 kernels[name + of_shape] = kernel or "xla"
     volume = distill.volume(config, data)
-    seconds = volume.operations / (options.mfu * options.devices * hardware.peak)
-    hours = config.steps * seconds / 3600
+    rate, warm = options.mfu * options.devices * hardware.peak, config.warm_start.steps
+    seconds, warm_seconds = volume.operations / rate, volume.warm_start / rate
+    hours = ((config.steps - warm) * seconds + warm * warm_seconds) / 3600
     return DistillPlan(
         hardware=options.hardware,
         devices=options.devices,
@@ -88,6 +90,7 @@ def make_plan(options: DistillPlanConfig) -> DistillPlan:
         kernels=kernels,
         volume=volume,
         seconds=seconds,
+        warm_start_seconds=warm_seconds,
         hours=hours,
         device_hours=hours * options.devices,
         cost=hours * options.devices * options.price or None,
@@ -133,7 +136,13 @@ def show(found: DistillPlan, options: DistillPlanConfig, console: Console) -> No
     table.add_row("of encoding images and captions", f"{volume.encoders:.4g}")
     table.add_row(f"seconds at {options.mfu:.0%} of the peak", f"{found.seconds:,.2f}")
     table.add_section()
-    table.add_row(f"{config.steps:,} global steps: hours", f"{found.hours:,.2f}")
+    warm = config.warm_start.steps
+    if warm:
+        table.add_row("a step of the warm start: operations", f"{volume.warm_start:.4g}")
+        table.add_row("seconds", f"{found.warm_start_seconds:,.2f}")
+        table.add_section()
+    of_them = f", {warm:,} of them of the warm start" if warm else ""
+    table.add_row(f"{config.steps:,} global steps{of_them}: hours", f"{found.hours:,.2f}")
     table.add_row("device-hours", f"{found.device_hours:,.1f}")
     if found.cost is not None:
         table.add_row("cost", f"{found.cost:,.0f}")

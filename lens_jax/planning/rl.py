@@ -144,10 +144,14 @@ def volume(config: RlConfig, sizes: Sizes, prompt_tokens: int = PROMPT_TOKENS, r
     unguided = mean(lambda image: flops.denoiser_forward(model, image, 0))
     guided = rollout_.guidance_scale != 1
     drawing = rollout_.num_inference_steps * (forward + added + guided * (unguided + added))
-    kl = config.nft.kl if config.algorithm == "nft" else config.grpo.kl
-    old, reference = 0 if recipe.on_policy(config) else forward + added, forward if kl else 0
-    trained = mean(lambda image: flops.train_step(model, image, text, 1, adapter))
-    again = mean(lambda image: flops.recomputation(model, image, text, 1))
+    # Flow-GRPO compares steps as they were drawn; DiffusionNFT trains without guidance.
+    unguided_too = guided and config.algorithm == "grpo"
+    texts = (text, 0) if unguided_too else (text,)
+    fixed = forward + unguided_too * unguided
+    old = 0 if recipe.on_policy(config) else fixed + len(texts) * added
+    reference = fixed if recipe.kl(config) else 0
+    trained = sum(mean(lambda image, text=text: flops.train_step(model, image, text, 1, adapter)) for text in texts)
+    again = sum(mean(lambda image, text=text: flops.recomputation(model, image, text, 1)) for text in texts)
     decode = 0.0
     if isinstance(config.codec, FluxCodecConfig):
         decode = float(np.mean([flops.autoencoder_decode(config.codec.model, *grid) for grid in sizes.grids]))

@@ -3,17 +3,12 @@
 import dataclasses
 from typing import Literal
 
-from lens_jax.config import check_numbers, values
 from lens_jax.data.config import DataConfig
-from lens_jax.encoders import kinds
-from lens_jax.encoders.linear import LinearCodecConfig
-from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.errors import LensError
-from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.lora import LoraConfig
-from lens_jax.parallel import MeshConfig
+from lens_jax.posttraining.config import PosttrainingConfig
 from lens_jax.pretraining.config import SheetConfig
-from lens_jax.run.config import CheckpointConfig, LoggingConfig, ProfileConfig, at_least
+from lens_jax.run.config import CheckpointConfig, at_least
 from lens_jax.run.optimizer import OptimizerConfig
 
 
@@ -136,7 +131,7 @@ _REPORT = OptimizerConfig(learning_rate=5e-7, warmup_steps=0, beta1=0.0, beta2=0
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(PosttrainingConfig):
     """Few-step distillation of a denoiser. Defaults are the report's (its section 6)."""
 
     # Folder of the run: student, metrics, samples. A run that is there already goes on where it stopped.
@@ -144,8 +139,6 @@ class DistillConfig:
     # The teacher, which student and fake score start from: a run or one of its checkpoints, a packed run ("small" comes
     # with the package), a release folder or its conversion, or a file of weights.
     init_from: str = ""
-    # Of a run: its moving average, or the parameters themselves.
-    init_part: Literal["ema", "params"] = "ema"
     # An adapter that makes the teacher of it, such as a run of reinforcement learning: a run, a file or a folder of
     # PEFT. Empty is none.
     teacher_lora: str = ""
@@ -159,14 +152,6 @@ class DistillConfig:
     # Keep the average and the optimisers' moments, 12 bytes a parameter, in the host's memory, and copy them to the
     # devices and back in each update: all parameters on one device of 141 GB.
     offload: bool = False
-    # Root of all randomness.
-    seed: int = 0
-    # On a GPU, the same bits from the same steps, as a CPU and a TPU give anyway.
-    deterministic: bool = False
-    # Of several processes: seconds without a sign of life after which one counts as dead, and the others end.
-    heartbeat_seconds: int = 100
-    # A loss that is not finite ends the run before it is saved, or its update is skipped.
-    nonfinite: Literal["stop", "skip"] = "stop"
     # Train adapters of student and fake score beside one frozen base, which is the teacher; rank 0 trains all
     # parameters of both, as the report does.
     lora: LoraConfig = LoraConfig()
@@ -175,7 +160,8 @@ class DistillConfig:
     # Without images: a JSON lines file of prompts, or a text file with one on each line, in place of `data`; batches
     # are then of `data.batch_size`.
     captions: str = ""
-    # With `captions`: sizes HEIGHTxWIDTH or tables of them; a batch has any, all equally often.
+    # With `captions`: sizes HEIGHTxWIDTH or tables of them; a batch has any, all equally often. A plan takes them where
+    # `data` is not there yet.
     sizes: tuple[str, ...] = ("lens-1024",)
 
     data: DataConfig = DataConfig(batch_size=32)
@@ -185,23 +171,15 @@ class DistillConfig:
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     # Sheets: fixed prompts in the student's steps, by its average and by itself, beside the teacher, whose steps and
-    # guidance these are.
+    # guidance these are. With sheets or without, it also draws the first batch of a run by them, whose mean and std
+    # those of the student's samples are told beside.
     samples: SheetConfig = SheetConfig(every=100)
-    model: DenoiserConfig = DenoiserConfig()
-    codec: kinds.Images = LinearCodecConfig()
-    text: kinds.Text = SentenceEncoderConfig()
     # Of the student, of the fake score, and of the discriminator's heads.
     optimizer: OptimizerConfig = _REPORT
     fake_optimizer: OptimizerConfig = _REPORT
     head_optimizer: OptimizerConfig = dataclasses.replace(_REPORT, learning_rate=1e-4)
 
     checkpoint: CheckpointConfig = CheckpointConfig(every=50)
-    logging: LoggingConfig = LoggingConfig(every=1)
-    profile: ProfileConfig = ProfileConfig()
-    mesh: MeshConfig = MeshConfig()
-
-    # Always the parameters that `init_from` has, all of them.
-    init_partial = False
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -214,23 +192,8 @@ class DistillConfig:
         return (self.fake.updates + 1) * self.accumulation
 
     def __post_init__(self):
-        check_numbers(self)
-        at_least("", self, steps=1, accumulation=1, heartbeat_seconds=1, seed=0)
-        for name, value in values(self):
-            if type(value) is int and value >= (1 << 32 if name.endswith("seed") else 1 << 31):
-                raise LensError(f"{name} is {value}; it must be below {'2^32' if name.endswith('seed') else '2^31'}")
-        if self.mesh.sequence != 1:
-            raise LensError(f"mesh.sequence is {self.mesh.sequence}; distillation shards no sequence, give 1")
-        if self.model.param_dtype != "float32":
-            # A rate of 5e-7 would never move a number of bfloat16.
-            raise LensError(
-                f"model.param_dtype is {self.model.param_dtype!r}; what is trained is kept in float32, and the teacher "
-                "in what model.dtype is computed in"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise LensError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
-        if self.lora.dropout:
-            raise LensError(f"lora.dropout is {self.lora.dropout}; samples are drawn without, so it must be 0 here")
+        super().__post_init__()
+        at_least("", self, accumulation=1)
         if self.captions and self.gan:
             raise LensError(
                 f"captions is {self.captions}, but the discriminator needs images; give --no-gan, or images in data"

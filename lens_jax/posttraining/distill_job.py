@@ -62,12 +62,7 @@ class Distillation:
         self._networks = Networks.of(config)
         self._rows = functools.partial(parallel.rows_of_host, mesh)
         self._data: DataSets | None = None if config.captions else open_data(config.data)
-        made = recipe.make_programs(config)
-        on = lambda programs: programs and type(programs)(*(parallel.on(mesh, program) for program in programs))
-        self._programs = made._replace(
-            **{name: on(getattr(made, name)) for name in ("fake", "student", "warm_start")},
-            joined=parallel.on(mesh, made.joined),
-        )
+        self._programs = jax.tree.map(functools.partial(parallel.on, mesh), recipe.make_programs(config))
         self._taken: int | None = None
         self._totals: dict[str, Any] = {}
         self._by_shape: dict[Tokens, Batch] = {}
@@ -124,10 +119,7 @@ class Distillation:
         state = parallel.create(
             create, self.rules, self._mesh, {} if fitted is None else fitted, params, offload=config.offload
         )
-        return state.replace(extra=self._mark(state.frozen["teacher"]))
-
-    def _mark(self, tree: Tree) -> Tree:
-        return {"base": {"checksum": warm_start.checksum(tree, self._mesh)}}
+        return state.replace(extra={**state.extra, **warm_start.mark(state.frozen["teacher"], self._mesh)})
 
     def parts(self, state: State) -> dict[str, Any]:
         """All but the teacher, which stays where the run began."""
@@ -138,12 +130,10 @@ class Distillation:
         config, state = self.config, from_parts(parts, self.abstract())
         tree, _ = teacher.load(config, config.teacher_lora, self._mesh, self._log.say)
         if not config.lora.rank:  # else it was read in the right dtype
-            tree = parallel.on(self._mesh, jax.jit(functools.partial(recipe.teacher_params, config)))(tree)
-        if int(self._mark(tree)["base"]["checksum"]) != int(state.extra["base"]["checksum"]):
-            raise LensError(
-                f"init_from {config.init_from}: not the teacher that the run in {config.out} began with in this "
-                "model.dtype; give that and its teacher_lora, or choose another folder for a new run"
-            )
+            tree = parallel.on(self._mesh, warm_start.cast_program)(tree, config.model.dtype)
+        named = f"init_from {config.init_from}, teacher_lora {config.teacher_lora or 'none'}"
+        warm_start.check_mark(state.extra, tree, self._mesh, named, config.out)
+        self.meter.reference = Reference(**{name: float(value) for name, value in state.extra["reference"].items()})
         return state.replace(frozen={**parts.get("frozen", {}), "teacher": tree})
 
     def meta(self) -> dict[str, Any]:
@@ -177,7 +167,7 @@ class Distillation:
         if self._taken is None:
             self._taken = int(state.step)
         self._taken += 1
-        self._images = 0
+        self._images, new = 0, self.meter.reference is None
         if self._taken <= config.warm_start.steps:
             state, metrics = self._update("warm_start", state, batches, config.fake.updates + 1)
         else:
@@ -188,6 +178,10 @@ class Distillation:
                 found.append(one)
             state, metrics = self._update("student", state, batches, config.fake.updates)
             metrics = programs.joined(found, metrics)
+        if new:
+            values = {name: np.float32(value) for name, value in dataclasses.asdict(self.meter.reference).items()}
+            reference = {name: parallel.everywhere(value, self._mesh) for name, value in values.items()}
+            state = state.replace(extra={**state.extra, "reference": reference})
         self.meter.dispatch(self._images)
         return state, metrics
 
@@ -211,7 +205,7 @@ class Distillation:
             # No image is encoded.
             batch = {name: value for name, value in batch.items() if name not in ("pixels", "latents")}
         batch = {**self._features.encode(state.frozen.get("codec", {}), batch), **self._of_shape(tokens)}
-        if self._draws and self.meter.reference is None:
+        if self.meter.reference is None:
             self._look_at_teacher(state, batch, tokens)
         return batch
 
@@ -226,7 +220,7 @@ class Distillation:
         return self._by_shape[tokens]
 
     def _look_at_teacher(self, state: State, batch: Batch, tokens: Tokens) -> None:
-        """The statistics that the student's samples are compared with: of what the teacher draws for a batch."""
+        """What the student's samples are compared with, in all of a run: what the teacher draws for its first batch."""
         samples = self.config.samples
         sigmas = parallel.everywhere(sampler.sigma_schedule(tokens.image, samples.num_inference_steps), self._mesh)
         program = parallel.on(self._mesh, reference_program)

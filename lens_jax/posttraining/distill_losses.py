@@ -105,11 +105,11 @@ def student_loss(
 
     Of what is said `dm_sigma` and `ca_sigma` are noise levels of the terms.
     """
-    keys = iter(jax.random.split(key, 4))
+    key_dm, key_noise, *keys_ca = jax.random.split(key, 4)
     fixed, parts = jax.lax.stop_gradient(clean), {}
     # Of the student's layout, so that no device computes the rows of the others.
-    dm_sigma = flow.by_rows(distill_noise.dm_sigmas(config, next(keys), len(clean)), clean)
-    noise = flow.noise_like(next(keys), clean)
+    dm_sigma = flow.by_rows(distill_noise.dm_sigmas(config, key_dm, len(clean)), clean)
+    noise = flow.noise_like(key_noise, clean)
 
     def realism(x):
         teacher, logits = judge(flow.interpolate(x, noise, dm_sigma), dm_sigma)
@@ -136,7 +136,7 @@ def student_loss(
         "sample_std": norm(fixed - mean[:, None, None]),
     }
     if config.guidance_scale != 1:
-        ca, parts["ca_sigma"], parts["ca_size"] = _guidance(config, scores, fixed, sigma, keys, n_image, norm)
+        ca, parts["ca_sigma"], parts["ca_size"] = _guidance(config, scores, fixed, sigma, *keys_ca, n_image, norm)
         gradient = gradient + ca.gradient
         inner = flow.mean_of_tokens(ca.gradient * dm.gradient, n_image)
         sizes = norm(ca.gradient), norm(dm.gradient)
@@ -155,10 +155,12 @@ def student_loss(
     return loss, jax.lax.stop_gradient(parts)
 
 
-def _guidance(config, scores, fixed, sigma, keys, n_image, norm) -> tuple[Direction, jax.Array, jax.Array]:
+def _guidance(
+    config, scores, fixed, sigma, key_sigma, key_noise, n_image, norm
+) -> tuple[Direction, jax.Array, jax.Array]:
     """(the direction of the guidance term, its noise levels, its size beside the prediction)."""
-    level = distill_noise.ca_sigmas(config, next(keys), sigma)
-    noisy = flow.interpolate(fixed, flow.noise_like(next(keys), fixed), level)
+    level = distill_noise.ca_sigmas(config, key_sigma, sigma)
+    noisy = flow.interpolate(fixed, flow.noise_like(key_noise, fixed), level)
     captioned, uncaptioned = scores.teacher(noisy, level), scores.uncaptioned(noisy, level)
     ca = ca_direction(config, fixed, noisy, level, captioned, uncaptioned, n_image)
     predicted = norm(noisy - level[:, None, None] * captioned)

@@ -30,7 +30,7 @@ class DistillMeter:
         self._config, self._say = config, say
         # Images of steps that are under way.
         self._dispatched: collections.deque[int] = collections.deque()
-        # Of the teacher's samples, once some are drawn.
+        # Of the teacher's samples, once they are drawn: in the first step of a run.
         self.reference: Reference | None = None
         self._records, self._told = 0, collections.defaultdict(lambda: _FIRST)
         self._smoothed: dict[str, Any] = {}

@@ -76,7 +76,7 @@ class Networks:
             text, lengths, positions, n_image = _conditions(batch)
             inputs = latents, text, lengths, t, positions, n_image
             features, found = denoiser.apply_with_features(
-                self.model, teacher, *inputs, self._gather, after=self.blocks, velocity=velocity
+                self.model, teacher, *inputs, after=self.blocks, velocity=velocity, gather=self._gather
             )
             logits = distill_discriminator.logits(self.discriminator, heads, features, batch["neighbours"], n_image)
             return found, logits

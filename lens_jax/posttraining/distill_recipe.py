@@ -25,6 +25,7 @@ from lens_jax.posttraining.distill_updates import fake_update_loss, student_upda
 from lens_jax.posttraining.distill_warm_start import regression_loss
 from lens_jax.pretraining import features
 from lens_jax.pretraining.features import Tokens
+from lens_jax.pretraining.warm_start import cast
 from lens_jax.run import step
 from lens_jax.run.optimizer import each, learning_rate_schedule, make_optimizer
 from lens_jax.run.state import State, Tree
@@ -50,6 +51,7 @@ def rules(config: DistillConfig) -> parallel.Rules:
         "teacher": parallel.DENOISER_RULES,
         "codec": parallel.AUTOENCODER_RULES,
         "base": {"checksum": ()},
+        "reference": {".*": ()},
     }
 
 
@@ -69,7 +71,7 @@ def create_state(config: DistillConfig, fitted: Tree, params: Tree) -> State:
     trained = {"fake": copy(tree)}
     if config.gan:
         trained["head"] = distill_discriminator.init(config, jax.random.fold_in(key, 2))
-    frozen = {"teacher": teacher_params(config, params if config.lora.rank else copy(params))}
+    frozen = {"teacher": cast(params if config.lora.rank else copy(params), config.model.dtype)}
     if fitted:
         frozen["codec"] = jax.tree.map(jnp.asarray, fitted)
     return State(
@@ -78,14 +80,13 @@ def create_state(config: DistillConfig, fitted: Tree, params: Tree) -> State:
         frozen=frozen,
         ema=copy(student),
         opt_state=Moments(_student_optimizer(config).init(student), _fake_optimizer(config).init(trained)),
-        extra={"base": {"checksum": jnp.zeros((), jnp.uint32)}},
+        extra={
+            "base": {"checksum": jnp.zeros((), jnp.uint32)},
+            # Measured on the first batch of a run (`distill_reference`), and never again.
+            "reference": {"mean": jnp.zeros(()), "std": jnp.zeros(())},
+        },
         key=jax.random.fold_in(key, 1),
     )
-
-
-def teacher_params(config: DistillConfig, params: Tree) -> Tree:
-    """Parameters that nothing trains, in the dtype that they are computed in: rounded later they would be the same."""
-    return jax.tree.map(lambda x: x.astype(config.model.dtype), params)
 
 
 def abstract_state(config: DistillConfig, mesh) -> State:
@@ -155,37 +156,23 @@ class Update:
         return self._placed(self.whole(state, part)), totals, metrics
 
 
-class UpdatePrograms(NamedTuple):
-    """Jitted functions of an `Update`, what they change donated."""
-
-    # (state, batch, number of the update in its global step) -> (state, metrics).
-    train_step: Any
-    # With several batches an update: (state, batch) -> sums of nothing, once a run; (state, sums, batch, number, micro)
-    # -> sums; (state, sums) -> (state, empty sums, metrics).
-    empty_totals: Any
-    micro_step: Any
-    update: Any
-
-
 class Programs(NamedTuple):
-    """On a mesh they are called, traced and lowered with it."""
+    """On a mesh they are called, traced and lowered with it.
 
-    fake: UpdatePrograms
-    student: UpdatePrograms
+    After the batch, those of an update take its number within the global step.
+    """
+
+    fake: step.Programs
+    student: step.Programs
     # None where the config has no warm start.
-    warm_start: UpdatePrograms | None
+    warm_start: step.Programs | None
     # (metrics of the updates of the fake score, metrics of the student's) -> metrics of the global step.
     joined: Any
 
 
 def make_programs(config: DistillConfig) -> Programs:
     """The programs of a run; nothing is traced yet."""
-    made = lambda one: UpdatePrograms(
-        train_step=jax.jit(one.train_step, donate_argnums=0),
-        empty_totals=jax.jit(one.empty_totals),
-        micro_step=jax.jit(one.micro_step, donate_argnums=1),
-        update=jax.jit(one.update, donate_argnums=(0, 1)),
-    )
+    made = lambda one: step.jitted(one.train_step, one.empty_totals, one.micro_step, one.update)
     warm = made(warm_start_update(config)) if config.warm_start.steps else None
     return Programs(made(fake_update(config)), made(student_update(config)), warm, jax.jit(joined))
 

@@ -3,20 +3,15 @@
 import dataclasses
 from typing import Literal
 
-from lens_jax.config import check_numbers, values
 from lens_jax.diffusion.sampler import Solver
-from lens_jax.encoders import kinds
-from lens_jax.encoders.linear import LinearCodecConfig
-from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.errors import LensError
-from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.lora import LoraConfig
-from lens_jax.parallel import MeshConfig
+from lens_jax.posttraining.config import PosttrainingConfig
 from lens_jax.posttraining.grpo import GrpoConfig
 from lens_jax.posttraining.nft import NftConfig
 from lens_jax.posttraining.rewards.combine import RewardsConfig
 from lens_jax.pretraining.config import SheetConfig
-from lens_jax.run.config import CheckpointConfig, LoggingConfig, ProfileConfig, at_least
+from lens_jax.run.config import CheckpointConfig, at_least
 from lens_jax.run.optimizer import OptimizerConfig
 
 
@@ -79,16 +74,11 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RlConfig:
+class RlConfig(PosttrainingConfig):
     """Reinforcement learning of a denoiser from rewards of its images. Defaults are the report's (its section 4)."""
 
     # Folder of the run: adapters, metrics, rewards, samples. A run that is there already goes on where it stopped.
     out: str = "runs/rl"
-    # What is trained: a run or one of its checkpoints, a packed run ("small" comes with the package), a release folder
-    # or its conversion, or a file of weights.
-    init_from: str = ""
-    # Of a run: its moving average, or the parameters themselves.
-    init_part: Literal["ema", "params"] = "ema"
     # DiffusionNFT, as the report, or Flow-GRPO.
     algorithm: Literal["nft", "grpo"] = "nft"
     # Prompts with their rubrics, a JSON lines file (lens-jax prompts).
@@ -97,15 +87,9 @@ class RlConfig:
     steps: int = 180
     # Decay of the moving average, which is what is sampled and evaluated; the reference code has 0.9.
     ema_decay: float = 0.9
-    # Root of all randomness.
-    seed: int = 0
     # On a GPU, the same bits from the same steps, as a CPU and a TPU give anyway. Without it a resumed run may draw
     # images that differ in a bit, and asks for their rewards again.
     deterministic: bool = False
-    # Of several processes: seconds without a sign of life after which one counts as dead, and the others end.
-    heartbeat_seconds: int = 100
-    # A loss that is not finite ends the run before it is saved, or its step is skipped.
-    nonfinite: Literal["stop", "skip"] = "stop"
     # The adapter; rank 0 trains all parameters, which needs two more copies of them. The report has rank 64 and alpha
     # 128 and does not say where; the reference code adapts attention and MLPs.
     lora: LoraConfig = LoraConfig(rank=64, alpha=128, targets=("attention", "mlp"))
@@ -116,37 +100,7 @@ class RlConfig:
     grpo: GrpoConfig = GrpoConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     samples: SheetConfig = SheetConfig(every=30)
-    model: DenoiserConfig = DenoiserConfig()
-    codec: kinds.Images = LinearCodecConfig()
-    text: kinds.Text = SentenceEncoderConfig()
     # AdamW (0.9, 0.999), 3e-4, decay 1e-4, clip 1: the report, and the reference code for the clip.
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, warmup_steps=0, weight_decay=1e-4)
 
     checkpoint: CheckpointConfig = CheckpointConfig(every=10)
-    logging: LoggingConfig = LoggingConfig(every=1)
-    profile: ProfileConfig = ProfileConfig()
-    mesh: MeshConfig = MeshConfig()
-
-    # Always the parameters that `init_from` has, all of them.
-    init_partial = False
-
-    def __post_init__(self):
-        check_numbers(self)
-        at_least("", self, steps=1, heartbeat_seconds=1, seed=0)
-        for name, value in values(self):
-            if type(value) is int and value >= (1 << 32 if name.endswith("seed") else 1 << 31):
-                raise LensError(f"{name} is {value}; it must be below {'2^32' if name.endswith('seed') else '2^31'}")
-        if self.mesh.sequence != 1:
-            raise LensError(f"mesh.sequence is {self.mesh.sequence}; reinforcement learning shards no sequence, give 1")
-        if self.model.param_dtype != "float32":
-            raise LensError(
-                f"model.param_dtype is {self.model.param_dtype!r}; what is trained is kept in float32, and what is "
-                "frozen in what model.dtype is computed in"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise LensError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
-        if self.lora.dropout:
-            raise LensError(
-                f"lora.dropout is {self.lora.dropout}; the old policy draws without, so it must be 0 in reinforcement "
-                "learning"
-            )

@@ -49,7 +49,6 @@ from lens_jax.run import loop
 from lens_jax.run.job import Event
 from lens_jax.run.log import Log
 from lens_jax.run.state import State, Tree, from_parts, to_parts
-from lens_jax.run.step import Programs
 
 # Numbers of what is drawn that is no epoch; steps are below 2^31.
 _EVALUATION = 1 << 31
@@ -101,7 +100,7 @@ class Rl:
         self.rules = recipe.rules(config)
         self.meter = RlMeter()
         self._turns = recipe.turns(config)
-        self._programs = Programs(*(parallel.on(mesh, program) for program in recipe.make_programs(config)))
+        self._programs = jax.tree.map(functools.partial(parallel.on, mesh), recipe.make_programs(config))
         self._follow = parallel.on(mesh, recipe.make_follow(config))
         self._drawn: Drawn | None = None
         self._totals = None
@@ -114,10 +113,7 @@ class Rl:
         """Loads the frozen networks and asks the rewards, which is where theirs is checked."""
         config, rollout = self.config, self.config.rollout
         if not config.init_from:
-            raise LensError(
-                "init_from names nothing to train; accepted: a run or one of its checkpoints, a packed run "
-                '("small" comes with the package), a release folder or its conversion, or a file of weights'
-            )
+            raise LensError(f"init_from names nothing to train; accepted: {warm_start.ACCEPTED}")
         check_widths(config)
         epochs.prompts_of_epoch(config.seed, 0, rollout.groups, len(self._prompts))
         parallel.check_batch_size(rollout.batch_size, self._mesh)
@@ -145,15 +141,13 @@ class Rl:
         create = functools.partial(recipe.create_state, self.config)
         fitted = {} if fitted is None else fitted
         state = parallel.create(create, self.rules, self._mesh, fitted, params)
-        name = recipe.base(self.config)
-        return state if name is None else state.replace(extra={**state.extra, **self._base_mark(state.frozen[name])})
+        if name := recipe.base(self.config):
+            state = state.replace(extra={**state.extra, **warm_start.mark(state.frozen[name], self._mesh)})
+        return state
 
     def _load_base(self) -> tuple[Tree, Tree | None]:
         params, fitted = warm_start.load(self.config, self._mesh, self._log.say)
         return unflatten_dict(params, sep="/"), fitted
-
-    def _base_mark(self, tree: Tree) -> Tree:
-        return {"base": {"checksum": warm_start.checksum(tree, self._mesh)}}
 
     def parts(self, state: State) -> dict[str, Any]:
         """All but the base, which stays where the run began."""
@@ -166,12 +160,8 @@ class Rl:
             return state
         tree, _ = self._load_base()
         if not self.config.lora.rank:  # else it was read in the right dtype
-            tree = parallel.on(self._mesh, jax.jit(functools.partial(recipe.frozen_params, self.config)))(tree)
-        if int(self._base_mark(tree)["base"]["checksum"]) != int(state.extra["base"]["checksum"]):
-            raise LensError(
-                f"init_from {self.config.init_from}: not the parameters that the run in {self.config.out} began with "
-                "in this model.dtype; give those, or choose another folder for a new run"
-            )
+            tree = parallel.on(self._mesh, warm_start.cast_program)(tree, self.config.model.dtype)
+        warm_start.check_mark(state.extra, tree, self._mesh, f"init_from {self.config.init_from}", self.config.out)
         return state.replace(frozen={**parts.get("frozen", {}), name: tree})
 
     def meta(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lens_jax.posttraining import epoch, grpo, rl_loss, rollout
 from lens_jax.posttraining.nft import old_decay
 from lens_jax.posttraining.policy import Policy
 from lens_jax.posttraining.rl_config import RlConfig
+from lens_jax.pretraining.warm_start import cast
 from lens_jax.run import step
 from lens_jax.run.optimizer import learning_rate_schedule, make_optimizer
 from lens_jax.run.state import State, Tree
@@ -40,7 +41,12 @@ def base(config: RlConfig) -> str | None:
     """
     if config.lora.rank:
         return "denoiser"
-    return "reference" if (config.nft.kl if config.algorithm == "nft" else config.grpo.kl) else None
+    return "reference" if kl(config) else None
+
+
+def kl(config: RlConfig) -> float:
+    """The weight of the distance to the reference; 0 asks it nothing."""
+    return config.nft.kl if config.algorithm == "nft" else config.grpo.kl
 
 
 def create_state(config: RlConfig, fitted: Tree, params: Tree) -> State:
@@ -55,7 +61,7 @@ def create_state(config: RlConfig, fitted: Tree, params: Tree) -> State:
         tree = lora.init(config.lora, denoiser.abstract_params(config.model), jax.random.fold_in(key, 0))
     trained, extra, frozen = {policy(config).trained: tree}, {"old": copy(tree)}, {}
     if name := base(config):
-        frozen[name] = frozen_params(config, params if config.lora.rank else copy(params))
+        frozen[name] = cast(params if config.lora.rank else copy(params), config.model.dtype)
         # Tells it from others.
         extra["base"] = {"checksum": jnp.zeros((), jnp.uint32)}
     if fitted:
@@ -69,11 +75,6 @@ def create_state(config: RlConfig, fitted: Tree, params: Tree) -> State:
         extra=extra,
         key=jax.random.fold_in(key, 1),
     )
-
-
-def frozen_params(config: RlConfig, params: Tree) -> Tree:
-    """Parameters that nothing trains, in the dtype that they are computed in: rounded later they would be the same."""
-    return jax.tree.map(lambda x: x.astype(config.model.dtype), params)
 
 
 def abstract_state(config: RlConfig, mesh) -> State:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
@@ -37,17 +36,14 @@ def load(
     params, fitted = warm_start.load(dataclasses.replace(config, lora=OFF), mesh, say)
     tree = _merged(unflatten_dict(params, sep="/"), adapter, config.model, mesh)
     if config.lora.rank:
-        tree = parallel.on(mesh, jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(config.model.dtype), tree)))(tree)
+        tree = parallel.on(mesh, warm_start.cast_program)(tree, config.model.dtype)
     return tree, fitted
 
 
 def check(config: DistillConfig) -> None:
     """LensError for a teacher that is not named, or whose adapter is not there or for another denoiser."""
     if not config.init_from:
-        raise LensError(
-            "init_from names no teacher; accepted: a run or one of its checkpoints, a packed run "
-            '("small" comes with the package), a release folder or its conversion, or a file of weights'
-        )
+        raise LensError(f"init_from names no teacher; accepted: {warm_start.ACCEPTED}")
     if config.teacher_lora:
         _adapter(config.teacher_lora, config.model)
 

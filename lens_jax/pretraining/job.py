@@ -16,7 +16,6 @@ from lens_jax.data.buckets import parse_bucket
 from lens_jax.data.datasets import open_data, repetition
 from lens_jax.data.mixture import START, Position
 from lens_jax.data.pipeline import Batches, batches, validation_batches
-from lens_jax.errors import LensError
 from lens_jax.models.latent_grid import latent_grid
 from lens_jax.pretraining import warm_start
 from lens_jax.pretraining.config import TrainConfig
@@ -37,8 +36,8 @@ from lens_jax.pretraining.start import start
 from lens_jax.run import loop
 from lens_jax.run.job import Event
 from lens_jax.run.log import Log
-from lens_jax.run.state import State, Tree, from_parts, to_parts
-from lens_jax.run.step import Batch, Programs
+from lens_jax.run.state import State, from_parts, to_parts
+from lens_jax.run.step import Batch
 
 
 def train(config: TrainConfig, console: Console | None = None) -> loop.Outcome:
@@ -60,7 +59,7 @@ class Pretraining:
         self.config, self._mesh, self._log = config, mesh, log
         self._rows = functools.partial(parallel.rows_of_host, mesh)
         self._data = open_data(config.data, validation=config.validation.every > 0)
-        self._programs = Programs(*(parallel.on(mesh, program) for program in make_programs(config)))
+        self._programs = jax.tree.map(functools.partial(parallel.on, mesh), make_programs(config))
         self._validation_loss = parallel.on(mesh, make_validation_program(config))
         self._totals = None
         self._draws = config.samples.every > 0 and bool(config.samples.prompts)
@@ -101,7 +100,7 @@ class Pretraining:
         if config.init_from:
             self._log.say(f"starting from {config.init_from}")
         state = parallel.create(create, RULES, self._mesh, fitted, params, offload=config.offload)
-        return state.replace(extra=self._extra(state.frozen["denoiser"])) if config.lora.rank else state
+        return state.replace(extra=warm_start.mark(state.frozen["denoiser"], self._mesh)) if config.lora.rank else state
 
     def parts(self, state: State) -> dict[str, Any]:
         rest = {name: tree for name, tree in state.frozen.items() if name != "denoiser"}
@@ -114,15 +113,8 @@ class Pretraining:
             return state
         params, _ = warm_start.load(self.config, self._mesh, self._log.say)
         base = unflatten_dict(params, sep="/")
-        if int(self._extra(base)["base"]["checksum"]) != int(state.extra["base"]["checksum"]):
-            raise LensError(
-                f"init_from {self.config.init_from}: not the parameters that the adapter in {self.config.out} was "
-                "trained beside in this model.dtype; give those, or choose another folder for a new run"
-            )
+        warm_start.check_mark(state.extra, base, self._mesh, f"init_from {self.config.init_from}", self.config.out)
         return state.replace(frozen={**parts.get("frozen", {}), "denoiser": base})
-
-    def _extra(self, base: Tree) -> Tree:
-        return {"base": {"checksum": warm_start.checksum(base, self._mesh)}}
 
     def meta(self) -> dict[str, Any]:
         """The config, and the sizes it was trained on, which is what is drawn by default."""

@@ -11,6 +11,7 @@ from lens_jax.errors import LensError
 from lens_jax.models import denoiser, lora
 from lens_jax.pretraining import loss as losses
 from lens_jax.pretraining.config import TrainConfig
+from lens_jax.pretraining.warm_start import cast
 from lens_jax.run import step
 from lens_jax.run.optimizer import learning_rate_schedule, make_optimizer
 from lens_jax.run.state import State, Tree
@@ -34,7 +35,7 @@ def create_state(config: TrainConfig, fitted: Tree, params: dict[str, jax.Array]
     tree = {"denoiser": unflatten_dict(drawn | (params or {}), sep="/")}
     frozen, extra = {"codec": jax.tree.map(jnp.asarray, fitted)} if fitted else {}, {}
     if config.lora.rank:
-        frozen |= {"denoiser": jax.tree.map(lambda x: x.astype(config.model.dtype), tree["denoiser"])}
+        frozen |= {"denoiser": cast(tree["denoiser"], config.model.dtype)}
         tree = {"lora": lora.init(config.lora, frozen["denoiser"], jax.random.fold_in(key, 2))}
         extra = {"base": {"checksum": jnp.zeros((), jnp.uint32)}}
     return State(

@@ -5,7 +5,6 @@ is in the memory of a host.
 """
 
 import dataclasses
-import functools
 import json
 import zlib
 from collections.abc import Callable
@@ -24,6 +23,13 @@ from lens_jax.models import denoiser
 from lens_jax.pretraining.config import TrainConfig
 from lens_jax.run import store
 from lens_jax.run.integrity import checksums
+from lens_jax.run.state import Tree
+
+# What `init_from` may name.
+ACCEPTED = (
+    'a run or one of its checkpoints, a packed run ("small" comes with the package), a release folder or its '
+    "conversion, or a file of weights"
+)
 
 
 def load(
@@ -47,7 +53,7 @@ def load(
     if not store.is_run(path):
         return _from_weights(Path(path), config, _wanted(config, dtype, mesh), mesh, say), None
     params, codec = _from_run(store.find(path), config, _wanted(config, "float32", mesh), mesh, say)
-    return params if dtype == "float32" else parallel.on(mesh, _cast)(params, dtype), codec
+    return params if dtype == "float32" else parallel.on(mesh, cast_program)(params, dtype), codec
 
 
 def _dtype(config: TrainConfig) -> str:
@@ -67,21 +73,37 @@ def _statistics(config: TrainConfig, mesh: Mesh | None) -> dict:
     return statistics and parallel.abstract_params(statistics, parallel.AUTOENCODER_RULES, mesh)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _cast(tree, dtype: str):
+def cast(tree: Tree, dtype: str) -> Tree:
+    """Parameters that nothing trains, in the dtype that they are computed in: rounded later they would be the same."""
     return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
+cast_program = jax.jit(cast, static_argnums=1)
 
 
 def check(config: TrainConfig) -> None:
     """LensError for an adapter without what it is trained beside."""
     if config.lora.rank and not config.init_from:
         raise LensError(
-            f"lora.rank is {config.lora.rank}, but init_from names nothing to train an adapter beside; accepted: a run "
-            'or one of its checkpoints, a packed run ("small" comes with the package), a release folder or its '
-            "conversion, or a file of weights"
+            f"lora.rank is {config.lora.rank}, but init_from names nothing to train an adapter beside; accepted: "
+            f"{ACCEPTED}"
         )
     if config.lora.rank and config.init_partial:
         raise LensError("init_partial is not for an adapter (lora.rank): what it is beside must be whole")
+
+
+def mark(params: dict, mesh: Mesh | None) -> Tree:
+    """What a state keeps in `extra` of parameters that no checkpoint has, to know them when the run goes on."""
+    return {"base": {"checksum": checksum(params, mesh)}}
+
+
+def check_mark(extra: Tree, params: dict, mesh: Mesh | None, named: str, out: str) -> None:
+    """LensError where `params`, read from what is `named`, are not those that the run in `out` began with."""
+    if int(checksum(params, mesh)) != int(extra["base"]["checksum"]):
+        raise LensError(
+            f"{named}: not the parameters that the run in {out} began with in this model.dtype; give those, or choose "
+            "another folder for a new run"
+        )
 
 
 def checksum(params: dict, mesh: Mesh | None) -> jax.Array:

@@ -152,9 +152,19 @@ def make_programs(
     config: StepConfig, loss: Loss, optimizer: optax.GradientTransformationExtraArgs, schedule: optax.Schedule
 ) -> Programs:
     """The programs of a run; nothing is traced yet."""
+    return jitted(
+        functools.partial(train_step, config, loss, optimizer, schedule),
+        functools.partial(empty_totals, config, loss),
+        functools.partial(micro_step, config, loss),
+        functools.partial(update, config, optimizer, schedule),
+    )
+
+
+def jitted(train_step: Callable, empty_totals: Callable, micro_step: Callable, update: Callable) -> Programs:
+    """Functions as programs; nothing is traced yet. Where a job has several kinds of updates, they may take more."""
     return Programs(
-        train_step=jax.jit(functools.partial(train_step, config, loss, optimizer, schedule), donate_argnums=0),
-        empty_totals=jax.jit(functools.partial(empty_totals, config, loss)),
-        micro_step=jax.jit(functools.partial(micro_step, config, loss), donate_argnums=1),
-        update=jax.jit(functools.partial(update, config, optimizer, schedule), donate_argnums=(0, 1)),
+        train_step=jax.jit(train_step, donate_argnums=0),
+        empty_totals=jax.jit(empty_totals),
+        micro_step=jax.jit(micro_step, donate_argnums=1),
+        update=jax.jit(update, donate_argnums=(0, 1)),
     )

@@ -65,6 +65,19 @@ def test_flow_grpo_lowers_too():
     assert rl.host_bytes(config, rl.sizes_of(config), 8) == 1152 * 11 * 4232 * 128 * 4 // 8
 
 
+def test_guidance_is_trained_with_by_flow_grpo_alone():
+    """Each policy is then asked without a prompt too, which of 4,096 + 80 tokens is all but 80."""
+    plain, guided = (
+        [rl.volume(lowering.on_platform(config, "cuda"), rl.sizes_of(config)).training for config in pair]
+        for pair in zip(*(
+            (config, dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, guidance_scale=4.0)))
+            for config in (load("rl_lens"), load("rl_lens", algorithm="grpo"))
+        ))
+    )  # fmt: skip
+    assert guided[0] == plain[0]
+    assert guided[1] == pytest.approx(1.97 * plain[1], rel=0.01)
+
+
 def test_plan(capsys, tmp_path):
     """The command, its numbers against each other; and one line where a run does not fit."""
     path = tmp_path / "plan.json"

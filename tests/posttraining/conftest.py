@@ -1,5 +1,7 @@
 """A denoiser that was never trained, as a run to start from, and a run of reinforcement learning on it."""
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -12,6 +14,7 @@ from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.lora import LoraConfig
+from lens_jax.posttraining import distill_recipe, rl_recipe
 from lens_jax.posttraining.prompts.prompt import Prompt, read_prompts, write_prompts
 from lens_jax.posttraining.rewards.combine import Judging, RewardsConfig, Weighted
 from lens_jax.posttraining.rewards.function import Function
@@ -33,6 +36,17 @@ MODEL = DenoiserConfig(
 PROMPTS = [Prompt(f"p/{i}", text, category="odd" if i % 2 else "even") for i, text in enumerate(
     ("red apple", "a cat", "two rockets", "an octopus", "a banana, a house")
 )]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_made_once():
+    """Runs of one config share their programs, wherever their folders are: to trace them is most of so short a run."""
+    patch = pytest.MonkeyPatch()
+    for recipe, name in ((distill_recipe, "make_programs"), (rl_recipe, "make_programs"), (rl_recipe, "make_follow")):
+        made = functools.cache(getattr(recipe, name))
+        patch.setattr(recipe, name, lambda config, made=made: made(dataclasses.replace(config, out="")))
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session")

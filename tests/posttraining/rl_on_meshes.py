@@ -76,9 +76,6 @@ class FromNothing(Rl):
             "scale": np.float32([0.5]),
         }
 
-    def _base_mark(self, tree):
-        return {"base": {"checksum": parallel.everywhere(np.zeros((), np.uint32), self._mesh)}}
-
 
 def one_update(algorithm: str, mesh) -> dict:
     with tempfile.TemporaryDirectory() as folder:

@@ -140,7 +140,7 @@ def test_stopped_and_gone_on_is_bit_identical(trained, config, tmp_path):
 
 def test_another_base_is_refused(base, trained, config, tmp_path):
     out = dataclasses.replace(config, out=str(trained[1]), steps=12)
-    with pytest.raises(LensError, match=r"not the parameters that the adapter in .* was trained beside"):
+    with pytest.raises(LensError, match=r"not the parameters that the run in .* began with"):
         train(dataclasses.replace(out, init_part="params"))
     with pytest.raises(LensError, match=r"init_from .*: a run that trained an adapter, and holds no denoiser"):
         train(dataclasses.replace(config, out=str(tmp_path / "run"), init_from=str(trained[1])))
