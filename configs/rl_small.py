@@ -39,25 +39,23 @@ config = RlConfig(
     out="runs/rl_small",
     init_from="small",
     prompts="data/prompts/small",
-    steps=80,
+    steps=40,
     ema_decay=0.9,
     # The report's rank is a 48th of its width and its alpha twice the rank; 4 would be that of this width.
     lora=LoraConfig(rank=16, alpha=32, targets=("attention", "mlp")),
-    rollout=RolloutConfig(groups=12, images=12, sizes=("64x64",), batch_size=48, num_inference_steps=10),
-    nft=NftConfig(beta=1.0, kl=1e-4, z_c=5.0, timesteps=0.3, old_decay=0),
+    rollout=RolloutConfig(groups=8, images=12, sizes=("64x64",), batch_size=48, num_inference_steps=6),
+    nft=NftConfig(beta=1.0, kl=1e-4, z_c=5.0, timesteps=0.34, old_decay=0),
     rewards=RewardsConfig(
         train=(Weighted(SceneChecker("scene", "share")),),
         evaluation=(SceneChecker("passes", "all"), SceneOpinion()),
     ),
     # As it is trained, so that no other program is compiled.
-    evaluation=EvaluationConfig(
-        every=40, prompts="data/prompts/small/held_out.jsonl", images=4, num_inference_steps=10
-    ),
+    evaluation=EvaluationConfig(every=20, prompts="data/prompts/small/held_out.jsonl", images=4, num_inference_steps=6),
     model=small.model,
     codec=small.codec,
     text=small.text,
     # Three times the report's rate, for half as many updates of a model a thousandth as large.
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, weight_decay=1e-4, clip_norm=1.0),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=0, weight_decay=1e-4, clip_norm=1.0),
     checkpoint=CheckpointConfig(every=10, keep=2),
     samples=SheetConfig(every=40, guidance_scale=1.0),
     logging=LoggingConfig(every=1),

@@ -89,6 +89,7 @@ def read(path: Path, reward: str) -> Run:
     try:
         values = json.loads(file.read_bytes())
         prompts, held_out = values["prompts"], values["evaluation"]["prompts"]
+        without = frozenset(values.get("prompts_without", ()))
         mark = mark_of([values["rewards"]["train"], values["rewards"]["evaluation"]])
         seed = int(values["seed"])
     except OSError as error:
@@ -107,7 +108,7 @@ def read(path: Path, reward: str) -> Run:
     categories = {prompt.id: prompt.category for prompt in read_prompts(held_out)}
     if unknown := before.keys() - categories.keys():
         raise LensError(f"{held_out}: has no prompt {min(unknown)!r}, which {path} was evaluated on")
-    learnt = frozenset(prompt.category for prompt in read_prompts(prompts))
+    learnt = frozenset(prompt.category for prompt in read_prompts(prompts)) - without
     return Run(path, seed, first, last, before, after, guards_before, guards_after, categories, learnt)
 
 

@@ -53,7 +53,8 @@ def base(tmp_path_factory):
 @pytest.mark.slow
 def test_prompts_to_samples(base, tmp_path):
     prompts, out = tmp_path / "prompts", tmp_path / "run"
-    command("prompts", "scenes", "--out", str(prompts), "--count", "6", "--held-out-count", "2")
+    kinds = ("--tasks", "many", "count_4", "text_4")
+    command("prompts", "scenes", "--out", str(prompts), *kinds, "--count", "6", "--held-out-count", "2")
     few = "--rollout.groups 3 --rollout.images 4 --rollout.batch-size 12 --evaluation.images 2 --evaluation.every 2"
     command(
         *("rl", "rl_small", "--init-from", str(base), "--prompts", str(prompts), "--out", str(out), "--steps", "2"),
