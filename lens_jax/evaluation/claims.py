@@ -32,8 +32,8 @@ class ClaimsConfig:
 
     # Folders of runs that were evaluated before the first step and after others: the same run with several seeds.
     runs: tyro.conf.Positional[tuple[str, ...]]
-    # The reward that counts, of those that the evaluations asked.
-    reward: str = "passes"
+    # The reward that counts, or a part of one; scene/all is 1 where all that is asked is there.
+    reward: str = "scene/all"
 
     def __post_init__(self):
         if not self.runs:
@@ -121,7 +121,7 @@ def _evaluation(file: Path, mark: str, reward: str) -> tuple[dict[str, float], d
         if answers:
             means[str(line.get("prompt"))] = float(np.mean(answers))
     if not means:
-        known = sorted({name for line in lines for score in line["scores"] for name in score if "/" not in name})
+        known = sorted({name for line in lines for score in line["scores"] for name in score})
         raise LensError(f"{file}: no reward {reward!r}; accepted: {', '.join(known) or 'none, it has no answers'}")
     names = sorted({name for line in lines for name in line["guards"]})
     return means, {name: float(np.mean([line["guards"][name] for line in lines])) for name in names}

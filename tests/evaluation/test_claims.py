@@ -19,7 +19,7 @@ PASSES = {
 def write_run(folder, seed: int, steps=(0, 80)) -> str:
     run = folder / f"run_{seed}"
     (run / "rewards").mkdir(parents=True)
-    rewards = {"train": [], "evaluation": ["passes"]}
+    rewards = {"train": [], "evaluation": []}
     found = PASSES[seed]
     ids = [(f"{category}/{i}", category) for category, (before, _) in found.items() for i in range(len(before))]
     write_prompts(run / "held_out.jsonl", [Prompt(id=id, prompt=id, category=category) for id, category in ids])
@@ -30,8 +30,8 @@ def write_run(folder, seed: int, steps=(0, 80)) -> str:
         lines = []
         for group, (id, category) in enumerate(ids):
             images = found[category][number][int(id[-1])]
-            scores = [{"passes": float(value), "other": 0.0} for value in images]
-            line = {"mark": mark_of([[], ["passes"]]), "group": group, "prompt": id, "digests": ["a", "b"]}
+            scores = [{"scene": 0.0, "scene/all": float(value)} for value in images]
+            line = {"mark": mark_of([[], []]), "group": group, "prompt": id, "digests": ["a", "b"]}
             lines.append(
                 {**line, "scores": scores, "errors": [None, None], "guards": {"dark": 0.5 + number}, "seconds": 0}
             )
@@ -70,13 +70,13 @@ def test_intervals_apart():
 def test_what_cannot_be_compared_is_one_line(tmp_path):
     run = write_run(tmp_path, 0)
     for change, words in (
-        (lambda: None, "no reward 'pases'; accepted: other, passes"),
+        (lambda: None, "no reward 'scene/al'; accepted: scene, scene/all"),
         (lambda: (tmp_path / "run_0/rewards/evaluation_000080.jsonl").unlink(), "1 evaluations, and two are compared"),
         (lambda: (tmp_path / "run_0/config.json").write_text("[]"), "not the config of a run of lens-jax rl"),
         (lambda: (tmp_path / "run_0/config.json").unlink(), "give the folder of a run of lens-jax rl"),
     ):
         change()
         with pytest.raises(claims.LensError, match=words):
-            claims.claims(claims.ClaimsConfig((run,), "pases"))
+            claims.claims(claims.ClaimsConfig((run,), "scene/al"))
     with pytest.raises(claims.LensError, match="at least one run"):
         claims.ClaimsConfig(())

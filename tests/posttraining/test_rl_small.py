@@ -59,7 +59,7 @@ def test_prompts_to_samples(base, tmp_path):
     command(
         *("rl", "rl_small", "--init-from", str(base), "--prompts", str(prompts), "--out", str(out), "--steps", "2"),
         *("--evaluation.prompts", str(prompts / "held_out.jsonl"), "--model.layers", "1", "--model.heads", "1"),
-        *(*few.split(), "--samples.every", "2", "--rewards.evaluation.1.copies", "1"),
+        *(*few.split(), "--samples.every", "2", "--rewards.evaluation.0.copies", "1"),
     )
     records = read_metrics(out / "metrics.jsonl", "train")
     assert [record["step"] for record in records] == [1, 2]
@@ -68,10 +68,10 @@ def test_prompts_to_samples(base, tmp_path):
     evaluations = read_metrics(out / "metrics.jsonl", "evaluation")
     assert [record["step"] for record in evaluations] == [0, 2]
     for record in evaluations:
-        assert record["by_category"]["passes"].keys() == {"counting", "many", "single object", "text"}
+        assert record["by_category"]["scene/all"].keys() == {"counting", "many", "single object", "text"}
         # Of words alone it says nothing.
         assert record["by_category"]["opinion"].keys() >= {"counting", "many", "single object"}
-        assert 0 <= record["by_name"]["passes"] <= record["by_name"]["scene"] <= 1
+        assert 0 <= record["by_name"]["scene/all"] <= record["by_name"]["scene"] <= 1
     assert len(list((out / "samples").iterdir())) == 2
     # The run names the packed file as what its adapter is beside.
     assert json.loads((out / "config.json").read_text())["init_from"] == str(base)
