@@ -127,15 +127,20 @@ def _evaluation(file: Path, mark: str, reward: str) -> tuple[dict[str, float], d
     return means, {name: float(np.mean([line["guards"][name] for line in lines])) for name in names}
 
 
-def row(what: str, runs: Sequence[Run], wanted: Iterable[str]) -> Row | None:
-    """Of the prompts of these categories; None where there are none."""
+def means(runs: Sequence[Run], wanted: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(before, after) of each prompt of these categories, over the images of all runs."""
     wanted = set(wanted)
     ids = sorted({id for run in runs for id in run.before if run.categories[id] in wanted})
-    if not ids:
+    mean = lambda which, id: float(np.mean([getattr(run, which)[id] for run in runs if id in run.before]))
+    return np.array([mean("before", id) for id in ids]), np.array([mean("after", id) for id in ids])
+
+
+def row(what: str, runs: Sequence[Run], wanted: Iterable[str]) -> Row | None:
+    """Of the prompts of these categories; None where there are none."""
+    before, after = means(runs, wanted)
+    if not len(before):
         return None
-    mean = lambda which, id: np.mean([getattr(run, which)[id] for run in runs if id in run.before])
-    before, after = (np.array([mean(which, id) for id in ids]) for which in ("before", "after"))
-    return Row(what, len(ids), _estimate(before), _estimate(after), _estimate(after - before))
+    return Row(what, len(before), _estimate(before), _estimate(after), _estimate(after - before))
 
 
 def _estimate(values: np.ndarray) -> tuple[float, float]:
@@ -166,8 +171,19 @@ def table(runs: Sequence[Run]) -> str:
         apart = "yes" if one.apart else "no"
         lines.append(f"| {one.what} | {one.prompts} | {share(one.before)} | {share(one.after)} | {points} | {apart} |")
     steps = ", ".join(dict.fromkeys(f"{run.first} and {run.last}" for run in runs))
-    lines += ["", f"Evaluated at steps {steps}. Guards, after over before: {_guards(runs)}."]
+    lines += ["", f"Evaluated at steps {steps}. {_signal(runs)} Guards, after over before: {_guards(runs)}."]
     return "\n".join(lines) + "\n"
+
+
+def _signal(runs: Sequence[Run]) -> str:
+    """What became of the prompts that were learnt from by how often they were right before: those that never or always
+    were gave nothing to tell good from bad by."""
+    before, after = means(runs, frozenset.union(*(run.learnt for run in runs)))
+    parts = []
+    for name, chosen in (("never", before <= 0), ("sometimes", (before > 0) & (before < 1)), ("always", before >= 1)):
+        change = f" ({100 * before[chosen].mean():.0f} to {100 * after[chosen].mean():.0f} %)" if chosen.any() else ""
+        parts.append(f"{name} {int(chosen.sum())}{change}")
+    return f"Prompts of what was learnt from, by how often their images were right before: {', '.join(parts)}."
 
 
 def _guards(runs: Sequence[Run]) -> str:
