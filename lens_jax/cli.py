@@ -322,6 +322,12 @@ def evaluate(argv: list[str]) -> None:
     (compare if config.compare else scene_bench if config.bench == "scenes" else concepts).run(config)
 
 
+def claims(argv: list[str]) -> None:
+    from lens_jax.evaluation import claims as module
+
+    module.claims(parse(module.ClaimsConfig, argv, "lens-jax claims"))
+
+
 def bench(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage.BENCH, end="")
@@ -377,6 +383,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "plot": plot,
     "convert": convert,
     "evaluate": evaluate,
+    "claims": claims,
     "bench": bench,
     "info": info,
 }

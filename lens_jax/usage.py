@@ -18,6 +18,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back; pack: a run as one file
   plot RUN ...              draw the curves of runs: losses, norms, speed, memory
   evaluate                  measure how often sampled images show what their prompts ask for
+  claims RUN ...            what runs of rl changed on the prompts held out from them, as a table
   bench train|sample|...    measure the speed of a training step, an image, or one of its parts
   info PATH                 say what a checkpoint, a release or a data set holds
 

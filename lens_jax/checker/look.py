@@ -201,10 +201,12 @@ class _Search:
         # Lines through nothing first: a word is known as one only when it is looked at by itself.
         cuts.sort(key=lambda cut: (cut[0] > 0, sum(self.parts[half].cost for half in cut[1])))
         for _, pair in cuts[:_CUTS]:
-            halves = [self.explain(half, depth - 1) for half in pair]
-            total, parts = sum(cost for cost, _ in halves), halves[0][1] + halves[1][1]
-            if total < best[0]:
-                best = total, parts
+            first = self.explain(pair[0], depth - 1)
+            if first[0] + _PENALTY >= best[0]:  # the second half costs that at least, so it need not be looked at
+                continue
+            second = self.explain(pair[1], depth - 1)
+            if first[0] + second[0] < best[0]:
+                best = first[0] + second[0], first[1] + second[1]
             if all(map(_certain, best[1])):
                 break
         return best

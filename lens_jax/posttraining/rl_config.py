@@ -83,6 +83,10 @@ class RlConfig(PosttrainingConfig):
     algorithm: Literal["nft", "grpo"] = "nft"
     # Prompts with their rubrics, a JSON lines file (lens-jax prompts).
     prompts: str = ""
+    # The report's ablations: a share of the prompts of each category, a smaller one within a larger one (0.25 and 0.5),
+    # and categories that are left out. What is evaluated on stays the same.
+    prompts_fraction: float = 1.0
+    prompts_without: tuple[str, ...] = ()
     # Optimiser steps in all. Report: 180.
     steps: int = 180
     # Decay of the moving average, which is what is sampled and evaluated; the reference code has 0.9.

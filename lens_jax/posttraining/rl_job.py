@@ -36,6 +36,7 @@ from lens_jax.posttraining.epoch import Images
 from lens_jax.posttraining.judging import FOLDER, Judged, Sitting, mark_of
 from lens_jax.posttraining.painter import Painter, Settings
 from lens_jax.posttraining.prompts.prompt import Prompt, read_prompts
+from lens_jax.posttraining.prompts.subset import subset
 from lens_jax.posttraining.rewards.combine import TOTAL, Judging
 from lens_jax.posttraining.rl_batches import Drawn, Schedule, Turn, micro_batches
 from lens_jax.posttraining.rl_config import RlConfig
@@ -58,9 +59,7 @@ _SHEET_PROMPTS = 6
 
 def train(config: RlConfig, console: Console | None = None) -> loop.Outcome:
     """Train until `config.steps`, from where the run folder `config.out` stands."""
-    if not config.prompts:
-        raise LensError("prompts names no file; give a JSON lines file of prompts, such as lens-jax prompts makes")
-    prompts = read_prompts(config.prompts)
+    prompts = prompts_of(config)
     held_out = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else []
     held_out = held_out[: config.evaluation.limit or None]
     if not config.rewards.train:
@@ -72,6 +71,13 @@ def train(config: RlConfig, console: Console | None = None) -> loop.Outcome:
         return start(config, lambda *settled: Rl(*settled, prompts, held_out, asked), console)
     finally:
         judging.close()
+
+
+def prompts_of(config: RlConfig) -> list[Prompt]:
+    """What is learnt from: the set, or the part of it that the config names. LensError where there is none."""
+    if not config.prompts:
+        raise LensError("prompts names no file; give a JSON lines file of prompts, such as lens-jax prompts makes")
+    return subset(read_prompts(config.prompts), config.prompts_fraction, config.prompts_without)
 
 
 class Rl:

@@ -111,8 +111,6 @@ def evaluated(judged: Judged, categories: Sequence[str]) -> dict[str, Any]:
             warnings.simplefilter("ignore", RuntimeWarning)  # a prompt without any answer has no mean
             means = np.nanmean(values, axis=1)
         found["by_name"][name], found["interval_by_name"][name] = _mean_and_half(means)
-        if "/" in name:
-            continue
         for category in sorted(set(categories) - {""}):
             own = means[[one == category for one in categories]]
             if np.isfinite(own).any():

@@ -15,11 +15,11 @@ from lens_jax.encoders.sentence import SentenceEncoderConfig
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.lora import LoraConfig
 from lens_jax.posttraining import distill_recipe, rl_recipe
-from lens_jax.posttraining.prompts.prompt import Prompt, read_prompts, write_prompts
+from lens_jax.posttraining.prompts.prompt import Prompt, write_prompts
 from lens_jax.posttraining.rewards.combine import Judging, RewardsConfig, Weighted
 from lens_jax.posttraining.rewards.function import Function
 from lens_jax.posttraining.rl_config import EvaluationConfig, RlConfig, RolloutConfig
-from lens_jax.posttraining.rl_job import Rl
+from lens_jax.posttraining.rl_job import Rl, prompts_of
 from lens_jax.pretraining.config import SheetConfig, TrainConfig
 from lens_jax.pretraining.recipe import create_state
 from lens_jax.run import loop, store
@@ -104,7 +104,7 @@ def run_rl():
     """(config, reward) -> what `run.loop` ends with; with the set that it trains on held out too."""
 
     def run(config: RlConfig, reward, evaluation=()):
-        prompts = read_prompts(config.prompts)
+        prompts = prompts_of(config)
         judging = Judging([(reward, 1.0)], list(evaluation), config.rewards.max_failed, 2)
         log = Log(config.out, config.steps, config.logging, config.profile, Console(quiet=True))
         job = Rl(config, None, log, prompts, prompts[:2], judging)

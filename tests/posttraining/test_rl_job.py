@@ -15,7 +15,7 @@ from lens_jax.models import lora
 from lens_jax.models.lora import LoraConfig
 from lens_jax.posttraining import rl_job
 from lens_jax.posttraining.judging import Sitting
-from lens_jax.posttraining.prompts.prompt import write_prompts
+from lens_jax.posttraining.prompts.prompt import Prompt, write_prompts
 from lens_jax.posttraining.rewards.reward import Score
 from lens_jax.posttraining.rl_config import RlConfig, RolloutConfig
 from lens_jax.run.log import read_metrics
@@ -213,6 +213,20 @@ def test_bad_input_is_one_line(rl_config, run_rl, red, tmp_path):
             rl_job.train(dataclasses.replace(config, prompts=str(path)))
     with pytest.raises(LensError, match="prompts names no file"):
         rl_job.train(dataclasses.replace(config, prompts=""))
+    with pytest.raises(LensError, match="no category 'nothing'"):
+        rl_job.train(dataclasses.replace(config, prompts_without=("nothing",)))
+
+
+def test_parts_of_the_set(rl_config, tmp_path):
+    """The ablations: a share of each category, a smaller one within a larger; and one category left out."""
+    path = tmp_path / "set.jsonl"
+    write_prompts(path, [Prompt(id=f"{c}{i}", prompt=c, category=c) for c in "ab" for i in range(8)])
+    config = dataclasses.replace(rl_config, prompts=str(path))
+    part = lambda **changes: {prompt.id for prompt in rl_job.prompts_of(dataclasses.replace(config, **changes))}
+    quarter, half = part(prompts_fraction=0.25), part(prompts_fraction=0.5)
+    assert quarter < half < part()
+    assert [sorted(id[0] for id in ids) for ids in (quarter, half)] == [["a"] * k + ["b"] * k for k in (2, 4)]
+    assert part(prompts_without=("b",)) == {f"a{i}" for i in range(8)}
 
 
 def test_rewards_that_fail(rl_config, run_rl, red, tmp_path):

@@ -17,7 +17,8 @@ def test_means_and_intervals_are_of_prompts():
     assert found["by_name"] == pytest.approx({"passes": 3 / 8, "other/part": 1 / 3})
     assert found["interval_by_name"]["passes"] == pytest.approx(1.96 * np.sqrt(11 / 48 / 4))
     assert found["interval_by_name"]["other/part"] == pytest.approx(half([0.5, 0.5, 0]))
-    assert found["by_category"] == {"passes": {"a": 0.5, "b": 0.5}}
+    # A part of a reward by category too: of the scene checker's, `scene/all` is what counts in the end.
+    assert found["by_category"] == {"passes": {"a": 0.5, "b": 0.5}, "other/part": {"a": 0.5, "b": 0.5}}
     assert found["interval_by_category"]["passes"]["a"] == pytest.approx(half([1, 0]))
     assert np.isnan(found["interval_by_category"]["passes"]["b"])
     assert found["missing"] == pytest.approx((1 / 8 + 2 / 8) / 2)

@@ -53,12 +53,13 @@ def base(tmp_path_factory):
 @pytest.mark.slow
 def test_prompts_to_samples(base, tmp_path):
     prompts, out = tmp_path / "prompts", tmp_path / "run"
-    command("prompts", "scenes", "--out", str(prompts), "--count", "6", "--held-out-count", "2")
+    kinds = ("--tasks", "many", "count_4", "text_4")
+    command("prompts", "scenes", "--out", str(prompts), *kinds, "--count", "6", "--held-out-count", "2")
     few = "--rollout.groups 3 --rollout.images 4 --rollout.batch-size 12 --evaluation.images 2 --evaluation.every 2"
     command(
         *("rl", "rl_small", "--init-from", str(base), "--prompts", str(prompts), "--out", str(out), "--steps", "2"),
         *("--evaluation.prompts", str(prompts / "held_out.jsonl"), "--model.layers", "1", "--model.heads", "1"),
-        *(*few.split(), "--samples.every", "2", "--rewards.evaluation.1.copies", "1"),
+        *(*few.split(), "--samples.every", "2", "--rewards.evaluation.0.copies", "1"),
     )
     records = read_metrics(out / "metrics.jsonl", "train")
     assert [record["step"] for record in records] == [1, 2]
@@ -67,10 +68,10 @@ def test_prompts_to_samples(base, tmp_path):
     evaluations = read_metrics(out / "metrics.jsonl", "evaluation")
     assert [record["step"] for record in evaluations] == [0, 2]
     for record in evaluations:
-        assert record["by_category"]["passes"].keys() == {"counting", "many", "single object", "text"}
+        assert record["by_category"]["scene/all"].keys() == {"counting", "many", "single object", "text"}
         # Of words alone it says nothing.
         assert record["by_category"]["opinion"].keys() >= {"counting", "many", "single object"}
-        assert 0 <= record["by_name"]["passes"] <= record["by_name"]["scene"] <= 1
+        assert 0 <= record["by_name"]["scene/all"] <= record["by_name"]["scene"] <= 1
     assert len(list((out / "samples").iterdir())) == 2
     # The run names the packed file as what its adapter is beside.
     assert json.loads((out / "config.json").read_text())["init_from"] == str(base)

@@ -26,10 +26,13 @@ from lens_jax.data.scenes import Concept, Scene
 from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError, nearest
 from lens_jax.posttraining.prompts.prompt import Prompt, write_prompts
+from lens_jax.posttraining.prompts.report import tasks_between
 
 _FORMAT = 1
 # Scenes drawn in a row without one that can be taken, after which there are too few of them.
 _ATTEMPTS = 20_000
+# Settings that say nothing of what is in a set: the tasks that a report chose are among them by name.
+_UNSAID = ("out", "overwrite", "report", "between")
 # The dimensions of the report's prompts by what a scene asks for.
 _DIMENSIONS = {
     "Attribute": lambda scene: any(placed.size for placed in scene.objects),
@@ -48,7 +51,11 @@ class ScenePrompts:
     out: str = "data/prompts/small"
     # What the prompts are about: single, two, count_2, count_3, count_4, colours, position, many, size, text_3, text_4,
     # text_5, text_6, as in `lens-jax evaluate --bench scenes`. A category is a group of them: counting, many, text.
-    tasks: tuple[str, ...] = ("many", "count_4", "text_4", "text_5", "text_6")
+    tasks: tuple[str, ...] = tuple(task for task in TASKS if task != "attribution")
+    # A report of that benchmark (scenes.json, or its folder): of `tasks` only those of which the model it is of meets
+    # everything asked in a share of images within `between`. Of others there is little to learn.
+    report: str = ""
+    between: tuple[float, float] = (0.3, 0.7)
     # Prompts of each category, shared out to its tasks.
     count: int = 320
     # Which combinations they have: those that pre-training saw, as prepare openmoji --hold-out leaves them in; those it
@@ -81,6 +88,8 @@ class ScenePrompts:
                     raise LensError(f"prompts scenes: {name} {task!r}{nearest(task, known)}; accepted: {accepted}")
         if not self.tasks or self.count < 1 or self.held_out_count < 0 or self.seed < 0:
             raise LensError("prompts scenes: tasks needs one, count at least 1, held_out_count and seed at least 0")
+        if not 0 <= self.between[0] <= self.between[1] <= 1:
+            raise LensError(f"prompts scenes: between is {self.between}; two shares, from 0 to 1, the lower one first")
         if not 0 <= self.natural <= 1:
             raise LensError(f"prompts scenes: natural is {self.natural}; it is a share, from 0 to 1")
         if self.language not in phrases.LANGUAGES:
@@ -93,6 +102,9 @@ class ScenePrompts:
 
 def make_scene_prompts(config: ScenePrompts, console: Console | None = None) -> Path:
     """Write the set; the folder. The same settings give the same bytes."""
+    if config.report:
+        tasks = tasks_between(config.report, config.tasks, config.between)
+        config = dataclasses.replace(config, tasks=tasks, report="")
     train, test = draw_prompts(config)
     with new_directory(config.out, config.overwrite, "manifest.json") as folder:
         write_prompts(folder / "prompts.jsonl", train)
@@ -211,7 +223,7 @@ def _manifest(folder: Path, config: ScenePrompts, train: Sequence[Prompt], test:
         "prompts": len(train),
         "sha256": digest("prompts.jsonl"),
         "categories": count(prompt.category for prompt in train),
-        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "overwrite")},
+        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in _UNSAID},
     }
     if test:
         values |= {"held_out": len(test), "held_out_sha256": digest("held_out.jsonl")}

@@ -14,7 +14,7 @@ from lens_jax.posttraining.prompts.prompt import read_prompts
 from lens_jax.posttraining.prompts.scenes import ScenePrompts, draw_prompts, make_scene_prompts
 from lens_jax.posttraining.prompts.subset import subset
 
-CONFIG = ScenePrompts(count=40, held_out_count=12)
+CONFIG = ScenePrompts(tasks=("many", "count_4", "text_4", "text_5", "text_6"), count=40, held_out_count=12)
 
 
 @pytest.mark.parametrize("seen", ["seen", "unseen", "any"])
@@ -64,6 +64,32 @@ def test_files(tmp_path, capsys):
     assert "there already; pass --overwrite" in capsys.readouterr().err
 
 
+def test_kinds_that_a_report_finds_neither_easy_nor_hopeless(tmp_path, capsys):
+    shares = {"single": 0.9, "colours": 0.5, "size": 0.3, "many": 0.29, "attribution": 0.5, "text_3": 0.0}
+    by_task = {task: {"objects": {"share": 1.0}, "everything": {"share": share}} for task, share in shares.items()}
+    (tmp_path / "scenes.json").write_text(json.dumps({"scores": {"criteria by task": by_task}}))
+    flags = ["--count", "4", "--held-out-count", "2", "--report"]
+    main_exits(["prompts", "scenes", "--out", str(tmp_path / "set"), *flags, str(tmp_path)], 0)
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert manifest["categories"] == {"colours": 4, "size": 4}
+    assert manifest["held_out_categories"] == {"colours": 2, "single object": 2, "size": 2}
+    # The same as by their names.
+    named = [*flags[:-1], "--tasks", "colours", "size"]
+    main_exits(["prompts", "scenes", "--out", str(tmp_path / "named"), *named], 0)
+    assert (tmp_path / "named" / "manifest.json").read_bytes() == (tmp_path / "set" / "manifest.json").read_bytes()
+    rest = json.dumps({"scores": {"criteria by task": {"many": by_task["many"]}}})
+    for text, words in (
+        (rest, "no task from 0.3 to 0.7; it has many 0.29"),
+        ("[]", "no report of `lens-jax evaluate"),
+        ("{", "no report of `lens-jax evaluate"),
+    ):
+        (tmp_path / "scenes.json").write_text(text)
+        capsys.readouterr()
+        main_exits(["prompts", "scenes", "--out", str(tmp_path / "other"), *flags, str(tmp_path / "scenes.json")], 2)
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def main_exits(argv: list[str], code: int) -> None:
     with pytest.raises(SystemExit) as stop:
         main(argv)
@@ -77,6 +103,7 @@ def test_bad_input_is_one_line(tmp_path):
         ({"held_out_tasks": ("attribution",)}, "held_out_tasks 'attribution'"),
         ({"language": "xx"}, "language 'xx'"),
         ({"natural": 2.0}, "natural is 2.0; it is a share"),
+        ({"between": (0.7, 0.3)}, "between is .*the lower one first"),
     ):
         with pytest.raises(LensError, match=words):
             dataclasses.replace(CONFIG, **changes)
