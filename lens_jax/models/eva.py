@@ -138,8 +138,12 @@ def apply(config: EvaConfig, params: dict, pixels: jax.Array) -> jax.Array:
     if pixels.shape[1:] != (c.image, c.image, 3):
         raise LensError(f"eva: pixels are {list(pixels.shape)}; accepted: [B, {c.image}, {c.image}, 3]")
     with jax.named_scope("in"):
-        patches = rearrange(pixels.astype(dtype), "b (h p) (w q) c -> b (h w) (p q c)", p=c.patch, q=c.patch)
-        patches = _dense(patches, params["patch"])
+        # One axis after the other: of an array with sharded rows JAX splits no two at once.
+        squares = rearrange(pixels.astype(dtype), "b (h p) y c -> b h p y c", p=c.patch)
+        squares = rearrange(squares, "b h p (w q) c -> b h p w q c", q=c.patch)
+        kernel = params["patch"]["kernel"].reshape(c.patch, c.patch, 3, c.width)
+        patches = rearrange(jnp.einsum("bhpwqc,pqcd->bhwd", squares, kernel), "b h w d -> b (h w) d")
+        patches = patches + params["patch"]["bias"]
         # The class token is no product of the batch: its row is zero until its position and it are added.
         added = params["positions"].at[0].add(params["class_token"])
         x = jnp.pad(patches, ((0, 0), (1, 0), (0, 0))) + added
