@@ -1,7 +1,7 @@
 """Run by a test in a process of its own, on three simulated devices.
 
-python scores_on_devices.py FOLDER COUNT   prints as one JSON line, by field, the scores of the first COUNT images by the
-tiny networks in FOLDER.
+python scores_on_devices.py FOLDER COUNT   prints, as one JSON line by field, the scores of the first COUNT images by
+the tiny networks in FOLDER.
 """
 
 import json
