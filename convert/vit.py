@@ -115,7 +115,7 @@ def rules(config: VitConfig) -> list[Rule]:
         result.append(Rule(f"{name}.bias", (c.width,), f"{path}/bias", index))
 
     def dense(name: str, path: str, inputs: int, outputs: int, index=(), part=(), bias: bool = True):
-        kernel = (*index, slice(None), *part)
+        kernel = (*index, slice(None), *part) if part else index
         linear = {"forward": table.linear, "backward": table.linear_back}
         result.append(Rule(f"{name}weight", (outputs, inputs), f"{path}/kernel", kernel, **linear))
         if bias:

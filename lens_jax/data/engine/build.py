@@ -42,10 +42,11 @@ class Run:
         check(config)
         self.beam = beam
         self.config, self.options, self.show = config, options, show
-        self.units = units.find_units(config)
         self.taken_down = removed.read(Path(config.out))
         self.stages = make_stages(config, self.taken_down)
+        # Looks at the folders of networks, before hours may pass with the sources.
         self.layout = Layout(Path(config.work), fingerprints(self.stages, config))
+        self.units = units.find_units(config)
         self._name(self.whole())
 
     def _name(self, whole: Sequence[Unit]) -> None:

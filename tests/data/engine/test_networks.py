@@ -82,7 +82,7 @@ def test_the_head_as_one_layer():
         layered = layered + tensors[f"scoring_head.{2 * i}.bias"]
     weights, bias = aesthetic.fold(tensors_in(tensors), "head")
     assert np.ptp(layered) > 0.5
-    np.testing.assert_allclose(x @ weights + bias, layered[:, 0], rtol=2e-7)
+    np.testing.assert_allclose(x @ weights + bias, layered[:, 0], rtol=1e-6, atol=1e-6)
 
 
 def tensors_in(arrays):
@@ -183,7 +183,7 @@ HEADERS = [
     ("embedding", lambda folder: (folder / "config.json").write_text("{"), r"config.json: cannot be read as JSON"),
     ("embedding", config(model_type="siglip"), r"model_type is 'siglip'; accepted: 'clip'"),
     ("embedding", vision(num_hidden_layers=10**9), r"num_hidden_layers is 1000000000; accepted"),
-    ("embedding", vision(num_hidden_layers=200), r"3132 of .* tensors do not fit"),
+    ("embedding", vision(num_hidden_layers=200), r"3152 of 3208 tensors do not fit"),
     ("embedding", vision(hidden_size="24"), r"hidden_size is '24'; accepted"),
     ("embedding", vision(hidden_size=25), r"vit.width 25 must be a multiple"),
     ("embedding", vision(hidden_act="relu"), r"hidden_act is 'relu'; accepted: quick_gelu"),
@@ -279,28 +279,16 @@ def test_fingerprints_tell_weights_and_preprocessing_apart(folders, tmp_path):
         assert len(known) == 1 + len(spoils)
 
 
-@pytest.mark.parametrize("count", [2])
-def test_a_batch_over_several_devices(count, folders):
-    """Rows that no device has room for are filled up: on three simulated devices the scores of one."""
-    script = f"""
-import jax, json, sys
-jax.config.update("jax_platforms", "cpu"); jax.config.update("jax_num_cpu_devices", 3)
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import numpy as np, tiny_networks
-from lens_jax.data.engine.scorers import aesthetic, clip, watermark
-found = {{}}
-for field, module in zip({FIELDS!r}, (clip, aesthetic, watermark)):
-    scorer = module.load({str(folders["embedding"].parent)!r} + "/" + field, "float32")
-    assert jax.device_count() == 3
-    batch = np.stack([scorer.prepare(image) for image in tiny_networks.images()[:{count}]])
-    found[field] = scorer.score(batch)[field].tolist()
-print(json.dumps(found))
-"""
-    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+def test_a_batch_over_several_devices(folders):
+    """Two images on three simulated devices, for which a batch is filled up: the scores of one device."""
+    script = Path(__file__).with_name("scores_on_devices.py")
+    arguments = [sys.executable, str(script), str(folders["embedding"].parent), "2"]
+    output = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert output.returncode == 0, output.stderr[-2000:]
-    golden = json.loads(GOLDEN.read_text())
-    for field, found in json.loads(output.stdout).items():
-        assert relative_error(found, golden[field][:count]) <= 5e-6
+    golden, found = json.loads(GOLDEN.read_text()), json.loads(output.stdout)
+    assert found.keys() == golden.keys()
+    for field, scores in found.items():
+        assert relative_error(scores, golden[field][:2]) <= 5e-6
 
 
 @pytest.fixture
@@ -315,7 +303,7 @@ def collection(tmp_path):
     return folder
 
 
-def test_a_build_with_networks(folders, collection, tmp_path):
+def test_a_build_with_networks(folders, scorers, collection, tmp_path):
     """Every image gets all scores, thresholds act on them, and what looks the same is kept once."""
     none = Thresholds(area=100, nsfw=None, laplacian=None, entropy=None, luminance=None, aesthetic=None, watermark=None)
     config = EngineConfig(
@@ -338,11 +326,10 @@ def test_a_build_with_networks(folders, collection, tmp_path):
     found, steps = kept(config)
     assert {row["name"]: row["dropped"] for row in steps}["duplicates"] == 1
     assert len(found) == 9
-    for name, meta in found.items():
-        image = np.asarray(Image.open(collection / name))
-        for field in ("aesthetic", "watermark"):
-            expected = score(OURS[field].load(str(folders[field]), "float32"), [image])[0]
-            assert meta[field] == pytest.approx(float(expected), rel=1e-4)
+    pixels = [np.asarray(Image.open(collection / name)) for name in found]
+    for field in ("aesthetic", "watermark"):
+        expected = score(scorers[field], pixels)
+        np.testing.assert_allclose([meta[field] for meta in found.values()], expected, rtol=2e-5)
     values = sorted(meta["aesthetic"] for meta in found.values())
     assert 1 < values[0] < values[4] < 10
     higher = dataclasses.replace(config, thresholds=dataclasses.replace(config.thresholds, aesthetic=values[4]))

@@ -24,8 +24,8 @@ _MISSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescal
 _FILTERS = {2: Image.Resampling.BILINEAR, 3: Image.Resampling.BICUBIC}
 _LARGEST = 1 << 13
 # Up to so many times as long as wide an image is resized whole and its middle cut, as transformers does. Of one that is
-# longer the middle alone is, by a border that Pillow keeps in float32: some pixels are a level or two beside those, and a
-# strip of a million pixels takes no 150 GB.
+# longer the middle alone is, by a border that Pillow keeps in float32: some pixels are a level or two beside those. The
+# whole of a strip of a million pixels would take 150 GB.
 _WHOLE = 64
 
 
@@ -73,10 +73,9 @@ def read_preprocessing(folder: Path, fit: Literal["crop", "squash"], side: int) 
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if found[key] is not True:
             raise LensError(f"{path}: {key} is {found[key]!r:.80}; accepted: true")
-    if values.get("do_center_crop", fit == "crop") not in ((True,) if fit == "crop" else (False, None)):
-        raise LensError(
-            f"{path}: do_center_crop is {values['do_center_crop']!r:.80}; accepted: {fit == 'crop'}".lower()
-        )
+    crops = values.get("do_center_crop", fit == "crop")
+    if crops is not True if fit == "crop" else crops not in (False, None):
+        raise LensError(f"{path}: do_center_crop is {crops!r:.80}; accepted: {'true' if fit == 'crop' else 'false'}")
     factor = found["rescale_factor"]
     if type(factor) is not float or abs(factor * 255 - 1) > 1e-6:
         raise LensError(f"{path}: rescale_factor is {factor!r:.80}; accepted: 1/255")
