@@ -128,7 +128,7 @@ def _not_run(config: EngineConfig) -> Iterable[str]:
     if config.models.embedding == layout_descriptor.NAME:
         yield (
             "<p>Near duplicates are found by where light and colour are in an image, and not by CLIP: copies, and no "
-            "two photographs of one thing.</p>"
+            "two photographs of one thing. Different things of one outline, alone on white, may be among them.</p>"
         )
     if config.models.nsfw == "open_nsfw":
         yield (

@@ -1,8 +1,9 @@
 """A descriptor of where light and colour are in an image: no network, and no weights.
 
 It finds copies of an image (compressed, resized, a little cropped, with a logo) where the report's CLIP is not at
-hand, and unlike CLIP nothing else: two photographs of one thing are strangers to it. The threshold of 0.985 is CLIP's;
-that of this descriptor is 0.9, of copies that were made (`lens-jax bench copies`, docs/data_engine_dedup.md).
+hand. Two photographs of one thing are strangers to it, while two things of one outline and colour, alone on white, may
+be taken for copies. The threshold of 0.985 is CLIP's; that of this descriptor is 0.9, of copies that were made
+(`lens-jax bench copies`, docs/data_engine_dedup.md).
 
 The image is shrunk to 32 x 32 in luma and two chromas. Its cosine transform's low frequencies, the mean of the luma
 left out, are multiplied by their frequency, since in natural images they fall off with it; the descriptor is their
