@@ -12,8 +12,8 @@ The second command takes the kinds of prompts of which the model passes 30 to 70
 the base that is shipped now these are large pictograms, with backgrounds (`colours`) and sizes (`size`): name them by
 --tasks colours size where the first command is left out. Words it never draws right, and learns nothing of.
 
-DiffusionNFT as the report has it (beta 1, KL 1e-4, a second-order solver, no guidance), in small: 16 prompts an epoch, 6
-images each, an update an epoch, 80 of them. Each image is drawn in six steps, which are right as often as ten
+DiffusionNFT as the report has it (beta 1, KL 1e-4, a second-order solver, no guidance), in small: 16 prompts an epoch,
+6 images each, an update an epoch, 80 of them. Each image is drawn in six steps, which are right as often as ten
 (docs/rl.md), and trained at three of these noise levels. The old policy is the trained one (--nft.old-decay 1, the
 report's, would keep 8 % of it at most in 80 updates): a pass less.
 
@@ -21,9 +21,9 @@ Meant to end within 20 minutes on two cores: an epoch takes about 25 s of one co
 400 held-out prompts with two images, 100 s, in all 38 minutes of a core. Not measured to the end: docs/claims.md has
 what was.
 
-The reward is the share of what a prompt asks for that an image shows. `scene/all`, which is 1
-where it shows all of it, is what counts, on prompts whose combinations are neither in the set nor in pre-training; by
-category in `evaluation` records of metrics.jsonl. Other seeds, and the report's two ablations, a command each:
+The reward is the share of what a prompt asks for that an image shows. `scene/all`, which is 1 where it shows all of it,
+is what counts, on prompts whose combinations are neither in the set nor in pre-training; by category in `evaluation`
+records of metrics.jsonl. Other seeds, and the report's two ablations, a command each:
 
 lens-jax rl rl_small --seed 1 --out runs/rl_small_1
 lens-jax rl rl_small --prompts-fraction 0.25 --out runs/rl_small_quarter
