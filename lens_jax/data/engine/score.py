@@ -21,7 +21,6 @@ from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.steps import NETWORKS, ORDERS, STEPS, first_drop, runs
 from lens_jax.data.engine.tables import SCORE
 from lens_jax.data.engine.threads import THREADS, cores, in_order
-from lens_jax.errors import LensError
 
 # The last batch of a unit is filled up to a power of two from here on, so that few shapes are compiled.
 _LEAST = 8
@@ -91,14 +90,7 @@ _MODULES = {"nsfw": "nsfw_eva", "aesthetic": "aesthetic", "watermark": "watermar
 
 
 def _module(field: str):
-    name = f"lens_jax.data.engine.scorers.{_MODULES[field]}"
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        accepted = "empty, or open_nsfw" if field == "nsfw" else "empty"
-        raise LensError(f"models.{field}: this version has no network for it; accepted: {accepted}") from None
+    return importlib.import_module(f"lens_jax.data.engine.scorers.{_MODULES[field]}")
 
 
 class Scores:
