@@ -12,14 +12,16 @@ from typing import Literal
 import numpy as np
 
 from lens_jax.checker.classifier import SceneClassifier, fit_classifier
+from lens_jax.checker.look import look
 from lens_jax.checker.references import References, load_references
-from lens_jax.checker.verdict import judge
+from lens_jax.checker.verdict import verdict
 from lens_jax.data import scene_json
 from lens_jax.data.scenes import Concept, Scene, sprite_cache
 from lens_jax.data.sources import openmoji
 from lens_jax.errors import LensError
 from lens_jax.posttraining.prompts.prompt import Prompt
 from lens_jax.posttraining.rewards.reward import Score
+from lens_jax.posttraining.rewards.text_match import similarity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +30,10 @@ class SceneChecker:
 
     # Of the reward, in logs.
     name: str = "scene"
-    # "share": share of what the scene asks for that is met (objects, count, places, relation, size, background, word).
-    # "all": 1 where everything is met, else 0, which is what counts in the end. The share tells a nearly right image
-    # from a wrong one, so it says something of groups in which no image is right, or all but a detail are. Both are
-    # logged, and so is each criterion.
+    # "share": share of what the scene asks for that is met (objects, count, places, relation, size, background), a word
+    # by its letters. "all": 1 where everything is met, else 0, which is what counts in the end. The share tells a
+    # nearly right image from a wrong one, so it says something of groups in which no image is right, or all but a
+    # detail are. Both are logged, and so is each criterion.
     measure: Literal["share", "all"] = "share"
 
     def load(self) -> "SceneReward":
@@ -57,7 +59,8 @@ class SceneOpinion:
 
 
 class SceneReward:
-    """`<name>`, and beside it `<name>/share`, `<name>/all` and `<name>/<criterion>` of those that the scene has."""
+    """`<name>`, and beside it `<name>/share`, `<name>/all`, `<name>/<criterion>` of those that the scene has, and of a
+    word `<name>/letters`."""
 
     def __init__(self, config: SceneChecker):
         self.config = config
@@ -77,14 +80,24 @@ class SceneReward:
         """Nothing is held."""
 
     def _score(self, image: np.ndarray, scene: Scene) -> Score:
-        verdicts = judge(scene, image, self._references)
-        values = {"share": sum(verdicts.values()) / len(verdicts), "all": float(all(verdicts.values()))}
+        seen = look(image, self._references)
+        verdicts = verdict(scene, seen)
+        parts = dict(verdicts)
+        if scene.word:
+            parts["word"] = verdicts["letters"] = letters_right(scene.word.text, [word.text for word in seen.words])
+        values = {"share": sum(parts.values()) / len(parts), "all": float(all(verdicts.values()))}
         named = {f"{self.name}/{what}": float(value) for what, value in (values | verdicts).items()}
         return Score({self.name: values[self.config.measure], **named})
 
     @property
     def _references(self) -> References:
         return load_references()
+
+
+def letters_right(wanted: str, found: Sequence[str]) -> float:
+    """How near what was read is to a word, 0 to 1: letters that are missing, wrong, or too many all count."""
+    read = "".join(found)
+    return min(similarity(wanted, read), similarity(read, wanted)) if read else 0.0
 
 
 class OpinionReward:

@@ -8,6 +8,7 @@ import pytest
 from lens_jax.data import captions, scene_json, scenes
 from lens_jax.data.buckets import Bucket
 from lens_jax.data.scene_sampler import sample_scene
+from lens_jax.data.scenes import Word
 from lens_jax.errors import LensError
 from lens_jax.posttraining.prompts.prompt import Prompt
 from lens_jax.posttraining.rewards.combine import Judging, RewardsConfig, Weighted
@@ -63,6 +64,21 @@ def test_each_fault_costs_its_criterion(concepts, draw):
         assert soft.values["scene"] == soft.values["scene/share"] == 1 - len(wrong) / 4
         assert hard.values["scene"] == hard.values["scene/all"] == float(not wrong)
         assert {**soft.values, "scene": 0} == {**hard.values, "scene": 0}
+
+
+def test_a_word_is_worth_its_letters(concepts, draw):
+    """Word and background are asked for, no object and none there; a letter wrong of four, one too many, nothing."""
+    scene = sample_scene(np.random.default_rng(11), concepts, SIZE, "all", "word")
+    written = lambda text: dataclasses.replace(
+        scene, word=Word(text, scene.word.font, "", (8, 24, 8 + 8 * len(text), 32)) if text else None
+    )
+    prompt = prompt_of(written("FISH"))
+    texts = {"FISH": 1, "FIGH": 3 / 4, "FISHY": 4 / 5, "FIS": 3 / 4, "": 0}
+    scores = SceneChecker("scene", "share").load().score([draw(written(text)) for text in texts], [prompt] * len(texts))
+    for (text, right), score in zip(texts.items(), scores, strict=True):
+        assert score.values["scene/letters"] == pytest.approx(right)
+        assert score.values["scene/word"] == score.values["scene/all"] == float(text == "FISH")
+        assert score.values["scene"] == pytest.approx((3 + right) / 4)
 
 
 def test_the_second_opinion_is_of_concepts_alone(concepts, draw):
