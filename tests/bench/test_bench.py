@@ -15,6 +15,7 @@ from lens_jax.bench.train import TrainBench, bench_train
 from lens_jax.errors import LensError
 
 
+@pytest.mark.slow
 def test_denoiser(tmp_path):
     path = tmp_path / "result.json"
     bench = DenoiserBench(height=64, width=32, text_tokens=4, dtype="float32", repeats=1, json=str(path))
@@ -37,6 +38,7 @@ def test_shares_of_peak(monkeypatch):
     assert "mfu" not in measure.rate(10**12, 1.0, "float32")
 
 
+@pytest.mark.slow
 def test_full_size_compiles_without_memory_for_weights():
     result = bench_denoiser(DenoiserBench(size="lens", height=1024, width=1024, compile_only=True))
     assert result["parameters"] == 4_104_225_152
@@ -72,6 +74,7 @@ def test_sample():
     assert result["images_per_second"] == pytest.approx(1 / parts[-1])
 
 
+@pytest.mark.slow
 def test_student():
     """Beside its teacher, here the same model, in a tenth of the passes."""
     result = bench_student(StudentBench(teacher_steps=2, teacher_guidance=1.0, height=16, width=16, repeats=1))
@@ -79,6 +82,7 @@ def test_student():
     assert result["student_over_teacher"] == pytest.approx(result["student_seconds"] / result["teacher_seconds"])
 
 
+@pytest.mark.slow
 def test_convert(tmp_path):
     result = bench_convert(ConvertBench(size="tiny", folder=str(tmp_path), repeats=1, verify=True))
     assert result["ratio_to_copy"] == pytest.approx(result["convert_seconds"] / result["copy_seconds"])

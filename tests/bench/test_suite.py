@@ -194,6 +194,7 @@ def _suite(out: Path, *options: str) -> list[dict]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     header, *records = _suite(tmp_path, "--parts", "device", "attention")
     assert header["revision"] or header["lens_jax"]
@@ -229,6 +230,7 @@ def test_options():
         SuiteBench(golden="nowhere")
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_is_not_equal(monkeypatch):
     """Lengths that are not read, forward; and the same with them read."""
     bench = AttentionBench(image_tokens=10, text_tokens=6, lengths=(6, 2), heads=2, head_dim=16, repeats=1)

@@ -59,6 +59,7 @@ def test_run_to_torch(capsys, tiny_config, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, back, dict(params))
 
 
+@pytest.mark.slow
 def test_export_of_a_distilled_run(capsys, tiny_config, tmp_path, monkeypatch):
     """Its index and schedule are the release's; read back, its steps and guidance are those of the variant."""
     quiet = dataclasses.replace(tiny_config.samples, every=0)

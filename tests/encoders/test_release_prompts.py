@@ -45,6 +45,7 @@ def sample(capsys, *argv) -> tuple[int, str]:
     return stop.value.code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sample_from_the_command_line(capsys, release, tmp_path):
     """Default steps and guidance are the variant's; images say the date; a long prompt is told of, in one line."""
     prompt = "a red fox " * 200

@@ -156,6 +156,7 @@ def test_tiled_decoding_is_no_further_from_float32_than_whole():
         assert apart <= 1.2 * moved
 
 
+@pytest.mark.slow
 def test_tiled_decoding_needs_less_memory(monkeypatch):
     """By what XLA sets aside: one activation a layer. The middle block, whole in both, is kept small here."""
     config = AutoencoderConfig(widths=(16, 32, 32), layers=1, groups=8, cell_channels=4, patch=1, dtype="float32")
@@ -170,6 +171,7 @@ def test_tiled_decoding_needs_less_memory(monkeypatch):
     assert tiled < 0.6 * whole
 
 
+@pytest.mark.slow
 def test_what_is_decoded_in_parts(release, monkeypatch):
     """By area and the number of images, unless it is turned off; the result is the same."""
     config, params, answers = release

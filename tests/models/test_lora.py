@@ -64,6 +64,7 @@ def test_applied_is_merged(base, adapter, options):
     assert error(applied, run(base, *inputs())) > 0.1
 
 
+@pytest.mark.slow
 def test_applied_in_bfloat16_is_merged(base, adapter):
     config = dataclasses.replace(TINY, dtype="bfloat16", param_dtype="bfloat16")
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), base)
@@ -131,6 +132,7 @@ def test_a_step_computes_no_gradient_of_the_base():
     assert ours < 0.75 * full
 
 
+@pytest.mark.slow
 def test_dropout_leaves_out_inputs_of_the_adapter_alone(base, adapter):
     run = jax.jit(functools.partial(denoiser.apply, TINY))
     drop = lambda seed: lora.Dropout(0.5, jax.random.key(seed))

@@ -20,6 +20,7 @@ SMALL = VitConfig(image=34, patch=2, width=16, layers=2, heads=4, hidden=24, out
 KINDS = {"class": 6, "attention": 0, "mean": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", KINDS)
 def test_kernels_agree(pool):
     """With more scores than a CPU's kernel takes at a time, 8 x 4 x 290²; and an image upside down is another."""

@@ -39,7 +39,9 @@ def test_volumes_of_the_report():
     assert rl.volume(lowering.on_platform(few, "cuda"), rl.sizes_of(few)).judge_calls == 1152
 
 
-@pytest.mark.parametrize(("name", "devices"), [("rl_lens", 64), ("rl_lens_8gpu", 8)])
+@pytest.mark.parametrize(
+    ("name", "devices"), [pytest.param("rl_lens", 64, marks=pytest.mark.slow), ("rl_lens_8gpu", 8)]
+)
 def test_full_size_programs_lower(name, devices):
     """Drawing, the three forward passes with their backward one, the update and what follows it; with cuDNN."""
     config = lowering.on_platform(load(name), "cuda")
@@ -53,6 +55,7 @@ def test_full_size_programs_lower(name, devices):
     assert held["old policy"] == held["average"] == held["trained parameters"]
 
 
+@pytest.mark.slow
 def test_flow_grpo_lowers_too():
     """Its rollout draws noise for each row, and its batches have two latents."""
     config = lowering.on_platform(load("rl_lens_8gpu", algorithm="grpo"), "cuda")
@@ -65,6 +68,7 @@ def test_flow_grpo_lowers_too():
     assert rl.host_bytes(config, rl.sizes_of(config), 8) == 1152 * 11 * 4232 * 128 * 4 // 8
 
 
+@pytest.mark.slow
 def test_guidance_is_trained_with_by_flow_grpo_alone():
     """Each policy is then asked without a prompt too, which of 4,096 + 80 tokens is all but 80."""
     plain, guided = (

@@ -174,6 +174,7 @@ def measured(config: DistillConfig) -> list[dict]:
     return [{name: value for name, value in one.items() if name not in others} for one in records]
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_from_in_its_steps(whole, monkeypatch):
     """By the ordinary loader: four steps, no guidance, one network call a step; the average, bit for bit."""
     config, state, _ = whole

@@ -217,6 +217,7 @@ def test_path_of_the_teacher():
     assert np.abs(ends[2] - ends[1]).max() < 0.6 * np.abs(ends[1] - ends[0]).max()
 
 
+@pytest.mark.slow
 def test_heads_are_convolutions_of_the_grid():
     """The same numbers and gradients as a padded 3 x 3 convolution, with padding behind the grid or none."""
     rows, columns, padded = 3, 5, 18
@@ -253,7 +254,7 @@ def test_heads_are_convolutions_of_the_grid():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_features_of_the_teacher(unroll):
     """The velocity beside features is that of an ordinary pass, and a gradient comes through the features alone."""
     model = DenoiserConfig(

@@ -155,6 +155,7 @@ def undistilled() -> float:
     return distance(draw(teacher, SIGMAS, 8), draw(teacher, MANY, 7))
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_it_bring_the_student_nearer():
     """By more than a tenth: 0.336 from 0.390, where two draws of the teacher are 0.001 apart."""
     student = distill(40, MatchingConfig(guidance_scale=1.0), width=16, batch=128, rate=5e-3)

@@ -115,6 +115,7 @@ def test_old_policy_follows_by_its_schedule(whole):
     assert 0 < distance < 0.01 * size
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_from_with_its_adapter(whole, rl_config):
     """By LensPipeline, from what the checkpoint and the base have: the moving average, bit for bit as in the run."""
     state, _, out = whole

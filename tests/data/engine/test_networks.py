@@ -62,6 +62,7 @@ def test_scores_are_those_of_transformers(field, scorers):
     np.testing.assert_allclose(score(scorers[field], images[3:4]), found[3:4], rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(folders):
     """What halves of the weights do to scores that tell images apart; their dtype is float32 all the same."""
     golden, images = json.loads(GOLDEN.read_text()), tiny_networks.images()
@@ -279,6 +280,7 @@ def test_fingerprints_tell_weights_and_preprocessing_apart(folders, tmp_path):
         assert len(known) == 1 + len(spoils)
 
 
+@pytest.mark.slow
 def test_a_batch_over_several_devices(folders):
     """Two images on three simulated devices, for which a batch is filled up: the scores of one device."""
     script = Path(__file__).with_name("scores_on_devices.py")

@@ -282,6 +282,7 @@ def test_a_build_scores_with_it(folder, scorer, tmp_path):
     assert Score().settings(same) != Score().settings(config)
 
 
+@pytest.mark.slow
 def test_eight_devices(folder, scorer, images):
     """The rows of a batch on eight devices, and of one that they do not divide: the scores of one device."""
     script = """
