@@ -5,8 +5,8 @@ lens-jax prepare openmoji --out data/small --concepts 128 --size 64 --ratios 1:1
 lens-jax train small
 lens-jax convert pack runs/small small.safetensors --guidance-scale 1.5
 
-About 50 images a second on two busy AVX2 cores: two hours for these steps. The weights that are shipped come from a
-shorter run than this (lens_jax/small/README.md); to go on from them: --init-from small.
+About 50 images a second on two AVX2 cores: two hours for these steps. How the weights that are shipped came about is in
+docs/small_world.md; to go on from them: --init-from small.
 """
 
 from lens_jax.encoders.linear import LinearCodecConfig
