@@ -146,7 +146,7 @@ class PackedFile:
         name, digest = (
             (described.get(key) for key in ("file", "sha256")) if isinstance(described, dict) else (None,) * 2
         )
-        if not isinstance(name, str) or not isinstance(digest, str) or Path(name).name != name:
+        if not isinstance(name, str) or not isinstance(digest, str) or not name or Path(name).name != name:
             raise LensError(
                 f"{self.path}: does not say which file of its folder the adapter stands beside, and its digest"
             )
@@ -155,10 +155,8 @@ class PackedFile:
             raise LensError(f"{path}: is not there, and the adapter {self.path.name} stands beside it")
         if (found := file_digest(path)) != digest:
             raise LensError(f"{path}: another model than the adapter {self.path.name} is for: its SHA-256 is {found}")
-        beside = PackedFile(path)
-        if beside.beside:
-            raise LensError(f"{path}: an adapter alone, and {self.path.name} another one beside it")
-        return beside
+        # It may be an adapter alone itself. No chain of them is endless: each has the digest of the next.
+        return PackedFile(path)
 
     def _check_adapter(self) -> None:
         """LensError where the factors are not those of kernels of the denoiser."""
@@ -166,7 +164,7 @@ class PackedFile:
         for path, shape in factors.items():
             of, _, factor = path.rpartition("/")
             kernel, other = kernels.get(f"{of}/kernel"), factors.get(f"{of}/{'ba'[factor == 'b']}")
-            if factor not in ("a", "b") or kernel is None or other is None:
+            if factor not in ("a", "b") or kernel is None or not other or not shape:
                 raise LensError(f"{self.path}: lora/{path} is no half of an adapter of this model")
             # The rank of A decides for both.
             rank = factors[f"{of}/a"][lora.rank_axis(f"{of}/a")]

@@ -168,9 +168,11 @@ def test_an_adapter_beside_its_base(run, tiny_config, tmp_path):
     name = "lora/blocks/image/qkv/a"
     for beside, changes, words in (
         ({"file": "../base.safetensors"}, {}, "does not say which file"),
+        ({"file": ""}, {}, "does not say which file"),
         ({"file": "none.safetensors"}, {}, "none.safetensors: is not there"),
         ({"sha256": "0" * 64}, {}, "another model than the adapter"),
         ({}, {name: tensors[name][..., :1]}, r"lora/blocks/image/qkv/[ab] is .* and should be"),
+        ({}, {name: np.float32(1)}, "is no half of an adapter of this model"),
         ({}, {"lora/blocks/image/norm1/a": tensors[name]}, "is no half of an adapter of this model"),
     ):  # fmt: skip
         changed = {**described, "beside": {**described["beside"], **beside}}
@@ -178,6 +180,14 @@ def test_an_adapter_beside_its_base(run, tiny_config, tmp_path):
         writer.write_file(bad, {**tensors, **changes}, metadata={packed_files.KEY: json.dumps(changed)})
         with pytest.raises(LensError, match=words):
             load.from_pretrained(bad)
+    # One beside another adds both.
+    chained = {**described, "beside": {"file": file.name, "sha256": packed_files.file_digest(file)}}
+    writer.write_file(tmp_path / "turbo.safetensors", tensors, metadata={packed_files.KEY: json.dumps(chained)})
+    twice = LensPipeline.from_pretrained(tmp_path / "turbo.safetensors").params
+    w, once, both = (
+        p["blocks"]["image"]["qkv"]["kernel"] for p in (LensPipeline.from_pretrained(base).params, alone.params, twice)
+    )
+    np.testing.assert_allclose(both - once, once - w, atol=1e-6)
     base.unlink()
     with pytest.raises(LensError, match="is not there, and the adapter"):
         load.from_pretrained(file)
