@@ -33,9 +33,9 @@ FORMAT_BESIDE = 2
 # The folder of the shipped models, a file VARIANT.safetensors each, with their digests.
 SHIPPED = Path(lens_jax.__file__).parent / "small"
 DIGESTS = "digests.json"
-# What is taken for them wherever a path to a model is given, and no file has that name: the file where no variant is
-# asked for.
-NAMES = {"small": "base.safetensors"}
+# What is taken for them wherever a path to a model is given, and nothing has that name: the variant that a name alone
+# means. NAME/VARIANT means another one.
+NAMES = {"small": "base"}
 
 
 def find(path: str | os.PathLike, variant: str | None = None) -> Path | None:
@@ -45,15 +45,14 @@ def find(path: str | os.PathLike, variant: str | None = None) -> Path | None:
     """
     if "://" in str(path):
         return None
-    local = Path(path)
-    if not local.exists():
-        return shipped(str(path), variant) if str(path) in NAMES else None
-    return local if is_packed(local) else None
+    if is_shipped(path):
+        return shipped(str(path), variant)
+    return Path(path) if is_packed(Path(path)) else None
 
 
 def is_shipped(path: str | os.PathLike) -> bool:
     """Whether a path is the name of a model that comes with the package, and of nothing that is there."""
-    return str(path) in NAMES and not Path(path).exists()
+    return str(path).partition("/")[0] in NAMES and not Path(path).exists()
 
 
 def is_packed(path: Path) -> bool:
@@ -67,9 +66,15 @@ def is_packed(path: Path) -> bool:
 def shipped(name: str, variant: str | None = None) -> Path:
     """The file of a model that comes with the package; LensError where it is not the one that was shipped.
 
-    `variant` None is the one that its name alone means. LensError says which variants come with it.
+    name: "small" or, with a variant in it, "small/turbo". `variant` None is the one that the name means. LensError says
+    which variants come with it.
     """
-    file = NAMES[name] if variant is None else f"{variant}.safetensors"
+    name, slash, named = name.partition("/")
+    if variant is None:
+        variant = named if slash else NAMES[name]
+    elif slash and variant != named:
+        raise LensError(f"{name}/{named}: its variant is {named!r:.40}, and {variant!r:.40} is asked for; give one")
+    file = f"{variant}.safetensors"
     path = SHIPPED / file
     try:
         known = json.loads((SHIPPED / DIGESTS).read_text(encoding="utf-8"))

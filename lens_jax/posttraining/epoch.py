@@ -87,7 +87,7 @@ def count_chunks(images: int, sizes: int, batch_size: int) -> int:
     return sum(-(-count // batch_size) for count in per_size)
 
 
-def levels_of(seed: int, epoch: int, numbers: Sequence[int] | np.ndarray, steps: int, used: int) -> np.ndarray:
-    """Which sampling steps an image is trained at, [images, used]: `used` of all `steps`, in an order of its own."""
-    hashes = mix(seed, _LEVELS, epoch, np.asarray(numbers)[:, None], np.arange(steps)[None])
+def levels_of(seed: int, epoch: int, numbers: Sequence[int] | np.ndarray, pool: int, used: int) -> np.ndarray:
+    """Which sampling steps an image is trained at, [images, used]: of the first `pool`, in an order of its own."""
+    hashes = mix(seed, _LEVELS, epoch, np.asarray(numbers)[:, None], np.arange(pool)[None])
     return np.argsort(hashes, axis=1, kind="stable")[:, :used]

@@ -7,6 +7,7 @@ trajectory, no likelihood, any solver.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -34,6 +35,9 @@ class NftConfig:
     # Share of the sampling noise levels that are trained on, of 1: of 10 of them 9, drawn for each image. The reference
     # has 0.99, Flow-Factory two levels.
     timesteps: float = 0.99
+    # They are drawn from this share of the levels, the noisiest: what an image shows is decided there. Reference: 1;
+    # Flow-Factory: 0.5. docs/rl.md has how much of the gradient is signal at which level.
+    noisier: float = 1.0
     # How the old policy follows after each epoch: not at all behind (0); min(0.001 step, 0.5) (1), which is what the
     # report's "min(0.001, 0.5)" is in the reference; 0 for 75 steps, then 0.0075 a step up to 0.999 (2), which the
     # reference takes with beta 0.1.
@@ -44,8 +48,15 @@ class NftConfig:
             raise LensError(f"nft.beta is {self.beta} and nft.z_c {self.z_c}; both must be positive")
         if not self.kl >= 0:
             raise LensError(f"nft.kl is {self.kl}; it must be 0 or more")
-        if not 0 < self.timesteps <= 1:
-            raise LensError(f"nft.timesteps is {self.timesteps}; it must be above 0 and at most 1")
+        for name in ("timesteps", "noisier"):
+            if not 0 < getattr(self, name) <= 1:
+                raise LensError(f"nft.{name} is {getattr(self, name)}; it must be above 0 and at most 1")
+
+
+def levels(config: NftConfig, num_inference_steps: int) -> tuple[int, int]:
+    """(how many of the sampling noise levels, from the noisiest on, an image may be trained at; at how many it is)."""
+    pool = max(1, math.ceil(config.noisier * num_inference_steps))
+    return pool, min(pool, max(1, int(config.timesteps * num_inference_steps)))
 
 
 def old_decay(kind: int, step: int | jax.Array) -> jax.Array:

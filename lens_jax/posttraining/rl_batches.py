@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from lens_jax import parallel
 from lens_jax.encoders.text import TextFeatures
+from lens_jax.posttraining import nft
 from lens_jax.posttraining import rl_recipe as recipe
 from lens_jax.posttraining.advantages import Advantages, goodness
 from lens_jax.posttraining.epoch import Chunk, Images, levels_of
@@ -82,8 +83,8 @@ def micro_batches(config: RlConfig, sizes: Sizes, drawn: Drawn, update: int, mes
 def _nft_batch(config: RlConfig, sizes: Sizes, drawn: Drawn, chunk: Chunk, kept, number: int, levels: int):
     """Clean latents, the noise level of each image, and how good it is."""
     sigmas = recipe.rollout_inputs(config, sizes.tokens(chunk.size))[1]
-    steps = config.rollout.num_inference_steps
-    chosen = levels_of(config.seed, drawn.epoch, chunk.images, steps, levels)[:, number]
+    pool, _ = nft.levels(config.nft, config.rollout.num_inference_steps)
+    chosen = levels_of(config.seed, drawn.epoch, chunk.images, pool, levels)[:, number]
     r = goodness(drawn.advantages.values.ravel()[chunk.images], config.nft.z_c)
     return {"t": sigmas[chosen], "r": r}, {"latents": kept[-1]}
 

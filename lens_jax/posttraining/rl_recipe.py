@@ -12,8 +12,7 @@ from lens_jax.data.buckets import parse_buckets
 from lens_jax.diffusion import sampler, sde
 from lens_jax.errors import LensError
 from lens_jax.models import denoiser, lora
-from lens_jax.posttraining import epoch, grpo, rl_loss, rollout
-from lens_jax.posttraining.nft import old_decay
+from lens_jax.posttraining import epoch, grpo, nft, rl_loss, rollout
 from lens_jax.posttraining.policy import Policy
 from lens_jax.posttraining.rl_config import RlConfig
 from lens_jax.pretraining.warm_start import cast
@@ -110,7 +109,7 @@ def turns(config: RlConfig) -> Turns:
     steps = rollout_.num_inference_steps
     if config.algorithm == "grpo":
         return Turns(chunks, grpo.trained_steps(config.grpo, steps), rollout_.updates)
-    return Turns(chunks, max(1, int(config.nft.timesteps * steps)), rollout_.updates)
+    return Turns(chunks, nft.levels(config.nft, steps)[1], rollout_.updates)
 
 
 def on_policy(config: RlConfig) -> bool:
@@ -145,7 +144,7 @@ def make_follow(config: RlConfig):
     name, kind = policy(config).trained, old_decay_kind(config)
 
     def follow(state: State) -> State:
-        eta = old_decay(kind, state.step)
+        eta = nft.old_decay(kind, state.step)
         mix = lambda old, new: eta * old + (1 - eta) * new
         old = jax.tree.map(mix, state.extra["old"], state.params[name])
         return state.replace(extra={**state.extra, "old": old})

@@ -87,6 +87,13 @@ def test_variants_of_a_shipped_model(shipped):
     )
     assert settings() == settings(variant=None) == settings(variant="base") == (7, 2.0)
     assert settings(variant="turbo", dtype="float32") == (4, 1.0)
+    # A path to a model, where an option has no variant beside it.
+    named = lambda name, **options: LensPipeline.from_pretrained(name, **options).num_inference_steps
+    assert (named("small/base"), named("small/turbo"), named("small/turbo", variant="turbo")) == (7, 4, 4)
+    with pytest.raises(LensError, match="small/turbo: its variant is 'turbo', and 'base' is asked for"):
+        named("small/turbo", variant="base")
+    with pytest.raises(LensError, match=r"small: comes without a variant '\.\./base'"):
+        named("small/../base")
     for variant in ("lens", "../base", "", 4):
         with pytest.raises(LensError, match=r"small: comes without a variant .*; accepted: base, turbo"):
             LensPipeline.from_pretrained("small", variant=variant)
@@ -236,7 +243,7 @@ def test_a_shipped_model_that_was_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr(packed_files, "SHIPPED", tmp_path)
     with pytest.raises(LensError, match="the model that comes with the package"):
         packed_files.shipped("small")
-    (tmp_path / packed_files.NAMES["small"]).write_bytes(b"not the model")
-    (tmp_path / "digests.json").write_text(json.dumps({packed_files.NAMES["small"]: "0" * 64}))
+    (tmp_path / "base.safetensors").write_bytes(b"not the model")
+    (tmp_path / "digests.json").write_text(json.dumps({"base.safetensors": "0" * 64}))
     with pytest.raises(LensError, match="is damaged"):
         packed_files.shipped("small")

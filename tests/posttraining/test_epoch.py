@@ -5,6 +5,7 @@ import pytest
 
 from lens_jax.errors import LensError
 from lens_jax.posttraining.epoch import chunks_of, count_chunks, images_of_epoch, levels_of, prompts_of_epoch
+from lens_jax.posttraining.nft import NftConfig, levels
 
 
 def test_a_pass_has_every_prompt_once():
@@ -60,3 +61,18 @@ def test_levels():
     assert abs(left_out - 100).max() < 48
     np.testing.assert_array_equal(levels_of(0, 2, [17], 10, 9)[0], found[17])
     assert (levels_of(0, 2, np.arange(5), 10, 10).sum(1) == 45).all()
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "noisier", "steps", "expected"),
+    [
+        (0.99, 1, 10, (10, 9)),
+        (0.17, 0.5, 6, (3, 1)),
+        (0.5, 1, 6, (6, 3)),
+        (0.99, 0.5, 10, (5, 5)),
+        (0.01, 0.01, 4, (1, 1)),
+    ],
+)
+def test_the_noisier_levels(timesteps, noisier, steps, expected):
+    """The reference's nine of ten; and a level of the noisier half."""
+    assert levels(NftConfig(timesteps=timesteps, noisier=noisier), steps) == expected

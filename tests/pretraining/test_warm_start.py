@@ -93,7 +93,7 @@ def test_from_a_run(config, run):
 def test_from_a_packed_run(config, run, tmp_path, monkeypatch, named):
     """Its average, in the dtype that it was packed in; by its path, and by the name of one that is shipped."""
     saved, codec, _ = start(config, init_from=str(run))
-    file = tmp_path / "small" / packed.NAMES["small"]
+    file = tmp_path / "small" / "base.safetensors"
     tensors = {f"denoiser/{name}": np.asarray(value).astype(ml_dtypes.bfloat16) for name, value in saved.items()}
     tensors |= {f"codec/{name}": np.asarray(value) for name, value in codec.items()}
     file.parent.mkdir()
