@@ -5,12 +5,14 @@ lens-jax distill distill_small
 lens-jax sample "three mushrooms" --checkpoint runs/distill_small
 
 The report's recipe in small: four updates of fake score and discriminator to one of the student, guidance distilled at
-the scale that the teacher is best at, a discriminator on the middle of its five blocks. After `lens-jax rl rl_small`
-its adapter makes the teacher: --teacher-lora runs/rl_small.
+the scale that the teacher is drawn with, a discriminator on the middle of its five blocks. The teacher is the variant
+after reinforcement learning (configs/rl_small.py). Student and fake score are adapters beside it, so that the student
+is a file of a megabyte beside the teacher's (`lens-jax convert pack --beside`). docs/distillation.md has what it gives.
 """
 
 from lens_jax.configs.small import config as small
 from lens_jax.data.config import DataConfig
+from lens_jax.models.lora import LoraConfig
 from lens_jax.posttraining.distill_config import DiscriminatorConfig, DistillConfig, FakeConfig, MatchingConfig
 from lens_jax.pretraining.config import SheetConfig
 from lens_jax.run.config import CheckpointConfig, LoggingConfig
@@ -18,9 +20,10 @@ from lens_jax.run.optimizer import OptimizerConfig
 
 config = DistillConfig(
     out="runs/distill_small",
-    init_from="small",
-    steps=300,
-    ema_decay=0.98,
+    init_from="small/lens",
+    steps=200,
+    ema_decay=0.95,
+    lora=LoraConfig(rank=16, alpha=32, targets=("attention", "mlp")),
     # Padded to as many tokens, the five sizes share a program of each update.
     data=DataConfig(path="data/small", batch_size=16, threads=1, pad_areas=True),
     sizes=("64x64", "72x56", "56x72", "80x56", "56x80"),
@@ -30,9 +33,9 @@ config = DistillConfig(
     model=small.model,
     codec=small.codec,
     text=small.text,
-    # A hundred times the report's rate, for a model a six-hundredth as large; not tuned.
-    optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=0, beta1=0.0, beta2=0.9, weight_decay=0.0),
-    fake_optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=0, beta1=0.0, beta2=0.9, weight_decay=0.0),
+    # A rate that adapters are usual with; the report's is for all parameters of a model six hundred times as large.
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=0, beta1=0.0, beta2=0.9, weight_decay=0.0),
+    fake_optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=0, beta1=0.0, beta2=0.9, weight_decay=0.0),
     head_optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, beta1=0.0, beta2=0.9, weight_decay=0.0),
     checkpoint=CheckpointConfig(every=50, keep=2),
     samples=SheetConfig(
