@@ -247,3 +247,12 @@ def test_a_shipped_model_that_was_damaged(tmp_path, monkeypatch):
     (tmp_path / "digests.json").write_text(json.dumps({"base.safetensors": "0" * 64}))
     with pytest.raises(LensError, match="is damaged"):
         packed_files.shipped("small")
+
+
+def test_all_that_is_shipped():
+    """Every variant is what its digest says and fits what it stands beside; no other file of weights is there."""
+    digests = json.loads((packed_files.SHIPPED / packed_files.DIGESTS).read_text())
+    assert {file.name for file in packed_files.SHIPPED.glob("*.safetensors")} == digests.keys()
+    for name in digests:
+        file = packed_files.PackedFile(packed_files.shipped("small", name.removesuffix(".safetensors")))
+        assert file.shapes("denoiser")["blocks/image/qkv/kernel"] == (5, 192, 3, 3, 64)
