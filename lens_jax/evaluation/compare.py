@@ -41,6 +41,8 @@ class Report:
     # What each image was asked for, and whether it was right, in order.
     asked: tuple[tuple[str, str, str], ...]
     right: np.ndarray
+    # Whether the second opinion knows its objects again, 0 or 1; NaN of images that have none.
+    second: np.ndarray
     # By density, and in it by prompt: how much the prompt's images differ.
     diversity: Mapping[str, Mapping[str, float]]
 
@@ -88,6 +90,9 @@ def read(path: str | os.PathLike) -> Report:
             passes=_whole(drawn["network_passes"]),
             asked=asked,
             right=np.array([_truth(one["right"]) for one in images]),
+            second=np.array(
+                [math.nan if one.get("second") is None else _truth(one["second"]) for one in images], float
+            ),
             diversity={_text(n): {_text(p): _number(v) for p, v in found.items()} for n, found in each.items()},
         )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -143,7 +148,8 @@ def show(reports: Sequence[Report], console: Console) -> None:
     first, densities = reports[0], [name for name in reports[0].diversity if all(name in r.diversity for r in reports)]
     table = Table(title=f"{len(first.asked)} images each; intervals of 95 %, of pairs of images or prompts")
     table.add_column("model")
-    for heading in ("steps", "guidance", "passes", "right", "points", *(f"diversity, {name}" for name in densities)):
+    headings = ("steps", "guidance", "passes", "right", "points", "second opinion")
+    for heading in (*headings, *(f"diversity, {name}" for name in densities)):
         table.add_column(heading, justify="right")
     for report in reports:
         points, diversity = "", [f"{np.mean(list(report.diversity[name].values())):.4f}" for name in densities]
@@ -153,9 +159,10 @@ def show(reports: Sequence[Report], console: Console) -> None:
             ratios = [ratio(first.diversity[name], report.diversity[name]) for name in densities]
             diversity = [f"{r.value:.2f} ({r.low:.2f} to {r.high:.2f})" for r in ratios]
         share = f"{100 * report.right.mean():.1f} %"
+        second = "" if np.isnan(report.second).all() else f"{100 * np.nanmean(report.second):.1f} %"
         settings = str(report.steps), f"{report.guidance:g}", str(report.passes)
         # A path may have brackets, which would be taken for styles.
-        table.add_row(Text(f"{report.checkpoint} ({report.path.parent})"), *settings, share, points, *diversity)
+        table.add_row(Text(f"{report.checkpoint} ({report.path.parent})"), *settings, share, points, second, *diversity)
     console.print(table)
     if densities:
         console.print(f"diversity: the first's, and the others' as a ratio of it; {len(first.diversity[densities[0]])} "

@@ -16,8 +16,9 @@ from lens_jax.evaluation.config import EvaluateConfig
 def write(folder, right, diversity, steps=20, guidance=5.0, captions=None):
     folder.mkdir()
     images = [
-        {"task": "two", "language": "en", "caption": caption, "right": value}
-        for caption, value in zip(captions or [f"scene {i}" for i in range(len(right))], right)
+        # The second opinion says nothing of the first image.
+        {"task": "two", "language": "en", "caption": caption, "right": value, "second": value if i else None}
+        for i, (caption, value) in enumerate(zip(captions or [f"scene {i}" for i in range(len(right))], right))
     ]
     report = {
         "config": {"checkpoint": "runs/[bold]x"},
@@ -37,8 +38,8 @@ def test_a_table_of_three(tmp_path):
     compare.run(EvaluateConfig(compare=(teacher, f"{student}/scenes.json", same)), console)
     text = console.export_text()
     first, second, third = (line for line in text.splitlines() if "runs/[bold]x" in line)
-    assert all(figure in first for figure in ("20", "75.0 %", "0.3000"))
-    assert all(figure in second for figure in ("4", "50.0 %", "-25.0", "0.83"))
+    assert all(figure in first for figure in ("20", "75.0 %", "66.7 %", "0.3000"))
+    assert all(figure in second for figure in ("4", "50.0 %", "-25.0", "33.3 %", "0.83"))
     assert all(figure in third for figure in ("+0.0", "1.00 (1.00 to 1.00)"))
 
 
