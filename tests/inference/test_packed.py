@@ -135,6 +135,7 @@ def run_command(*argv) -> int:
     return stop.value.code
 
 
+@pytest.mark.slow
 def test_an_adapter_beside_its_base(run, tiny_config, tmp_path):
     """It alone is a variant: drawn with as the whole, told from another's, and a start for other runs."""
     base = packed.write(run, tmp_path / "base.safetensors")

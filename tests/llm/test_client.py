@@ -135,7 +135,8 @@ def test_what_no_request_survives_stops_at_once(fake_server, client, reply, mess
     assert str(stop.value).startswith(fake_server.url)
     assert message in str(stop.value)
     assert "\n" not in str(stop.value)
-    assert len(fake_server.seen) < 300
+    # Those in flight may have been tried often within the second.
+    assert len({str(body["messages"]) for _, _, body in fake_server.seen}) < 300
     with pytest.raises(LensError):
         asking.ask(questions(1))
 

@@ -77,6 +77,7 @@ def test_on_meshes(small_lens, tmp_path, meshes):
     assert len(done.stdout.splitlines()) == len(meshes)
 
 
+@pytest.mark.slow
 def test_a_run_trains_resumes_and_samples(small_lens, tmp_path):
     whole = train(dataclasses.replace(small_lens, out=str(tmp_path / "whole")))
     undrawn = dataclasses.replace(small_lens.samples, every=0)
