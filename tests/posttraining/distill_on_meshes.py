@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from lens_jax import parallel  # noqa: E402
@@ -64,12 +65,25 @@ def random(like, seed: int):
     return structure.unflatten([draw(i, x) for i, x in enumerate(leaves)])
 
 
+def begin(config: DistillConfig, fitted, params):
+    """A state in the middle of a run: a fresh adapter's B is zero, then nothing but its first updates, and rounding
+    would be told by their size."""
+    state = recipe.create_state(config, fitted, params)
+    if not config.lora.rank:
+        return state
+    moved = lambda trees: {
+        name: jax.tree.map(jnp.add, tree, random(tree, 2)) if name in ("lora", "fake") else tree
+        for name, tree in trees.items()
+    }
+    return state.replace(params=moved(state.params), ema=moved(state.ema))
+
+
 def updates(config: DistillConfig, mesh) -> dict:
     params = random(denoiser.abstract_params(config.model), 0)
     if mesh is not None:
         like = parallel.abstract_params(denoiser.abstract_params(config.model), parallel.DENOISER_RULES, mesh)
         params = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, like)
-    state = parallel.create(functools.partial(recipe.create_state, config), recipe.rules(config), mesh, {}, params)
+    state = parallel.create(functools.partial(begin, config), recipe.rules(config), mesh, {}, params)
     values = np.random.default_rng(1)
     normal = lambda *shape: values.standard_normal(shape).astype(np.float32)
     image = joint_positions(*GRID, TEXT)

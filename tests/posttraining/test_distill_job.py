@@ -205,7 +205,7 @@ def test_all_parameters_and_the_discriminator(full, base, tmp_path, order, monke
     assert order[start:] == ["fake", "fake", "student"] * 3
     assert set(state.params) == {"denoiser", "fake", "head"}
     assert set(state.ema) == {"denoiser"}
-    records = read_metrics(config.out + "/metrics.jsonl", "train")
+    records = read_metrics(Path(config.out) / "metrics.jsonl", "train")
     assert [record["step"] for record in records] == [1, 2, 3]
     by_level = ("dm_size", "ca_size", "dm_ca_cosine", "ca_over_dm", "fake_error", "teacher_error", "gan_share")
     for record in records:
@@ -257,7 +257,7 @@ def test_the_options_together(light, full, order, tmp_path, monkeypatch):
     changed = dataclasses.replace(config, out=str(tmp_path / "run"))
     killed_at(changed, 5, monkeypatch)
     assert_same_bits(run(changed), state)
-    records = read_metrics(config.out + "/metrics.jsonl", "train")
+    records = read_metrics(Path(config.out) / "metrics.jsonl", "train")
     assert "regression_loss" in records[0]
     assert "fake_loss" in records[1]
     pipe = LensPipeline.from_pretrained(config.out)

@@ -70,12 +70,14 @@ def network(params, classes, x, t):
     return teacher(classes, x, t) + h[:, None]
 
 
-def distill(steps: int, matching: MatchingConfig, width: int, batch: int, rate: float = 2e-3) -> dict:
-    """The student's parameters after so many global steps."""
-    rates = OptimizerConfig(
-        learning_rate=rate, warmup_steps=0, schedule="cosine", beta1=0.0, beta2=0.9, weight_decay=0.0
+def distill(
+    steps: int, matching: MatchingConfig, width: int, batch: int, rate: float = 2e-3, of_fake=1.0, ema=0.0
+) -> dict:
+    """The student's moving average after so many global steps; `of_fake`: the fake score's rate, of the student's."""
+    make = lambda rate: make_optimizer(
+        OptimizerConfig(rate, 0, "cosine", beta1=0.0, beta2=0.9, weight_decay=0.0), steps
     )
-    optimizer, sigmas = make_optimizer(rates, steps), jnp.asarray(SIGMAS)
+    students, fakes, sigmas = make(rate), make(of_fake * rate), jnp.asarray(SIGMAS)
 
     def begin(key):
         key_class, key_noise, key_step, key_walk = jax.random.split(key, 4)
@@ -105,25 +107,26 @@ def distill(steps: int, matching: MatchingConfig, width: int, batch: int, rate: 
         )
         return distill_losses.student_loss(matching, 0.0, scores, None, clean, at.sigma, key_loss)[0].mean()
 
-    def update(loss, params, moments, number, *rest):
+    def update(optimizer, loss, params, moments, number, *rest):
         updates, moments = optimizer.update(jax.grad(loss)(params, *rest), moments, params, step=number)
         return optax.apply_updates(params, updates), moments
 
     def global_step(carry, number):
-        student, fake, of_student, of_fake = carry
+        student, fake, average, of_student, of_fake = carry
         keys = jax.random.split(jax.random.fold_in(jax.random.key(1), number), FAKE.updates + 1)
 
         def one(carry, key):
-            return update(fake_loss, *carry, number, student, key), None
+            return update(fakes, fake_loss, *carry, number, student, key), None
 
         (fake, of_fake), _ = jax.lax.scan(one, (fake, of_fake), keys[1:])
-        student, of_student = update(student_loss, student, of_student, number, fake, keys[0])
-        return (student, distill_losses.mixed(fake, student, FAKE.mix), of_student, of_fake), None
+        student, of_student = update(students, student_loss, student, of_student, number, fake, keys[0])
+        average = distill_losses.mixed(average, student, 1 - ema)
+        return (student, distill_losses.mixed(fake, student, FAKE.mix), average, of_student, of_fake), None
 
     @jax.jit
     def run(student):
-        begun = student, student, optimizer.init(student), optimizer.init(student)
-        return jax.lax.scan(global_step, begun, jnp.arange(steps))[0][0]
+        begun = student, student, student, students.init(student), fakes.init(student)
+        return jax.lax.scan(global_step, begun, jnp.arange(steps))[0][2]
 
     return run(init(width))
 
@@ -164,8 +167,12 @@ def test_a_few_steps_of_it_bring_the_student_nearer():
 
 @pytest.mark.slow
 def test_four_steps_are_as_far_from_the_data_as_the_teacher():
-    """Within a tenth, as the teacher with its many steps; and a tenth as far from the teacher as it was before."""
-    student = distill(1500, MatchingConfig(guidance_scale=1.0), width=64, batch=256)
+    """Within a tenth, as the teacher with its many steps; and a tenth as far from the teacher as it was before.
+
+    0.089 from the data, as the teacher is 0.091; 0.031 from the teacher, 0.390 before. With a fake score that is no
+    faster than the student it ends 0.45 from the data: what is matched is then where the student was.
+    """
+    student = distill(1500, MatchingConfig(guidance_scale=1.0), width=64, batch=512, rate=8e-3, of_fake=4, ema=0.99)
     drawn, real = draw(functools.partial(network, student), SIGMAS, 9), data(3, classes())
     exact = draw(teacher, MANY, 7)
     assert distance(drawn, real) == pytest.approx(distance(exact, real), rel=0.1)
