@@ -60,6 +60,8 @@ def test_prompts_to_samples(base, tmp_path):
         *("rl", "rl_small", "--init-from", str(base), "--prompts", str(prompts), "--out", str(out), "--steps", "2"),
         *("--evaluation.prompts", str(prompts / "held_out.jsonl"), "--model.layers", "1", "--model.heads", "1"),
         *(*few.split(), "--samples.every", "2", "--rewards.evaluation.0.copies", "1"),
+        # Of what was never trained no image shows all that is asked: nothing would be learnt.
+        *("--rewards.train.0.reward.measure", "share"),
     )
     records = read_metrics(out / "metrics.jsonl", "train")
     assert [record["step"] for record in records] == [1, 2]
