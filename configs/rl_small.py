@@ -25,7 +25,8 @@ ablations, a command each (docs/claims.md):
 
 lens-jax rl rl_small --seed 1 --out runs/rl_small_1
 lens-jax rl rl_small --prompts-fraction 0.25 --out runs/rl_small_quarter
-lens-jax rl rl_small --prompts data/prompts/wide --prompts-without text --out runs/rl_small_no_text
+lens-jax rl rl_small --prompts data/prompts/wide --evaluation.prompts data/prompts/wide/held_out.jsonl \\
+  --prompts-without text --out runs/rl_small_no_text
 """
 
 from lens_jax.configs.small import config as small

@@ -169,8 +169,8 @@ def test_a_few_steps_of_it_bring_the_student_nearer():
 def test_four_steps_are_as_far_from_the_data_as_the_teacher():
     """Within a tenth, as the teacher with its many steps; and a tenth as far from the teacher as it was before.
 
-    0.085 from the data, as the teacher is 0.091; 0.023 from the teacher, 0.390 before. With a fake score that is no
-    faster than the student it ends 0.45 from the data: what is matched is then where the student was.
+    0.085 from the data, as the teacher is 0.091; 0.023 from the teacher, 0.390 before. A fake score that is no faster
+    than the student leaves it further off (docs/distillation.md): what it is matched with is then where it was.
     """
     student = distill(1500, MatchingConfig(guidance_scale=1.0), width=64, batch=512, rate=8e-3, of_fake=4, ema=0.99)
     drawn, real = draw(functools.partial(network, student), SIGMAS, 9), data(3, classes())
