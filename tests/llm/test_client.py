@@ -215,7 +215,9 @@ def test_nothing_is_asked_twice(fake_server, client, tmp_path):
     again = client(cache=str(folder))
     assert [result.value for result in again.ask(asked, one_or_zero)] == [1] * 24
     assert len(fake_server.seen) == 2 * 21
-    assert (again.counts.answered, again.counts.cached) == (0, 2 * 21)
+    # Of the four alike, those that ask while another waits share its answer, and those that come later read it.
+    assert again.counts.answered == 0
+    assert 2 * 21 <= again.counts.cached <= 2 * 24
     # A damaged file, or one of another question, is no answer.
     files = sorted(path for path in folder.glob("*/*.json") if path.parent.name != "spent")
     assert len(files) == 42
