@@ -10,6 +10,7 @@ from lens_jax.data.engine.dedup import cells, exact, near, priority, resolve, ru
 from lens_jax.data.engine.dedup.embedded import Embedded
 from lens_jax.data.engine.dedup.found import Cut, read_found, write_found
 from lens_jax.data.engine.dedup.rows import load_arrays
+from lens_jax.data.engine.dedup.short import leading_axes, shorten
 
 DIM = 256
 HERE = Embedded()
@@ -108,6 +109,20 @@ def test_kept_is_what_one_by_one_would_keep(tmp_path, rows, wanted):
     assert outcome.near == len(dropped(resolved))
 
 
+def test_short_vectors_rule_out_no_duplicate(rows):
+    """Their cosine is never the smaller one, for any axes, and leaves few pairs of these vectors to be compared."""
+    units = cells.unit_vectors(rows[1][:2000])
+    cosine = units.astype(np.float64) @ units.T.astype(np.float64)
+    chosen = leading_axes(units, made.COSINE)
+    assert chosen.shape[1] < DIM
+    for axes in (chosen, chosen[:, :1], np.linalg.qr(np.random.default_rng(0).standard_normal((DIM, DIM)))[0]):
+        short = shorten(axes.astype(np.float32), units)
+        assert short.shape == (2000, axes.shape[1] + 1)
+        bound = short @ short.T
+        assert (bound - cosine).min() > -1e-6
+    assert np.mean(shorten(chosen, units) @ shorten(chosen, units).T > made.COSINE) < 0.03
+
+
 def test_recall_at_a_fifth_of_the_margin(tmp_path, wanted, rows):
     _, pairs, _ = find(tmp_path, rows, margin=0.2, limit=10_000)
     assert pairs <= wanted.keys()
@@ -138,7 +153,7 @@ def test_lists_that_decide_nothing_are_made_longer(tmp_path):
     angles = [0, *[7 + 0.1 * n for n in range(8)], 12, 16]
     vectors = np.stack([degrees(angle) for angle in angles]).astype(np.float16)
     names = priority.as_keys(np.arange(len(angles), dtype=np.uint8)[:, None].repeat(16, 1))
-    outcome, _, resolved = find(tmp_path, (names, vectors), units=2, limit=8)
+    outcome, _, resolved = find(tmp_path, (names, vectors), units=2, limit=8, centroids=1)
     assert outcome.starved == 2
     kept = kept_of(names, made.brute_force(names, vectors))
     assert len(kept) == 2
@@ -151,7 +166,10 @@ def test_copies_of_one_image_take_time_by_their_number():
     vectors = made.beside(np.tile(np.eye(1, 16), (count, 1)), np.full(count, 0.9999), np.random.default_rng(0))
     tree = cells.make_cells(cells.unit_vectors(vectors)[:1000], count, 1, 100, 0.17)
     assert len(tree.parent) == 1
-    pairs, cut = near.compare(made.keys(count), np.ones(count, bool), vectors.astype(np.float16), made.COSINE, limit)
+    vectors = vectors.astype(np.float16)
+    short = shorten(np.eye(16, 4, dtype=np.float32), cells.unit_vectors(vectors))
+    home = np.ones(count, bool)
+    pairs, cut = near.compare(made.keys(count), home, short, vectors.__getitem__, made.COSINE, limit)
     assert len(cut) == count - limit
     assert len(pairs.first) == limit * (limit - 1) // 2 + limit * len(cut)
     resolved = resolve.resolve(pairs)

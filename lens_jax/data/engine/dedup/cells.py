@@ -9,6 +9,9 @@ the first step because x.(c_h(y) - c_h(x)) <= 0. So with reach = r, every y with
 vector, compared with all that is in its home, meets all its neighbours, for any centroids. Unit vectors of cosine t are
 sqrt(2 - 2t) apart. A smaller reach loses some and sends less.
 
+Two vectors that are at home in different cells need to meet in one of the two, so each is sent to cells of a lower
+number than its home's alone: that is half of the copies, and every pair is found once.
+
 Cells that would hold too many vectors are divided by centroids of their own under the same rule, so they form a tree.
 """
 
@@ -29,10 +32,12 @@ _KEPT_DISTANCES = 8192
 # Rounding may only send more: products of unit vectors in float32 are off by a few 1e-7.
 _SLACK = 1e-5
 # Vectors that centroids are chosen from: at least so many, and so many for each.
-SAMPLE, SAMPLE_EACH = 1 << 16, 16
+SAMPLE, SAMPLE_EACH = 1 << 15, 16
 _LLOYD_STEPS = 2
 # A cell is divided at most so often, and only where that helps.
 _DEPTH = 4
+# How many times `max_cell` a cell may hold with its visitors.
+_VISITORS = 8
 
 
 class Placed(NamedTuple):
@@ -62,7 +67,8 @@ class Cells:
             found = {}
             for parent, those in below.items():
                 children = self._children[parent]
-                inside = _place(vectors[those.row], self.centroids[children], reach, self._distances(parent))
+                apart = self._distances(parent)
+                inside = _place(vectors[those.row], those.home, self.centroids[children], reach, apart)
                 placed = Placed(
                     those.row[inside.row], children.start + inside.cell, inside.home & those.home[inside.row]
                 )
@@ -132,27 +138,33 @@ def sample_size(centroids: int) -> int:
 def make_cells(sample: np.ndarray, count: int, centroids: int, max_cell: int, reach: float) -> Cells:
     """Cells for `count` vectors, of a sample of them, unit vectors float32 [m, D] in random order.
 
-    So many `centroids` are the first of the sample, moved twice to the mean of their vectors; cells that then hold more
-    than `max_cell` of `count` are divided.
+    So many `centroids` are the first of the sample, moved twice to the mean of their vectors. Cells in which more than
+    `max_cell` of `count` are then at home are divided, and those with eight times as many at home and visiting: what
+    visits most cells would visit most of their parts as well.
     """
     tree, parents = [], []
     waiting = [(-1, centroids, sample, np.ones(len(sample), bool), 0)]
     while waiting:
         parent, wanted, vectors, home, depth = waiting.pop(0)
         points = _lloyd(vectors[home], wanted)
-        placed = _place(vectors, points, reach, None)
-        sizes = np.bincount(placed.cell, minlength=len(points)) * (count / len(sample))
+        placed = _place(vectors, home, points, reach, None)
+        at_home = placed.home & home[placed.row]
+        sizes, homes = (
+            np.bincount(cells, minlength=len(points)) * (count / len(sample))
+            for cells in (placed.cell, placed.cell[at_home])
+        )
         if parent >= 0 and sizes.max() > 0.9 * len(vectors) * count / len(sample):
             continue  # one spot, which no centroids divide
         first = len(parents)
         tree.append(points)
         parents += [parent] * len(points)
-        for cell in np.flatnonzero(sizes > max_cell) if depth < _DEPTH else ():
+        large = (homes > max_cell) | (sizes > _VISITORS * max_cell)
+        for cell in np.flatnonzero(large) if depth < _DEPTH else ():
             inside = placed.cell == cell
-            rows, at_home = placed.row[inside], (placed.home & home[placed.row])[inside]
-            divided = min(int(np.ceil(2 * sizes[cell] / max_cell)), np.count_nonzero(at_home) // 2)
+            rows, here = placed.row[inside], at_home[inside]
+            divided = min(int(np.ceil(2 * sizes[cell] / max_cell)), np.count_nonzero(here) // 2)
             if divided > 1:
-                waiting.append((first + int(cell), divided, vectors[rows], at_home, depth + 1))
+                waiting.append((first + int(cell), divided, vectors[rows], here, depth + 1))
     return Cells(np.concatenate(tree), np.array(parents))
 
 
@@ -170,8 +182,13 @@ def _lloyd(vectors: np.ndarray, count: int) -> np.ndarray:
     return points
 
 
-def _place(vectors: np.ndarray, points: np.ndarray, reach: float, distances: np.ndarray | None) -> Placed:
-    """The cells of one level."""
+def _place(
+    vectors: np.ndarray, home: np.ndarray, points: np.ndarray, reach: float, distances: np.ndarray | None
+) -> Placed:
+    """The cells of one level, for vectors of which those of `home`, bool [n], are at home in the cell it divides.
+
+    Visitors there are sent on to both sides, since where they come to lie two of them do not meet.
+    """
     parts, start = [], 0
     for block in _blocks(vectors, len(points)):
         products = block @ points.T
@@ -183,6 +200,8 @@ def _place(vectors: np.ndarray, points: np.ndarray, reach: float, distances: np.
             apart = distances[nearest]
         largest = np.take_along_axis(products, nearest[:, None], 1)
         row, cell = np.nonzero(products + reach * apart >= largest - _SLACK)
+        sent = (cell <= nearest[row]) | ~home[start + row]
+        row, cell = row[sent], cell[sent]
         parts.append(Placed(start + row, cell, cell == nearest[row]))
         start += len(block)
     if not parts:

@@ -22,12 +22,13 @@ from lens_jax.data.engine.dedup.cells import unit_vectors, usable
 from lens_jax.data.engine.dedup.found import Cut, write_found
 from lens_jax.data.engine.dedup.near import Pairs, compare
 from lens_jax.data.engine.dedup.rows import comparable, load_arrays, save_arrays
+from lens_jax.data.engine.dedup.short import shorten
 from lens_jax.data.engine.dedup.task import Counted, Round, Task
 from lens_jax.data.prepare_report import progress
 from lens_jax.errors import LensError
 
-# Rows that cells are looked up for at a time; placed rows that one table of pairs is made of.
-_AT_ONCE, _GROUP = 1 << 16, 1 << 17
+# Placed rows that one table of pairs is made of.
+_GROUP = 1 << 17
 # Files that are put together before more are read.
 _FIRSTS = 1 << 20
 
@@ -93,6 +94,7 @@ class _Placed(NamedTuple):
 class _Stored(NamedTuple):
     keys: np.ndarray
     vectors: np.ndarray
+    short: np.ndarray
 
 
 def _path(round: Round, number: int) -> Path:
@@ -101,33 +103,37 @@ def _path(round: Round, number: int) -> Path:
 
 def _store(task: Task, folder: Path, show: bool) -> None:
     """Rows in the order of units, and which of them are in each cell."""
-    firsts, cells = task.firsts(), task.cells()
-    width = cells.centroids.shape[1]
+    firsts, cells, axes = task.firsts(), task.cells(), task.axes()
+    parts, start = [_Placed(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))], 0
     with new_directory(folder, True, "done") as partial:
-        with open(partial / "keys", "wb") as keys, open(partial / "vectors", "wb") as vectors:
-            for unit in progress(task.units, len(task.units), "rows", show):
-                for file, values in zip((keys, vectors), comparable(task.read(unit), firsts)):
+        with contextlib.ExitStack() as files:
+            opened = [files.enter_context(open(partial / name, "wb")) for name in _Stored._fields]
+            for unit in progress(task.units, len(task.units), "rows to cells", show):
+                keys, vectors = comparable(task.read(unit), firsts)
+                if not len(keys):
+                    continue
+                units = unit_vectors(vectors)
+                for file, values in zip(opened, (keys, vectors, shorten(axes, units))):
                     file.write(np.ascontiguousarray(values).tobytes())
-        stored = _stored(partial, task, width)
-        parts = [_Placed(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))]
-        starts = range(0, len(stored.keys), _AT_ONCE)
-        for start in progress(starts, len(starts), "cells", show):
-            found = cells.place(unit_vectors(stored.vectors[start : start + _AT_ONCE]), task.reach)
-            parts.append(_Placed(found.row + start, found.cell, found.home))
+                found = cells.place(units, task.reach)
+                parts.append(_Placed(found.row + start, found.cell, found.home))
+                start += len(keys)
         row, cell, home = (np.concatenate(column) for column in zip(*parts))
         order = np.argsort(cell, kind="stable")
         save_arrays(partial / "placed", _Placed(row[order], cell[order], home[order]))
         (partial / "done").touch()
 
 
-def _stored(folder: Path, task: Task, width: int) -> _Stored:
+def _stored(folder: Path, task: Task) -> _Stored:
+    width, axes = task.axes().shape
+
     def mapped(name: str, dtype: str, *shape: int) -> np.ndarray:
         path = folder / name
         if not path.stat().st_size:
             return np.empty((0, *shape), dtype)
         return np.memmap(path, dtype, "r").reshape(-1, *shape)
 
-    return _Stored(mapped("keys", f"S{task.width}"), mapped("vectors", "<f2", width))
+    return _Stored(mapped("keys", f"S{task.width}"), mapped("vectors", "<f2", width), mapped("short", "<f4", axes + 1))
 
 
 def _compare(round: Round, numbered: tuple[int, tuple[int, int]]) -> None:
@@ -136,7 +142,7 @@ def _compare(round: Round, numbered: tuple[int, tuple[int, int]]) -> None:
     task = round.task
     folder = task.folder / "rows"
     placed = load_arrays(folder / "placed", _Placed)
-    stored = _stored(folder, task, task.cells().centroids.shape[1])
+    stored = _stored(folder, task)
     starved = round.starved()
     span = np.asarray(placed.cell[start:end])
     borders = [*(np.flatnonzero(np.diff(span)) + 1).tolist(), len(span)]
@@ -148,7 +154,8 @@ def _compare(round: Round, numbered: tuple[int, tuple[int, int]]) -> None:
             keys = stored.keys[rows]
             only = None if starved is None else np.isin(keys, starved.keys)
             home = placed.home[start + first : start + last]
-            pairs, cut = compare(keys, home, stored.vectors[rows], task.cosine, round.limit, only)
+            whole = lambda places, rows=rows: stored.vectors[rows[places]]
+            pairs, cut = compare(keys, home, stored.short[rows], whole, task.cosine, round.limit, only)
             found.append(pairs)
             cuts.append(Cut(cut, np.full(len(cut), cell)))
         first = last

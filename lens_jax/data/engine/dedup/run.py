@@ -1,6 +1,7 @@
 """All of step 9: exact duplicates, cells, near duplicates, and what is kept.
 
 work/keep/<fingerprint>/exact/        the files that are there several times
+work/keep/<fingerprint>/axes/         the axes of short vectors
 work/keep/<fingerprint>/cells.npz     the centroids
 work/keep/<fingerprint>/pairs/<n>/    near duplicates; lists that decided nothing are made longer in the next round
 work/keep/<fingerprint>/resolved/     what becomes of the rows that have a near duplicate
@@ -22,7 +23,8 @@ from lens_jax.data.engine.dedup.near import Pairs, distinct
 from lens_jax.data.engine.dedup.priority import mixed
 from lens_jax.data.engine.dedup.resolve import Resolved, resolve, starved
 from lens_jax.data.engine.dedup.rows import comparable, save_arrays
-from lens_jax.data.engine.dedup.task import Counted, Round, Search, Starved, Task
+from lens_jax.data.engine.dedup.short import leading_axes
+from lens_jax.data.engine.dedup.task import Axes, Counted, Round, Search, Starved, Task
 
 # Centroids are chosen from so many times more rows than are used, so that a few large units do not make up all of them.
 _SAMPLE_FROM = 4
@@ -88,6 +90,7 @@ def _cells(task: Task, counted: Counted, centroids: int, max_cell: int, seed: in
         sample = _sample(task, counted.width, sample_size(centroids), seed)
         if not len(sample):
             return False
+        save_arrays(task.folder / "axes", Axes(leading_axes(sample, task.cosine)))
         make_cells(sample, counted.vectors, centroids, max_cell, task.reach).save(path)
     return True
 

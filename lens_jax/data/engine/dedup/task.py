@@ -46,6 +46,16 @@ class Task:
         """The cells; made before near duplicates are looked for."""
         return load(self.folder / "cells.npz")
 
+    def axes(self) -> np.ndarray:
+        """The axes of short vectors (see short.py), float32 [D, d]; made with the cells."""
+        return load_arrays(self.folder / "axes", Axes).axes
+
+
+class Axes(NamedTuple):
+    """Those of short vectors, as they are stored."""
+
+    axes: np.ndarray
+
 
 class Starved(NamedTuple):
     """Rows that are compared again, keys sorted, and the cells in which they are."""
