@@ -51,9 +51,17 @@ def check_tags(image) -> None:
             raise LensError(f"a PNG of gamma {gamma:g}; only sRGB's, {_GAMMA:.4f}, is accepted: convert it to sRGB")
         if primaries and max(abs(a - b) for a, b in zip(primaries, _PRIMARIES)) > 0.01:
             raise LensError("a PNG of other primaries than sRGB's; convert it to sRGB")
-    elif image.format in ("JPEG", "MPO") and image.getexif().get_ifd(0xA005).get(1) == "R03":
+    elif image.format in ("JPEG", "MPO") and _interoperability(image).get(1) == "R03":
         # What cameras write in place of a profile.
         raise LensError("Adobe RGB by its EXIF and without a profile; embed the profile, or convert it to sRGB")
+
+
+def _interoperability(image) -> dict:
+    """The part of EXIF of that name, by tag; {} where there is none, which Pillow before 13 raises KeyError for."""
+    try:
+        return image.getexif().get_ifd(0xA005)
+    except KeyError:
+        return {}
 
 
 def is_srgb(profile: bytes | None) -> bool:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -57,7 +58,8 @@ def test_scores_are_those_of_transformers(field, scorers):
     expected, images = np.array(json.loads(GOLDEN.read_text())[field]), tiny_networks.images()
     found = score(scorers[field], images)
     assert found.dtype == np.float32
-    assert relative_error(found, expected) <= 5e-6
+    # Pillow 13, which the golden was made with, shrinks one of the images otherwise than those before it.
+    assert relative_error(found, expected) <= (5e-6 if int(PIL.__version__.split(".")[0]) >= 13 else 2e-3)
     # Other shapes of a batch are other orders of a sum.
     np.testing.assert_allclose(score(scorers[field], images[3:4]), found[3:4], rtol=2e-5, atol=1e-6)
 
