@@ -11,7 +11,7 @@ from lens_jax.data.engine.decode import Limits
 from lens_jax.data.engine.score import prepared_images, score_images
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.steps import ORDERS, first_drop
-from lens_jax.data.engine.tables import embed_schema
+from lens_jax.data.engine.tables import EMBED, vector_column
 from lens_jax.data.engine.threads import THREADS, cores
 
 
@@ -72,8 +72,4 @@ class Vectors:
 
     def table(self, ids: pa.ChunkedArray) -> pa.Table:
         """All rows, with their ids."""
-        width = self._values.shape[1]
-        column = pa.FixedSizeListArray.from_arrays(
-            pa.array(self._values.reshape(-1)), width, mask=pa.array(self._missing)
-        )
-        return pa.table([ids, column], schema=embed_schema(width))
+        return pa.table([ids, vector_column(self._values, ~self._missing)], schema=EMBED)

@@ -19,7 +19,7 @@ from lens_jax.data.engine.scorers import open_nsfw
 from lens_jax.data.engine.scorers.scorer import Scorer
 from lens_jax.data.engine.stage import UnitInput
 from lens_jax.data.engine.steps import NETWORKS, ORDERS, STEPS, first_drop, runs
-from lens_jax.data.engine.tables import SCORE
+from lens_jax.data.engine.tables import SCORE, vector_column
 from lens_jax.data.engine.threads import THREADS, cores, in_order
 
 # The last batch of a unit is filled up to a power of two from here on, so that few shapes are compiled.
@@ -115,12 +115,9 @@ class Scores:
         rows = slice(None) if rows is None else rows
         columns = [ids]
         for name, values in self.values.items():
-            absent = pa.array(self.missing[name][rows])
-            if values.ndim == 2:
-                flat = pa.array(values[rows].reshape(-1))
-                columns.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=absent))
-            else:
-                columns.append(pa.array(values[rows], mask=absent.to_numpy(zero_copy_only=False)))
+            absent = self.missing[name][rows]
+            of_vectors = values.ndim == 2
+            columns.append(vector_column(values[rows], ~absent) if of_vectors else pa.array(values[rows], mask=absent))
         return pa.table(columns, schema=SCORE)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from lens_jax.data.engine.config import EngineConfig, Thresholds
+from lens_jax.data.engine.tables import vectors_of
 
 NAMES = {
     1: "corrupt", 2: "area", 3: "nsfw", 4: "aesthetic", 5: "watermark", 6: "clarity", 7: "entropy", 8: "luminance",
@@ -55,11 +56,9 @@ def area(tables: Tables, thresholds: Thresholds) -> Verdict:
 
 def nsfw(tables: Tables, thresholds: Thresholds) -> Verdict:
     """Step 3: P(medium) + P(high) of at least `thresholds.nsfw`."""
-    column = tables["score"]["nsfw"].combine_chunks()
-    unsafe = np.full(len(column), np.nan)
-    given = column.is_valid().to_numpy(zero_copy_only=False)
-    levels = np.asarray(column.flatten(), np.float32).reshape(-1, 4)
-    unsafe[given] = levels[:, 2] + levels[:, 3]
+    levels, given = vectors_of(tables["score"]["nsfw"])
+    unsafe = np.full(len(levels), np.nan)
+    unsafe[given] = levels[given, 2:].astype(np.float32).sum(1)
     return _compared(unsafe, unsafe >= thresholds.nsfw, "unsafe", given)
 
 

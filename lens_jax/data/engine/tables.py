@@ -1,6 +1,6 @@
 """The tables that stages write, one parquet file a unit, and how they are written and read.
 
-PROBE, MEASURE, SCORE, `embed_schema`, KEEP and DECISION have a row for every item of the unit, whatever became of it,
+PROBE, MEASURE, SCORE, EMBED, KEEP and DECISION have a row for every item of the unit, whatever became of it,
 in the order of its reader: row i of each is about the same image. What was not computed is null, never 0. CAPTION has a
 row for every caption asked for.
 """
@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lens_jax.atomic import writing
 from lens_jax.errors import LensError
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 ID = pa.binary(16)
 # Captions or alt text by language. Made from a list of pairs, or a dict.
 TEXTS = pa.map_(pa.string(), pa.list_(pa.string()))
+# Not a list of fixed size, of which pyarrow before 26 reads no table with a null in it.
+VECTOR = pa.list_(pa.float16())
 
 PROBE = pa.schema(
     [
@@ -58,18 +62,14 @@ MEASURE = pa.schema(
 SCORE = pa.schema(
     [
         pa.field("id", ID, nullable=False),
-        ("nsfw", pa.list_(pa.float16(), 4)),  # probabilities of neutral, low, medium, high
+        ("nsfw", VECTOR),  # probabilities of neutral, low, medium, high
         ("aesthetic", pa.float32()),
         ("watermark", pa.float32()),
     ]
 )
 
 
-def embed_schema(width: int) -> pa.Schema:
-    """The table of embeddings of `width` numbers, of unit length."""
-    return pa.schema([pa.field("id", ID, nullable=False), ("embedding", pa.list_(pa.float16(), width))])
-
-
+EMBED = pa.schema([pa.field("id", ID, nullable=False), ("embedding", VECTOR)])  # of unit length, all of one width
 KEEP = pa.schema(
     [
         pa.field("id", ID, nullable=False),
@@ -111,6 +111,29 @@ def image_id(source: str, key: str) -> bytes:
     """The id of an image, 16 bytes: the same however its source is cut into files or units."""
     name = f"{source}\0{key}".encode("utf-8", "surrogateescape")
     return hashlib.blake2b(name, digest_size=16).digest()
+
+
+def vector_column(values: np.ndarray, there: np.ndarray) -> pa.ListArray:
+    """A column of VECTOR: the rows of float16 [n, D]; null but where `there`, bool [n]."""
+    ends = np.concatenate([[0], np.cumsum(there)]) * values.shape[1]
+    return pa.ListArray.from_arrays(
+        pa.array(ends, pa.int32()), pa.array(values[there].reshape(-1)), VECTOR, mask=pa.array(~there)
+    )
+
+
+def vectors_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """What `vector_column` made: (float16 [n, D], 0 where there is none, and where there is one, bool [n]).
+
+    D is 0 where there is none at all.
+    """
+    column = column.combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    there = column.is_valid().to_numpy(zero_copy_only=False)
+    given = column.drop_null().flatten().to_numpy(zero_copy_only=False)
+    count = np.count_nonzero(there)
+    values = np.zeros((len(there), len(given) // max(count, 1)), np.float16)
+    values[there] = given.reshape(count, -1 if count else 0)
+    return values, there
 
 
 def write_table(path: str | os.PathLike, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ from lens_jax.data.engine.dedup.embedded import Embedded
 from lens_jax.data.engine.dedup.keep import Keep, find_duplicates
 from lens_jax.data.engine.layout import Layout
 from lens_jax.data.engine.run_unit import Runner
-from lens_jax.data.engine.tables import KEEP, PROBE, SCORE, embed_schema, image_id, read_table, write_table
+from lens_jax.data.engine.tables import EMBED, KEEP, PROBE, SCORE, VECTOR, image_id, read_table, write_table
 from lens_jax.data.engine.unit import make_unit
 from lens_jax.errors import LensError
 
@@ -57,8 +57,7 @@ def written(config, images, width=4, embed=True):
         write_table(layout.table("measure", unit.id), pa.table({"id": pa.array(ids, pa.binary(16))}))
         write_table(layout.table("score", unit.id), pa.Table.from_pylist(score, SCORE))
         if embed:
-            table = pa.table([pa.array(ids, pa.binary(16)), pa.array(vectors, embed_schema(width).field(1).type)],
-                             schema=embed_schema(width))  # fmt: skip
+            table = pa.table([pa.array(ids, pa.binary(16)), pa.array(vectors, VECTOR)], schema=EMBED)
             write_table(layout.table("embed", unit.id), table)
     return layout, units
 

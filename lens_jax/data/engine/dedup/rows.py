@@ -12,7 +12,7 @@ from lens_jax.data.engine.config import EngineConfig, Source
 from lens_jax.data.engine.dedup import exact
 from lens_jax.data.engine.dedup.cells import usable
 from lens_jax.data.engine.dedup.priority import as_keys, make_keys
-from lens_jax.data.engine.tables import read_table
+from lens_jax.data.engine.tables import read_table, vectors_of
 from lens_jax.data.engine.unit import Unit
 from lens_jax.errors import LensError
 
@@ -107,11 +107,5 @@ def _fixed(column: pa.ChunkedArray, width: int) -> np.ndarray:
 def _vectors(table: pa.Table | None, index: np.ndarray) -> np.ndarray:
     if table is None:
         return np.zeros((len(index), 0), np.float16)
-    column = table["embedding"].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    width = column.type.list_size
-    # Under a null there may be anything.
-    values = np.zeros((len(column), width), np.float16)
-    there = column.is_valid().to_numpy(zero_copy_only=False)
-    values[there] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    values, _ = vectors_of(table["embedding"])
     return values[index]

@@ -19,7 +19,7 @@ from PIL import Image
 
 NAME = "layout"
 # Raised when the descriptor changes: vectors of two versions must not be compared.
-_VERSION = 1
+_VERSION = 2
 _SIDE = 32
 # Frequencies u, v with u + v up to so many are kept, of luma and of each chroma.
 _LUMA, _CHROMA = 7, 4
@@ -48,8 +48,8 @@ class Layout:
 
     def score(self, batch: np.ndarray) -> Mapping[str, np.ndarray]:
         """embedding [B, width]: of unit length, or 0 where the image has no variation."""
-        frequencies = np.einsum("ui,nijc,vj->nuvc", _DCT, batch, _DCT).reshape(len(batch), -1, 3)
-        parts = [frequencies[:, kept, plane] * weight for plane, (kept, weight) in zip((0, 1, 2), _PLANES)]
+        frequencies = (_DCT @ batch.transpose(0, 3, 1, 2) @ _DCT.T).reshape(len(batch), 3, -1)
+        parts = [frequencies[:, plane, kept] * weight for plane, (kept, weight) in enumerate(_PLANES)]
         vectors = np.concatenate(parts, 1)
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         return {"embedding": np.where(length > _LEAST, vectors / np.maximum(length, _LEAST), 0).astype(np.float32)}
@@ -66,16 +66,16 @@ def fingerprint() -> str:
 
 
 def _transform() -> np.ndarray:
-    """The orthonormal cosine transform float32 [32, 32], scaled so that a mean stays a mean."""
+    """Of the orthonormal cosine transform the lowest frequencies, float32 [8, 32], scaled so that a mean stays one."""
     place = np.arange(_SIDE)
-    rows = np.cos(np.pi * place[:, None] * (2 * place + 1) / (2 * _SIDE)) * np.sqrt(2 / _SIDE)
+    rows = np.cos(np.pi * place[: _LUMA + 1, None] * (2 * place + 1) / (2 * _SIDE)) * np.sqrt(2 / _SIDE)
     rows[0] /= np.sqrt(2)
     return (rows / np.sqrt(_SIDE)).astype(np.float32)
 
 
 def _plane(highest: int, constant: bool) -> tuple[np.ndarray, np.ndarray]:
     """Which of the flattened frequencies are kept, and their weights."""
-    u, v = np.divmod(np.arange(_SIDE**2), _SIDE)
+    u, v = np.divmod(np.arange((_LUMA + 1) ** 2), _LUMA + 1)
     kept = np.flatnonzero((u + v <= highest) & (constant | (u + v > 0)))
     return kept, np.maximum(np.hypot(u, v)[kept], 1).astype(np.float32)
 
