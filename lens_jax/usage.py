@@ -68,6 +68,7 @@ usage: lens-jax bench WHAT [OPTIONS]
   suite      all that follows and more in nine minutes, most valuable first, for a GPU that is lent for a while
   train      one training step, beside a plain matrix product, and beside that of an adapter (--lora)
   data       batches of images: read, decoded, resized, cropped
+  engine     the data engine's first stages, beside a plain pool of processes over the same functions
   clean      decoding an image and its classical scores, beside Pillow and numpy
   filters    no speed: precision and recall of the cleaning's classical filters on constructed images
   dedup      near duplicates among vectors, beside all pairs
@@ -82,7 +83,7 @@ usage: lens-jax bench WHAT [OPTIONS]
   decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
 
-All but data, clean, filters, dedup, copies, captions, synthetic, student, convert and attention take
+All but data, engine, clean, filters, dedup, copies, captions, synthetic, student, convert and attention take
 --size lens|toy|tiny, with random weights. train, data, denoiser, text and decode take --against torch: the same in
 eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each answers --help.
 """
