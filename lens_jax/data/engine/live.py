@@ -52,9 +52,13 @@ def live(progress: StageProgress, show: bool) -> Iterator[Callable[[StageProgres
 
 def line(progress: StageProgress) -> str:
     """One line on a stage: its rate, losses and troubles."""
-    rate = progress.images / max(time.monotonic() - progress.started, 1e-9)
+    # A unit of the stage `write` may take half an hour.
+    under_way = sum(images for _, images, _, _ in progress.working)
+    rate = (progress.images + under_way) / max(time.monotonic() - progress.started, 1e-9)
     parts = [f"{sum(counts.get(OK, 0) for counts in progress.counts.values()):,} images"]
-    if progress.images:
+    if under_way:
+        parts[0] += f" and {under_way:,} under way"
+    if progress.images + under_way:
         parts.append(f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.2g} a second")
     for source, counts in progress.counts.items():
         if lost(counts):
