@@ -32,6 +32,8 @@ config = TrainConfig(
     checkpoint=CheckpointConfig(every=500, keep=2),
     samples=SheetConfig(
         every=750,
+        # At the release's 5 there is grain in flat colours.
+        guidance_scale=2.0,
         prompts=("red apple", "banana", "cat", "octopus", "rocket", "fox (on the left), house (on the right)"),
     ),
     validation=ValidationConfig(every=750),

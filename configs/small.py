@@ -3,7 +3,7 @@
 lens-jax prepare openmoji --out data/small --concepts 128 --size 64 --ratios 1:1 3:4 4:3 2:3 3:2 --world all \\
   --scenes 100000 --copies 8 --densities 0.05 0.1 0.85 --natural 0.4 --hold-out --validation 1024
 lens-jax train small
-lens-jax convert pack runs/small small.safetensors --guidance-scale 1.5
+lens-jax convert pack runs/small small.safetensors
 
 About 50 images a second on two AVX2 cores: two hours for these steps. How the weights that are shipped came about is in
 docs/small_world.md; to go on from them: --init-from small.

@@ -250,7 +250,7 @@ def _squarest(sizes: Any, where: str) -> tuple[int, int]:
 
 
 def _defaults(values: Any, where: str) -> dict[str, Any]:
-    """The steps and the guidance that a run was trained for, where it says so: one that was distilled does."""
+    """The steps and the guidance that a run is drawn with, where it says so."""
     if values is None:
         return {}
     steps, scale = (

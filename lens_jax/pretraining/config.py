@@ -47,13 +47,17 @@ class SheetConfig:
     sizes: tuple[str, ...] = ()
     # Euler steps.
     num_inference_steps: int = 20
-    # Guidance; 1 turns it off.
+    # Guidance; 1 turns it off. The run is drawn with it, and with as many steps, wherever nothing else is asked for.
     guidance_scale: float = 5.0
     # Seed of the noise.
     seed: int = 0
 
     def __post_init__(self):
         at_least("samples.", self, every=0, num_inference_steps=1, seed=0)
+
+    def sampling(self) -> dict[str, Any]:
+        """Steps and guidance, as a run's metadata has them."""
+        return {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,9 +117,10 @@ class Pretraining:
         return state.replace(frozen={**parts.get("frozen", {}), "denoiser": base})
 
     def meta(self) -> dict[str, Any]:
-        """The config, and the sizes it was trained on, which is what is drawn by default."""
+        """The config, the sizes it was trained on, and how it is drawn by default: as its sheets are."""
         sizes = [[size.height, size.width] for size in self._data.buckets]
-        return {"config": config_files.to_dict(self.config), "sizes": sizes}
+        sampling = self.config.samples.sampling()
+        return {"config": config_files.to_dict(self.config), "sizes": sizes, "sampling": sampling}
 
     def batches(self, position: dict[str, Any] | None) -> "DataBatches":
         at = START if position is None else Position.from_json(position, f"the checkpoints of {self.config.out}")

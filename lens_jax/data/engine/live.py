@@ -55,11 +55,10 @@ def line(progress: StageProgress) -> str:
     # A unit of the stage `write` may take half an hour.
     under_way = sum(images for _, images, _, _ in progress.working)
     rate = (progress.images + under_way) / max(time.monotonic() - progress.started, 1e-9)
+    rate_of = f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.2g} a second"
     parts = [f"{sum(counts.get(OK, 0) for counts in progress.counts.values()):,} images"]
-    if under_way:
-        parts[0] += f" and {under_way:,} under way"
-    if progress.images + under_way:
-        parts.append(f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.2g} a second")
+    if progress.images:
+        parts.append(rate_of)
     for source, counts in progress.counts.items():
         if lost(counts):
             parts.append(f"{source}: {describe(counts)}")
@@ -68,4 +67,6 @@ def line(progress: StageProgress) -> str:
     if progress.failed:
         parts.append(f"{len(progress.failed)} units failed")
     parts += [f"{unit} slow: {seconds:.0f} s" for unit, _, seconds, slow in progress.working if slow]
+    if under_way:
+        parts.append(f"{under_way:,} more under way" + ("" if progress.images else f", {rate_of}"))
     return ", ".join(parts)
