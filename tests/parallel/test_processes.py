@@ -283,7 +283,7 @@ with distributed.ending_alone():
 """
 
 
-@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("late", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_may_end_much_later(late):
     codes, ended = run_two(APART % (late, False))
     assert codes == [0, 0], ended

@@ -48,6 +48,7 @@ def test_plan(capsys, tmp_path):
     assert {("weights", "all-gather", "fsdp"), ("gradients", "reduce-scatter", "fsdp")} <= kinds
 
 
+@pytest.mark.slow
 def test_offloading(capsys, tmp_path):
     """12 bytes a parameter, and two counters, go to the host and come back, also where the mesh cuts them."""
     found = []

@@ -69,7 +69,7 @@ def value_and_gradient(loss, params, fixed, made):
     return compiled(params, fixed, made, jax.random.key(3))
 
 
-@pytest.mark.parametrize("lora_", [LORA, LoraConfig()], ids=["adapter", "full"])
+@pytest.mark.parametrize("lora_", [LORA, pytest.param(LoraConfig(), marks=pytest.mark.slow)], ids=["adapter", "full"])
 def test_nft_before_the_first_step(lora_):
     """The old policy is the trained one, so the value does not depend on r; r = 1/2 moves nothing, to the bit."""
     policy = Policy(MODEL, lora_)
@@ -107,7 +107,7 @@ def test_kl_is_to_the_model_without_its_adapter():
     np.testing.assert_allclose(parts["kl"][0], np.square(change).mean((1, 2)).sum(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("algorithm", ["nft", "grpo"])
+@pytest.mark.parametrize("algorithm", ["nft", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_rows_without_a_reward_and_padding_count_for_nothing(algorithm):
     policy = Policy(MODEL, LORA)
     params, fixed = trees(policy)
@@ -134,7 +134,7 @@ def test_rows_without_a_reward_and_padding_count_for_nothing(algorithm):
     assert parts["policy_loss"][1] == 2
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [1.0, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_grpo_ratio_is_one_on_policy(guidance):
     """In float32 exactly; in bfloat16 its logarithm stays below 1e-3. Then KL is the only thing that moves."""
     for dtype, most in (("float32", 0.0), ("bfloat16", 1e-3)):

@@ -126,6 +126,7 @@ def test_a_checkpoint_leaves_the_base_out(trained):
     assert not [path for path in shapes if "denoiser" in path]
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_is_bit_identical(trained, config, tmp_path):
     """With dropout on: what is left out follows from the step alone."""
     half = dataclasses.replace(config, out=str(tmp_path / "run"))
