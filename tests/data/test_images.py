@@ -99,6 +99,16 @@ def test_colours_are_what_was_meant(data, expected):
     assert np.abs(pixel.astype(int) - expected).max() <= 3, pixel
 
 
+def test_a_photo_without_an_interoperability_part(monkeypatch):
+    """Of which Pillow before 13 says KeyError, and later ones that it is empty."""
+
+    def missing(exif, tag):
+        raise KeyError(tag)
+
+    monkeypatch.setattr(Image.Exif, "get_ifd", missing)
+    assert decode_image(saved(Image.new("RGB", (8, 8), (90, 120, 60)), "JPEG"), "x").shape == (8, 8, 3)
+
+
 WIDE = struct.pack(">8I", 31270, 32900, 70800, 29200, 17000, 79700, 13100, 4600)  # primaries of BT.2020
 ADOBE_EXIF = Image.Exif()
 ADOBE_EXIF[0x8769] = {0xA005: {1: "R03"}}
