@@ -31,7 +31,7 @@ Survivors = Callable[[EngineConfig, Source, Mapping[str, pa.Table]], np.ndarray]
 class Keep:
     """The stage. It can be opened once `find_duplicates` has run."""
 
-    name, version, by_item = "keep", 1, False
+    name, version, by_item = "keep", 2, False
     reads = ("probe", "measure", "score", "embed")
 
     def __init__(self, survivors: Survivors, folder: Path | None = None):
