@@ -121,8 +121,9 @@ class Dedup:
 
     # Cells that the vectors are sorted into; 0 takes the root of their number.
     centroids: int = 0
-    # How far beyond its cell's border a vector is compared, in units of what makes the search exact.
-    margin: float = 1.0
+    # How far beyond its cell's border a vector is compared, in units of what makes the search exact; None is 1 up to
+    # ten million vectors, and 0.2 above.
+    margin: float | None = None
     # A cell of more vectors is divided once more.
     max_cell: int = 20_000
     # Of two duplicates that one is kept which is higher in these, in turn.
@@ -135,7 +136,7 @@ class Dedup:
         for name, least in (("centroids", 0), ("max_cell", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise LensError(f"dedup.{name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 <= self.margin <= 1:
+        if self.margin is not None and not 0 <= self.margin <= 1:
             raise LensError(f"dedup.margin is {self.margin}; it must lie within 0 to 1")
         known = ("aesthetic", "area", "id")
         if not self.priority or self.priority[-1] != "id" or set(self.priority) - set(known):

@@ -21,6 +21,7 @@ from lens_jax.data.engine.captions import contract
 from lens_jax.data.engine.captions.forecast import Forecast
 from lens_jax.data.engine.captions.unit import kinds_of
 from lens_jax.data.engine.config import EngineConfig, Source
+from lens_jax.data.engine.dedup.task import margin_for
 from lens_jax.data.engine.groups import is_captioned
 from lens_jax.data.engine.scorers import layout, open_nsfw
 from lens_jax.data.engine.select import decide, survivors
@@ -237,7 +238,8 @@ def _duplicates(config: EngineConfig, images: float) -> Line:
     if not config.models.embedding:
         return Line("duplicates", images, basis="copies of the same bytes alone: seconds")
     cells = config.dedup.centroids or max(1, round(math.sqrt(images)))
-    copies = next((c for margin, c in _COPIES if config.dedup.margin <= margin), _COPIES[-1][1])
+    margin = margin_for(images) if config.dedup.margin is None else config.dedup.margin
+    copies = next((copies for most, copies in _COPIES if margin <= most), _COPIES[-1][1])
     width = layout.load().width if config.models.embedding == layout.NAME else 768
     flop = 2 * images * (width * cells + min(_SHORT, width) * copies * images / cells)
     speed = _matrix_speed()

@@ -11,6 +11,7 @@ from lens_jax.data.engine.dedup.embedded import Embedded
 from lens_jax.data.engine.dedup.found import Cut, read_found, write_found
 from lens_jax.data.engine.dedup.rows import load_arrays
 from lens_jax.data.engine.dedup.short import leading_axes, shorten
+from lens_jax.data.engine.dedup.task import margin_for
 
 DIM = 256
 HERE = Embedded()
@@ -65,7 +66,7 @@ def wanted(rows):
     return made.brute_force(*rows)
 
 
-def find(folder, rows, units=5, margin=1.0, search=HERE, centroids=0, max_cell=20_000, **options):
+def find(folder, rows, units=5, margin=None, search=HERE, centroids=0, max_cell=20_000, **options):
     """(outcome, pairs, what is dropped) of a search among rows."""
     names, vectors = rows
     task = made.make_task(folder / "work", made.store(folder / "rows", vectors, names), units, margin, **options)
@@ -121,6 +122,10 @@ def test_short_vectors_rule_out_no_duplicate(rows):
         bound = short @ short.T
         assert (bound - cosine).min() > -1e-6
     assert np.mean(shorten(chosen, units) @ shorten(chosen, units).T > made.COSINE) < 0.03
+
+
+def test_the_margin_is_smaller_for_more_vectors():
+    assert [margin_for(vectors) for vectors in (1, 10_000_000, 10_000_001, 8e8)] == [1, 1, 0.2, 0.2]
 
 
 def test_recall_at_a_fifth_of_the_margin(tmp_path, wanted, rows):

@@ -79,7 +79,7 @@ def _exact(task: Task, search: Search) -> Counted:
         firsts, counted = search.exact(task)
         save_arrays(task.folder / "exact", firsts)
         write_json(path, counted._asdict())
-    return Counted(**json.loads(path.read_text()))
+    return task.counted()
 
 
 def _cells(task: Task, counted: Counted, centroids: int, max_cell: int, seed: int) -> bool:
