@@ -112,10 +112,10 @@ def _store(task: Task, folder: Path, show: bool) -> None:
                 keys, vectors = comparable(task.read(unit), firsts)
                 if not len(keys):
                     continue
-                units = unit_vectors(vectors)
-                for file, values in zip(opened, (keys, vectors, shorten(axes, units))):
+                directions = unit_vectors(vectors)
+                for file, values in zip(opened, (keys, vectors, shorten(axes, directions))):
                     file.write(np.ascontiguousarray(values).tobytes())
-                found = cells.place(units, task.reach)
+                found = cells.place(directions, task.reach)
                 parts.append(_Placed(found.row + start, found.cell, found.home))
                 start += len(keys)
         row, cell, home = (np.concatenate(column) for column in zip(*parts))
