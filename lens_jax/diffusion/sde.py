@@ -3,7 +3,7 @@
 One step from sigma to sigma', dt = sigma' - sigma < 0, is Gaussian:
     x' = mean + s sqrt(-dt) z,   s = level sqrt(sigma / (1 - sigma)), at sigma = 1 the second sigma in the root's 1 -,
     mean = x (1 + s^2 dt / (2 sigma)) + v (1 + s^2 (1 - sigma) / (2 sigma)) dt.
-With level 0 it is Euler's step, bit for bit.
+With level 0 it is Euler's step, operation by operation.
 """
 
 from collections.abc import Callable

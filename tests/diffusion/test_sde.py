@@ -19,9 +19,11 @@ def gaussian(x, t):
 def test_without_noise_it_is_euler_bit_for_bit():
     noise = jax.random.normal(jax.random.key(0), (2, 3, 4))
     sigmas = jnp.asarray(sampler.sigma_schedule(1024, 7))
-    final, trajectory = jax.jit(lambda x: sampler.euler(gaussian, x, sigmas))(noise)
     draw = lambda i: jax.random.normal(jax.random.key(i), noise.shape)
-    path = jax.jit(lambda x: sde.sample(gaussian, x, sigmas, jnp.zeros(7), draw))(noise)
+    # Operation by operation: whether a product and the sum after it are rounded once or twice, the compiler chooses.
+    with jax.disable_jit():
+        final, trajectory = sampler.euler(gaussian, noise, sigmas)
+        path = sde.sample(gaussian, noise, sigmas, jnp.zeros(7), draw)
     np.testing.assert_array_equal(path[0], noise)
     np.testing.assert_array_equal(path[1:], trajectory)
     np.testing.assert_array_equal(path[-1], final)

@@ -23,7 +23,7 @@ import tempfile
 import jax
 
 # Compiling is most of the time here, and a third shorter without LLVM's optimisations.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
