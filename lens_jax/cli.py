@@ -333,8 +333,8 @@ def bench(argv: list[str]) -> None:
         print(usage.BENCH, end="")
         return
     kinds = (
-        "suite", "train", "data", "engine", "clean", "filters", "dedup", "copies", "captions", "synthetic", "sample",
-        "student", "denoiser", "attention", "text", "decode", "convert",
+        "suite", "train", "data", "engine", "clean", "filters", "dedup", "copies", "captions", "synthetic", "languages",
+        "sample", "student", "denoiser", "attention", "text", "decode", "convert",
     )  # fmt: skip
     if argv[0] not in kinds:
         raise LensError(f"no benchmark {argv[0]!r}{nearest(argv[0], kinds)}; accepted: {', '.join(kinds)}")

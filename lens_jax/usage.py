@@ -75,6 +75,7 @@ usage: lens-jax bench WHAT [OPTIONS]
   copies     at which cosine an embedding tells copies of images from other images
   captions   captions of a server that answers at once, beside the SDK alone
   synthetic  images of rendered text, drawn and encoded
+  languages  no speed: what the small text encoder carries over to languages that were never trained on
   sample     token ids to an image, end to end and by its parts
   student    prompts to images by a distilled model, beside its teacher
   denoiser   one forward pass of the denoiser
@@ -83,7 +84,7 @@ usage: lens-jax bench WHAT [OPTIONS]
   decode     latents to an image by the autoencoder, or back
   convert    a release's denoiser to our layout, beside cp of the same folder
 
-All but data, engine, clean, filters, dedup, copies, captions, synthetic, student, convert and attention take
---size lens|toy|tiny, with random weights. train, data, denoiser, text and decode take --against torch: the same in
+All but data, engine, clean, filters, dedup, copies, captions, synthetic, languages, student, convert and attention
+take --size lens|toy|tiny, with random weights. train, data, denoiser, text and decode take --against torch: the same in
 eager PyTorch, its DataLoader, transformers and diffusers, in turn. Each answers --help.
 """

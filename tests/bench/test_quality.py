@@ -1,4 +1,4 @@
-"""The benchmarks of the cleaning run and report what they promise. No speed is judged here."""
+"""The benchmarks of the cleaning and of the text encoder run and report what they promise. No speed is judged here."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from PIL import Image
 
 from lens_jax.bench.clean import CleanBench, bench_clean
 from lens_jax.bench.filters import FiltersBench, bench_filters
+from lens_jax.bench.languages import LanguagesBench, bench_languages
 from lens_jax.errors import LensError
 
 
@@ -32,3 +33,12 @@ def test_filters(tmp_path):
     assert result["luminance, exposed by -7 stops"] == result["luminance, lens cap with noise"] == "1 of 1"
     with pytest.raises(LensError, match="of at least 384"):
         bench_filters(FiltersBench(images=str(tmp_path / "none")))
+
+
+def test_languages():
+    """What was trained on is carried over whole; of a language that was not, less."""
+    result = bench_languages(LanguagesBench(languages=("de", "ko"), trained=("en", "de"), count=1))
+    assert result["de"].startswith("10 of 10 prompts")
+    assert int(result["ko"].split()[0]) < 10
+    with pytest.raises(LensError, match=r"'jp' .*; accepted: en, de"):
+        LanguagesBench(languages=("jp",))
