@@ -41,9 +41,9 @@ class Control(str):
 
 
 START, MESSAGE, CHANNEL, END = (Control(f"<|{name}|>") for name in ("start", "message", "channel", "end"))
-# GPT-OSS ends an answer with one of these.
-STOP = (Control("<|return|>"), Control("<|call|>"))
 PAD = Control("<|endoftext|>")
+# GPT-OSS ends an answer with one of these; the last one ends whatever it is in.
+STOP = (Control("<|return|>"), Control("<|call|>"), PAD)
 
 
 class Frame(NamedTuple):

@@ -39,7 +39,7 @@ def test_ids_are_the_original(release_tokenizer, oracle):
     assert len(encode_prompt(release_tokenizer, FRAME, landscape)) == 132
     assert release_tokenizer.decode(oracle["__template__"]) == harmony.render(CORGI, "2026-05-23")
     assert release_tokenizer.pad_token == 199999
-    assert release_tokenizer.stop_tokens == (200002, 200012)
+    assert release_tokenizer.stop_tokens == (200002, 200012, 199999)
 
 
 def test_every_date_is_as_long(release_tokenizer):

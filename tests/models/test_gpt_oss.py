@@ -13,7 +13,7 @@ from lens_jax.convert.folder import open_component
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.errors import LensError
 from lens_jax.models import gpt_oss, mxfp4
-from lens_jax.models.generate import generate
+from lens_jax.models.generate import Opening, generate
 from lens_jax.models.gpt_oss import GPT_OSS_20B, GptOssConfig
 
 TAPS = (1, 2, 4, 5)
@@ -214,6 +214,70 @@ def test_generate_equals_no_cache(release):
     np.testing.assert_array_equal(draw(1, 1e-5)[0], tokens)
 
 
+def test_generate_behind_a_shared_beginning(release):
+    """The tokens are those of whole prompts; a row's draws are its number's, whatever is beside it; idle rows are."""
+    config, params, ids, lengths, _ = release
+    options = {"max_new_tokens": 8, "temperature": 2.0, "pad_token": 500}
+    key, shared, own = jax.random.key(3), 5, lengths - 5
+    whole = np.concatenate([np.repeat(ids[:1, :shared], 2, 0), ids[:, shared:]], 1)
+    expected, _ = generate(config, params, whole, lengths, key, **options)
+    past = jax.jit(gpt_oss.prefill, static_argnums=0)(config, params, whole[0, :shared])
+    tokens, _ = generate(config, params, whole[:, shared:], own, key, past=past, **options)
+    np.testing.assert_array_equal(tokens, expected)
+
+    alone, counts = generate(
+        config, params, np.stack([whole[1, shared:], whole[0, shared:]]), np.array([own[1], 0]), key, past=past,
+        rows=(1, 0), **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(alone[0], expected[1])
+    assert counts.tolist() == [8, 0]
+    assert set(alone[1].tolist()) == {500}
+    half = tuple(part[:2] for part in past)
+    with pytest.raises(LensError, match=r"is of 2 layers; text needs all 6"):
+        generate(config, params, ids, lengths, key, past=half, max_new_tokens=1)
+
+
+def test_generate_is_led_to_an_answer(release):
+    """The header is put in when it is due, once; a row that has written it is left alone; the answer has a limit."""
+    config, params, ids, lengths, _ = release
+    free, _ = generate(config, params, ids, lengths, jax.random.key(0), max_new_tokens=14, temperature=0)
+    opening = Opening(header=(7, 8), forced=(9, 7, 8), before=4, limit=5)
+    led, counts = generate(
+        config,
+        params,
+        ids,
+        lengths,
+        jax.random.key(0),
+        max_new_tokens=14,
+        temperature=0,
+        pad_token=500,
+        opening=opening,
+    )
+    assert led[:, :4].tolist() == free[:, :4].tolist()
+    assert led[:, 4:7].tolist() == [[9, 7, 8]] * 2
+    assert counts.tolist() == [12, 12]
+    assert (led[:, 12:] == 500).all()
+    # The answer is what follows what was put in.
+    longer = np.pad(ids, ((0, 0), (0, 7)))
+    for row, n in enumerate(lengths):
+        longer[row, n : n + 7] = led[row, :7]
+    after, _ = generate(config, params, longer, lengths + 7, jax.random.key(0), max_new_tokens=5, temperature=0)
+    np.testing.assert_array_equal(after, led[:, 7:12])
+
+    # What the first row writes by itself is its header: nothing is put in there.
+    itself = tuple(free[0, 1:3].tolist())
+    opening = Opening(header=itself, forced=(9, *itself), before=6, limit=4)
+    led, counts = generate(
+        config, params, ids, lengths, jax.random.key(0), max_new_tokens=13, temperature=0, opening=opening
+    )
+    assert led[0, :7].tolist() == free[0, :7].tolist()
+    assert counts[0] == 3 + 4
+    for bad in ({"forced": (7, 8, 9)}, {"before": 0}, {"limit": 50}):
+        broken = Opening((7, 8), (9, 7, 8), 4, 5)._replace(**bad)
+        with pytest.raises(LensError, match="answer"):
+            generate(config, params, ids, lengths, jax.random.key(0), max_new_tokens=14, opening=broken)
+
+
 def test_bfloat16_stays_near(release):
     """Activations of 8 bits: 0.4 % a rounding, some thirty of them to the last layer."""
     config, params, ids, lengths, io = release
@@ -234,7 +298,7 @@ def test_bad_input_says_what_would_do(release):
     for bad in ({"max_new_tokens": 0}, {"max_new_tokens": 1, "temperature": float("nan")}):
         with pytest.raises(LensError, match="max_new_tokens"):
             generate(config, params, ids, lengths, jax.random.key(0), **bad)
-    with pytest.raises(LensError, match=r"must lie in 1..14"):
+    with pytest.raises(LensError, match=r"must lie in 0..14"):
         generate(config, params, ids, np.array([0, 15]), jax.random.key(0), max_new_tokens=1)
     for bad in ({"heads": 7}, {"width": 100}, {"dtype": "float16"}, {"experts": 2}, {"window": 0}):
         with pytest.raises(LensError, match=f"text.{next(iter(bad))}|exceeds text.experts"):
