@@ -267,6 +267,12 @@ def sample(argv: list[str]) -> None:
     sample_to_folder(parse(SampleCommand, argv, "lens-jax sample"))
 
 
+def rewrite(argv: list[str]) -> None:
+    from lens_jax.inference import rewrite_command as module
+
+    module.rewrite(parse(module.RewriteCommand, argv, "lens-jax rewrite"))
+
+
 def prompts(argv: list[str]) -> None:
     from lens_jax.posttraining.prompts.check import CheckPrompts, SubsetPrompts, check_prompts, subset_prompts
     from lens_jax.posttraining.prompts.make import MakePrompts, make_prompts
@@ -379,6 +385,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "distill": distill,
     "plan": plan,
     "sample": sample,
+    "rewrite": rewrite,
     "prompts": prompts,
     "plot": plot,
     "convert": convert,

@@ -14,6 +14,7 @@ Lens in JAX: train and sample the text-to-image system of arXiv 2605.21573.
   distill CONFIG            make a model draw in four steps without guidance, as Lens became Lens-Turbo
   plan CONFIG               what a run needs and costs on devices not paid for yet: memory, time, traffic
   sample PROMPT ...         draw images from a run's checkpoint
+  rewrite PROMPT ...        what a language model makes of prompts before they are drawn
   prompts make|check|subset write a set of prompts with rubrics to train and judge on, and look into one
   convert to-jax|to-torch   convert the released checkpoints, or a run, there and back; pack: a run as one file
   plot RUN ...              draw the curves of runs: losses, norms, speed, memory

@@ -157,6 +157,27 @@ def release_tokenizer(release_tokenizer_folder):
 
 
 @pytest.fixture(scope="session")
+def release_with_vocabulary(goldens, release_tokenizer_folder, tmp_path_factory) -> Path:
+    """The small release with the rows of the real embedding and of the head, and a tokenizer."""
+    import ml_dtypes
+    import numpy as np
+
+    from lens_jax.convert import folder, writer
+
+    place = tmp_path_factory.mktemp("prompts") / "lens-turbo"
+    shutil.copytree(goldens / "tiny_release", place, ignore=shutil.ignore_patterns("text_encoder", "golden*"))
+    tensors, vocab = dict(folder.open_component(goldens / "tiny_release" / "text_encoder")), 201_088
+    width = tensors["model.embed_tokens.weight"].shape[1]
+    rows = np.random.default_rng(0).standard_normal((vocab, width), np.float32).astype(ml_dtypes.bfloat16)
+    tensors |= {"model.embed_tokens.weight": rows, "lm_head.weight": rows}
+    writer.write_folder(place / "text_encoder", tensors, stem="model")
+    config = folder.read_json(goldens / "tiny_release" / "text_encoder" / "config.json")
+    (place / "text_encoder" / "config.json").write_text(json.dumps(config | {"vocab_size": vocab}))
+    shutil.copytree(release_tokenizer_folder, place / "tokenizer")
+    return place
+
+
+@pytest.fixture(scope="session")
 def byte_tokenizer_json() -> dict:
     """A `tokenizer.json` with one token a byte."""
     return tokenizer_json({c: b for b, c in byte_alphabet().items()}, [], CONTROL)

@@ -20,6 +20,7 @@ ORDER = (
     ("checker",),
     ("encoders",),
     ("diffusion",),
+    ("reasoner",),
     ("run",),
     ("pretraining",),
     ("posttraining",),

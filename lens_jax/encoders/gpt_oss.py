@@ -79,11 +79,12 @@ class GptOssTextConfig:
             least = harmony.PREFIX_TOKENS + harmony.SUFFIX_TOKENS
             raise LensError(f"text.max_conversation is {self.max_conversation}; it must be at least {least}")
 
-    def load(self, mesh: Mesh | None = None) -> "GptOssEncoder":
+    def load(self, mesh: Mesh | None = None, head: bool = False) -> "GptOssEncoder":
+        """The encoder; with `head` it can write text as well (the prompt reasoner)."""
         from lens_jax.convert import load
 
         found, part = load.find_sized(self.path, "text_encoder", self.model, "text")
-        encoder = from_part(self, part, find_tokenizer(found, self.tokenizer), mesh)
+        encoder = from_part(self, part, find_tokenizer(found, self.tokenizer), mesh, head)
         if encoder.tokenizer is None:
             raise LensError(
                 f"text.path {self.path}: no tokenizer; a release has it in tokenizer/, or set text.tokenizer"
@@ -234,15 +235,15 @@ class GptOssEncoder:
 
 
 def from_part(
-    config: GptOssTextConfig, part, tokenizer: HarmonyTokenizer | None, mesh: Mesh | None = None
+    config: GptOssTextConfig, part, tokenizer: HarmonyTokenizer | None, mesh: Mesh | None = None, head: bool = False
 ) -> GptOssEncoder:
     """The encoder with the weights of a `convert.source.Part`, whose sizes are those of `config.model`.
 
-    Features need neither the final norm nor the vocabulary head, 1.2 GB of it.
+    Features need neither the final norm nor the vocabulary head, 1.2 GB of it; text needs both.
     """
     from lens_jax.convert import load
 
-    model = load.params(part, config.model, parallel.GPT_OSS_RULES, mesh, head=False)
+    model = load.params(part, config.model, parallel.GPT_OSS_RULES, mesh, head=head)
     return GptOssEncoder(config, model, tokenizer, mesh, digest=part.digest())
 
 

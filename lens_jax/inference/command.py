@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import jax
 import numpy as np
 import tyro
+from rich.console import Console
 from rich.progress import Progress
 
 from lens_jax import __version__, parallel
@@ -19,11 +20,14 @@ from lens_jax.diffusion.sampler import Solver
 from lens_jax.errors import LensError
 from lens_jax.inference import lora
 from lens_jax.inference.pipeline import LensPipeline
+from lens_jax.inference.rewrite_command import tell
 from lens_jax.parallel import MeshConfig
+from lens_jax.reasoner.options import ReasonerOptions
+from lens_jax.reasoner.rewrite import Rewrite
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleCommand:
+class SampleCommand(ReasonerOptions):
     """Draw images from a run's checkpoint, as PNGs that say how they were made, and a contact sheet."""
 
     # What to draw; several prompts are drawn in batches.
@@ -106,13 +110,16 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
     options |= {} if args.tiling else {"tiling": False}
     options |= {} if args.ema else {"part": "params"}
+    options |= {"head": True} if args.reasoner == "local" else {}
     pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **_mesh(args.mesh))
     for path, scale in adapters:
         pipe.load_lora_weights(path, scale)
     if args.fuse_lora:
         pipe.fuse_lora()
     pipe.batch_size = args.batch_size or pipe.batch_size
+    options.pop("head", None)
     console = make_console()
+    rewrites = _rewrites(args, pipe, console)
     settings = {
         "negative_prompt": args.negative_prompt,
         "num_inference_steps": args.num_inference_steps or pipe.num_inference_steps,
@@ -127,7 +134,7 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("sampling", total=None)
         output = pipe(
-            list(args.prompts),
+            [rewrite.text for rewrite in rewrites],
             negative_prompt=args.negative_prompt,
             height=args.height,
             width=args.width,
@@ -143,15 +150,16 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     images = output.images
     if output.date:
         settings["date"] = output.date
-    prompts = [prompt for prompt in args.prompts for _ in range(args.num_images_per_prompt)]
+    rewrites = [rewrite for rewrite in rewrites for _ in range(args.num_images_per_prompt)]
     paths = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         first = _first_free(out)
-        for index, (prompt, image) in enumerate(zip(prompts, images)):
-            path = out / f"{first + index:04d}-{slug(prompt)}.png"
+        for index, (rewrite, image) in enumerate(zip(rewrites, images)):
+            path = out / f"{first + index:04d}-{slug(rewrite.prompt)}.png"
             size = {"height": image.height, "width": image.width}
-            save_png(path, image, {"prompt": prompt, "index": index, **size, **settings})
+            said = {} if args.reasoner == "off" else _said(rewrite)
+            save_png(path, image, {"prompt": rewrite.prompt, **said, "index": index, **size, **settings})
             paths.append(path)
         sheet = out / (f"sheet-{first:04d}.png" if first else "sheet.png")
         per_prompt = args.num_images_per_prompt
@@ -161,6 +169,29 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
         raise LensError(f"{out}: cannot be written: {error.strerror}") from None
     console.print(f"{len(paths)} images in {out}, all on {sheet}")
     return [*paths, sheet]
+
+
+def _rewrites(args: SampleCommand, pipe: LensPipeline, console: Console) -> list[Rewrite]:
+    """What is to be drawn of each prompt."""
+    reasoner = args.make_reasoner(pipe.text_encoder, str(args.checkpoint))
+    if reasoner is None:
+        return [Rewrite(prompt, prompt, "kept") for prompt in args.prompts]
+    try:
+        with console.status("rewriting prompts"):
+            rewrites = reasoner.rewrite(args.prompts, args.seed)
+    finally:
+        reasoner.close()
+    args.check_refusals(rewrites)
+    tell(console, rewrites)
+    return rewrites
+
+
+def _said(rewrite: Rewrite) -> dict[str, str]:
+    """What an image says of its prompt's rewrite: the text that was drawn, where that is another, or why it is not."""
+    revised = {"revised_prompt": rewrite.text} if rewrite.status == "used" else {}
+    why = {"reasoner_reason": rewrite.reason} if rewrite.reason else {}
+    of = {"reasoner_model": rewrite.model, "reasoner_instructions": rewrite.instructions} if rewrite.model else {}
+    return {**revised, "reasoner": rewrite.status, **why, **of}
 
 
 def _first_free(folder: Path) -> int:

@@ -26,16 +26,38 @@ from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.models.denoiser import DenoiserConfig, abstract_params
 from lens_jax.posttraining import adapters
 
+_NO_HEAD = "its text encoder is not GPT-OSS and writes no text; take the reasoner of another server (ApiReasoner)"
+
 
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
     """From whatever is at `path`; `options` are those of `from_release` or `from_run`.
 
     What is not there may be the name of a model that comes with the package ("small"), of which `variant` is the file
-    where there are several.
+    where there are several. `reasoner` rewrites prompts before they are drawn: a `reasoner.rewrite.Reasoner`, or
+    "local" for the GPT-OSS that is the text encoder.
     """
+    reasoner = options.pop("reasoner", None)
+    if reasoner is None or not isinstance(reasoner, str):
+        pipe = _from_pretrained(path, **options)
+        pipe.reasoner = reasoner
+        return pipe
+    if reasoner != "local":
+        raise LensError(f'reasoner is {reasoner!r:.60}; accepted: "local", or a reasoner (ApiReasoner)')
+    from lens_jax.reasoner.local import LocalReasoner
+
+    if options.get("mesh") is not None:
+        raise LensError("the local reasoner works on one device; rewrite the prompts first (lens-jax rewrite)")
+    pipe = _from_pretrained(path, head=True, **options)
+    pipe.reasoner = LocalReasoner(pipe.text_encoder, name=str(path))
+    return pipe
+
+
+def _from_pretrained(path: str | Path, **options) -> LensPipeline:
     local = None if "://" in str(path) else source.as_path(path, "a checkpoint")
     variant = options.pop("variant", None) if local and packed_files.is_shipped(local) else None
     if local and (file := packed_files.find(local, variant)):
+        if options.pop("head", False):
+            raise LensError(f"{path}: {_NO_HEAD}")
         return packed.read(file, **_accepted(path, "packed model", options, DenoiserConfig))
     if local:
         source.check_exists(local)
@@ -57,6 +79,7 @@ def from_release(
     text_encoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
     tiling: bool = True,
+    head: bool = False,
 ) -> LensPipeline:
     """A pipeline from a release folder, its conversion, or weights.
 
@@ -69,6 +92,7 @@ def from_release(
       original_truncation: cut a long prompt as the original does, with what follows it (see `encoders.gpt_oss`).
       denoiser, autoencoder, text_encoder, tokenizer: paths, used instead of what `path` holds (`source.find`).
       tiling: decode more than 4.3 megapixels at a time in parts (`encoders.flux`).
+      head: load the text encoder's vocabulary head too, which only writing text needs.
 
     The tokenizer of a release folder that is given for its text encoder goes along with it. Without a tokenizer a
     pipeline takes `prompt_embeds` only. Raises LensError for what does not fit or is not there.
@@ -100,7 +124,7 @@ def from_release(
     return LensPipeline(
         model,
         FluxCodecConfig(path=str(path), model=image_config, tiling=tiling),
-        gpt_oss.from_part(text, text_part, find_tokenizer(found), mesh),
+        gpt_oss.from_part(text, text_part, find_tokenizer(found), mesh, head),
         weights.params(network, model, parallel.DENOISER_RULES, mesh),
         weights.params(autoencoder_part, image_config, parallel.AUTOENCODER_RULES, mesh),
         # The release's own default, whatever the variant.
@@ -110,6 +134,23 @@ def from_release(
         guidance_scale=defaults.guidance_scale,
         mesh=mesh,
     )
+
+
+def text_encoder(
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    tokenizer: str | Path | None = None,
+    date: str | None = None,
+    head: bool = False,
+) -> gpt_oss.GptOssEncoder:
+    """The GPT-OSS of a release folder, its conversion, or weights alone, with its tokenizer; options as there."""
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    found, part = weights.find_part(source.as_path(path, "a checkpoint"), "text_encoder")
+    model = part.config(dtype=dtype)
+    said = {} if date is None else {"date": date}
+    config = GptOssTextConfig(path=str(path), selected=(model.layers - 1,), model=model, **said)
+    return gpt_oss.from_part(config, part, find_tokenizer(found, tokenizer or ""), head=head)
 
 
 class RunParts(NamedTuple):
@@ -154,6 +195,7 @@ def from_run(
     date: str | None = None,
     tiling: bool | None = None,
     part: Literal["ema", "params"] = "ema",
+    head: bool = False,
     **options,
 ) -> LensPipeline:
     """A pipeline from the moving average of a run, or of one of its checkpoints.
@@ -167,6 +209,7 @@ def from_run(
       date: another day for the conversation around a prompt than that of training.
       tiling: decode more than 4.3 megapixels at a time in parts; by default as the run's config has it.
       part: what of it, the moving average or the parameters themselves.
+      head: load the text encoder's vocabulary head too, which only writing text needs.
       options: fields of the model to replace, e.g. dtype.
     """
     from lens_jax.run import store
@@ -183,6 +226,9 @@ def from_run(
     text = _replaced(f"{path}: date", text, date=date)
     model = dataclasses.replace(model, **_accepted(path, "run", options, DenoiserConfig, from_run))
 
+    if head and not isinstance(text, GptOssTextConfig):
+        raise LensError(f"{path}: {_NO_HEAD}")
+
     fitted = codec.abstract_fitted()
     adapter = adapters.run_config(metadata["config"], str(folder)).rank > 0
     if denoiser is not None and not adapter:
@@ -198,7 +244,7 @@ def from_run(
     pipe = LensPipeline(
         model,
         codec,
-        _loaded(path, "text_encoder", text, mesh),
+        _loaded(path, "text_encoder", text, mesh, **({"head": True} if head else {})),
         params,
         parts["frozen"]["codec"] if fitted else _loaded(path, "autoencoder", codec, mesh).params,
         # The squarest size it was trained on.
@@ -261,10 +307,10 @@ def _defaults(values: Any, where: str) -> dict[str, Any]:
     return {"num_inference_steps": steps, "guidance_scale": float(scale)}
 
 
-def _loaded(path, option: str, config, mesh: Mesh | None):
+def _loaded(path, option: str, config, mesh: Mesh | None, **options):
     """What a codec or a text encoder loads; the paths in a run's config are those of the machine that trained it."""
     try:
-        return config.load(mesh)
+        return config.load(mesh, **options)
     except LensError as error:
         raise LensError(f"{path}: {error}; where it is elsewhere now, give {option}") from None
 

@@ -24,6 +24,7 @@ from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.latent_grid import latent_grid
 from lens_jax.posttraining import adapters
 from lens_jax.posttraining.adapters import Loaded
+from lens_jax.reasoner.rewrite import Reasoner, Rewrite
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 # The sizes the release offers, by base resolution, in the order of RATIOS.
@@ -38,6 +39,10 @@ class PipelineOutput:
     images: Any
     # The day the conversation around the prompts claimed to be; None for text encoders that have none.
     date: str | None = None
+    # What was drawn of each prompt; None where features were given instead.
+    prompts: list[str] | None = None
+    # What a reasoner made of each prompt, and why where it made nothing; None where none was asked.
+    rewrites: list[Rewrite] | None = None
 
 
 @dataclasses.dataclass
@@ -67,6 +72,8 @@ class LensPipeline:
     mesh: Mesh | None = None
     # Adapters that are applied: added to what the parameters compute (`load_lora_weights`).
     adapters: list[Loaded] = dataclasses.field(default_factory=list)
+    # Rewrites prompts before they are drawn; negative ones never.
+    reasoner: Reasoner | None = None
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options) -> "LensPipeline":
@@ -142,6 +149,7 @@ class LensPipeline:
         output_type: Literal["pil", "np", "latent"] = "pil",
         return_dict: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        reasoner: bool | None = None,
         **others,
     ) -> PipelineOutput | tuple[Any]:
         """Draw `num_images_per_prompt` images for each prompt.
@@ -162,6 +170,8 @@ class LensPipeline:
           output_type: "pil", "np" (float32 [0, 1]) or "latent" (normalised packed latents).
           return_dict: False returns a tuple of the images alone.
           progress: called with (images drawn, images in all) after each batch.
+          reasoner: False draws the prompts as they are; by default the pipeline's reasoner, if there is one, rewrites
+            them with `seed`. A prompt that it cannot rewrite is drawn as it is: `rewrites` of the output say why.
           others: arguments of diffusers' pipelines that are none here, which are refused by name unless they are None.
 
         Raises LensError for arguments that cannot be used, and for images that are not finite.
@@ -182,6 +192,8 @@ class LensPipeline:
         grid = latent_grid(self.codec, *size)
         memory.check(self.model, size, grid[0] * grid[1])
 
+        rewrites = self._rewrites(prompt, reasoner, seed)
+        prompt = prompt if rewrites is None else [rewrite.text for rewrite in rewrites]
         text = self._features(prompt, prompt_embeds)
         negative = None
         if guidance_scale != 1:
@@ -203,7 +215,18 @@ class LensPipeline:
                 progress(min(count, int(rows[0]) + len(rows)), count)
         images = np.concatenate(chunks)[:count]
         images = [Image.fromarray(image) for image in images] if output_type == "pil" else images
-        return PipelineOutput(images, text.date) if return_dict else (images,)
+        drawn = None if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
+        return PipelineOutput(images, text.date, drawn, rewrites) if return_dict else (images,)
+
+    def _rewrites(self, prompt, wanted: bool | None, seed: int) -> list[Rewrite] | None:
+        """What the reasoner makes of the prompts; None where it is not to be asked."""
+        if wanted not in (None, True, False):
+            raise LensError(f"reasoner is {wanted!r:.60}; it must be True or False")
+        if wanted and self.reasoner is None:
+            raise LensError('this pipeline has no reasoner; load one (from_pretrained(..., reasoner="local"))')
+        if wanted is False or self.reasoner is None or prompt is None:
+            return None
+        return self.reasoner.rewrite([prompt] if isinstance(prompt, str) else _listed(prompt), seed)
 
     def _size(self, height, width, base_resolution, aspect_ratio) -> tuple[int, int]:
         if (height is None) != (width is None):
@@ -220,10 +243,7 @@ class LensPipeline:
         if (prompt is None) == (embeds is None):
             raise LensError("give either prompt or prompt_embeds")
         if embeds is None:
-            prompts = [prompt] if isinstance(prompt, str) else prompt
-            if not isinstance(prompts, Sequence) or not prompts:
-                raise LensError("prompt must be text or a non-empty list of texts")
-            return self._encode(prompts)
+            return self._encode([prompt] if isinstance(prompt, str) else _listed(prompt))
         if not isinstance(embeds, TextFeatures):
             raise LensError(f"prompt_embeds is {type(embeds).__name__}; it must be a TextFeatures (layers, lengths)")
         shapes = [np.shape(layer) for layer in embeds.layers]
@@ -318,6 +338,12 @@ def offered_size(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
     arguments.choice("aspect_ratio", aspect_ratio, RATIOS)
     bucket = OFFERED[base_resolution][RATIOS.index(aspect_ratio)]
     return bucket.height, bucket.width
+
+
+def _listed(prompts: Any) -> Sequence[str]:
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise LensError("prompt must be text or a non-empty list of texts")
+    return prompts
 
 
 def _rows(features: TextFeatures, rows: np.ndarray) -> TextFeatures:

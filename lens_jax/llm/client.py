@@ -24,7 +24,7 @@ from lens_jax.llm.endpoint import Endpoint
 from lens_jax.llm.gate import Gate
 from lens_jax.llm.reply import read_error, read_reply
 from lens_jax.llm.request import Answer, Request, Result, Unusable
-from lens_jax.llm.retry import Failure, backoff, one_line
+from lens_jax.llm.retry import Failure, Unreachable, backoff, one_line
 from lens_jax.llm.spending import Counts, Spending
 
 # Requests handed over ahead of those that may be in flight: enough that none waits for the other thread.
@@ -141,8 +141,8 @@ class Client:
 
         `read(index, answer)` makes a value of an answer, or raises `Unusable`: then the model is told so, and asked up
         to `asks` times in all. Without it the value is the answer's text. A request that fails has a result with an
-        error. LensError when no request can succeed: a key refused, a budget spent, a server that is gone; what is in
-        flight is waited for, and kept.
+        error. LensError when no request can succeed: a key refused, a budget spent, or Unreachable: a server that is
+        gone. What is in flight is waited for, and kept.
         """
         done: queue.SimpleQueue[tuple[int, concurrent.futures.Future]] = queue.SimpleQueue()
         pending: set[concurrent.futures.Future] = set()
@@ -242,7 +242,7 @@ class Client:
         for _ in range(max(1, asks)):
             answer, failure = await self._shared(request)
             if answer is None:
-                return Result(error=failure.reason, code=failure.code)
+                return Result(error=failure.reason, code=failure.code, status=failure.status, kind=failure.kind)
             if read is None:
                 return Result(answer.text, answer)
             try:
@@ -372,20 +372,20 @@ class Client:
         return read_error(self._openai, error, self.endpoint.timeout_seconds, answered, self._key)
 
     def _heed(self, failure: Failure, started: float) -> None:
-        """What a failed call means for all others. LensError where none can succeed."""
+        """What a failed call means for all others. LensError where none can succeed, Unreachable where none can now."""
         url, give_up = self.endpoint.url, self.endpoint.give_up_seconds
         if failure.act == "stop":
             raise LensError(f"{url}: {failure.reason}")
         if failure.act == "skip":
             return
         if (failure.retry_after or 0) > give_up:
-            raise LensError(
+            raise Unreachable(
                 f"{url}: asks to wait {failure.retry_after:,.0f} s, longer than endpoint.give_up_seconds={give_up:g} "
                 f"({failure.reason})"
             )
         self._trouble_since = self._trouble_since or started
         if time.monotonic() - self._trouble_since > give_up:
-            raise LensError(f"{url}: no answer for {give_up:g} s: {failure.reason}")
+            raise Unreachable(f"{url}: no answer for {give_up:g} s: {failure.reason}")
         if failure.crowded:
             self._gate.crowded(started)
         if failure.retry_after is not None:

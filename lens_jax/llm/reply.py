@@ -41,14 +41,16 @@ def read_error(openai, error: Exception, timeout_seconds: float, answered: bool,
     if isinstance(error, openai.APIStatusError):
         return of_error_body(error.status_code, error.body, error.message, error.response.headers, answered, secret)
     if isinstance(error, TimeoutError | openai.APITimeoutError):
-        return Failure(f"no answer within {timeout_seconds:g} s", "again")
+        return Failure(f"no answer within {timeout_seconds:g} s", "again", kind="timeout")
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error.__context__ or error
-        return Failure(f"cannot be reached ({line(cause) or type(cause).__name__})", "again", counts=False)
+        reason = f"cannot be reached ({line(cause) or type(cause).__name__})"
+        return Failure(reason, "again", counts=False, kind="unreachable")
     if isinstance(error, json.JSONDecodeError | openai.APIResponseValidationError):
-        return Failure(f"the reply is not JSON ({line(error)})", "again")
+        return Failure(f"the reply is not JSON ({line(error)})", "again", kind="bad_reply")
     if isinstance(error, openai.OpenAIError | ValueError | TypeError | AttributeError | KeyError):
-        return Failure(f"the reply cannot be read ({type(error).__name__}: {line(error)})", "again")
+        reason = f"the reply cannot be read ({type(error).__name__}: {line(error)})"
+        return Failure(reason, "again", kind="bad_reply")
     raise error
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lens_jax.llm.retry import Kind
+
 # Part of every key: raised when what a request means changes.
 _VERSION = 1
 # What an image of 768 pixels square takes of a model with tiles: 85, and 170 for each of four.
@@ -194,3 +196,6 @@ class Result:
     error: str | None = None
     # What the server calls the error, such as "content_filter".
     code: str = ""
+    # Of the HTTP reply that was the error, and how the last call failed where there was none: see `retry.Failure`.
+    status: int = 0
+    kind: Kind = ""

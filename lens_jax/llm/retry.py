@@ -6,6 +6,9 @@ import math
 import random
 import time
 from collections.abc import Mapping
+from typing import Literal
+
+from lens_jax.errors import LensError
 
 # Statuses that say "later": request time-out, conflict, too early, too many requests. Every 5xx does too.
 _LATER = (408, 409, 425, 429)
@@ -15,6 +18,13 @@ _NOT_THIS_CALL = (429, 502, 503, 504)
 _HOPELESS = (401, 402, 404, 405)
 # Codes of a 429 that waiting does not heal.
 _NEVER = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+
+# How a call failed where no HTTP status says it: no answer in time, no connection, a reply that cannot be read.
+Kind = Literal["", "timeout", "unreachable", "bad_reply"]
+
+
+class Unreachable(LensError):
+    """The server answered nobody for too long, or asks to wait longer than that: it may well answer later."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +42,8 @@ class Failure:
     status: int = 0
     # What the server calls it, such as "content_filter".
     code: str = ""
+    # Where there is no status.
+    kind: Kind = ""
 
     @property
     def crowded(self) -> bool:

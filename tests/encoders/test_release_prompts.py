@@ -1,37 +1,19 @@
 """Prompts, and not features, into a release folder with the real vocabulary and a small everything else."""
 
-import json
-import shutil
-
-import ml_dtypes
 import numpy as np
 import pytest
 
 from lens_jax import cli
 from lens_jax.contact_sheet import read_png_metadata
-from lens_jax.convert import folder, writer
 from lens_jax.encoders import harmony
 from lens_jax.encoders.tokenizer import encode_prompt
 from lens_jax.errors import LensWarning
 from lens_jax.inference.pipeline import LensPipeline
 
-VOCAB = 201_088
-
 
 @pytest.fixture(scope="module")
-def release(goldens, release_tokenizer_folder, tmp_path_factory):
-    """The small release with the rows of the real embedding, no head, and a tokenizer."""
-    place = tmp_path_factory.mktemp("prompts") / "lens-turbo"
-    shutil.copytree(goldens / "tiny_release", place, ignore=shutil.ignore_patterns("text_encoder", "golden*"))
-    tensors = dict(folder.open_component(goldens / "tiny_release" / "text_encoder"))
-    width = tensors["model.embed_tokens.weight"].shape[1]
-    rows = np.random.default_rng(0).standard_normal((VOCAB, width), np.float32).astype(ml_dtypes.bfloat16)
-    tensors |= {"model.embed_tokens.weight": rows, "lm_head.weight": rows}
-    writer.write_folder(place / "text_encoder", tensors, stem="model")
-    config = folder.read_json(goldens / "tiny_release" / "text_encoder" / "config.json")
-    (place / "text_encoder" / "config.json").write_text(json.dumps(config | {"vocab_size": VOCAB}))
-    shutil.copytree(release_tokenizer_folder, place / "tokenizer")
-    return place
+def release(release_with_vocabulary):
+    return release_with_vocabulary
 
 
 @pytest.fixture(scope="module")

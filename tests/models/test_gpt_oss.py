@@ -185,6 +185,32 @@ def test_experts_against_a_loop(release):
     assert not np.asarray(actual)[~valid].any()
 
 
+def test_gathered_experts_are_those_in_turn(release):
+    """The way of a decoding step on a GPU, here on a CPU; packed and dense experts, one row idle."""
+    config, params, _, _, _ = release
+    x = np.random.default_rng(0).standard_normal((8, config.width), np.float32)
+    valid = np.arange(8) != 5
+    for packed in (True, False):
+        config, layers = dataclasses.replace(config, packed=packed), params["layers"]
+        if not packed:
+            dense = lambda p: {
+                "kernel": np.swapaxes(mxfp4.dequantise(p["blocks"], p["scales"]), -1, -2),
+                "bias": p["bias"],
+            }
+            layers = {**layers, "experts": {name: dense(p) for name, p in layers["experts"].items()}}
+        router = layers["router"]
+        scores = x @ np.asarray(router["kernel"][3]) + np.asarray(router["bias"][3])
+        top, chosen = jax.lax.top_k(scores, config.experts_per_token)
+        how = jnp.int32(3), jnp.asarray(x), valid, jnp.where(valid[:, None], jax.nn.softmax(top), 0), chosen
+        gathered, in_turn = (
+            jax.jit(functools.partial(way, config, layers["experts"]))(*how)
+            for way in (gpt_oss.gathered_experts, gpt_oss.experts_in_turn)
+        )
+        assert relative_error(gathered, in_turn) < 5e-7
+        assert not np.asarray(gathered)[5].any()
+        assert relative_error(gpt_oss.mixture(config, layers, *how[:3])[valid], in_turn[valid]) < 5e-7
+
+
 def test_generate_equals_no_cache(release):
     """Temperature 0 is the likeliest token of a run over everything so far; rows of different lengths do not mix."""
     config, params, ids, lengths, _ = release

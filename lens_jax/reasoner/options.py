@@ -1,0 +1,86 @@
+"""The reasoner on a command line."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lens_jax.errors import LensError
+from lens_jax.reasoner import instructions
+from lens_jax.reasoner.rewrite import REASONS, Reasoner, Rewrite
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReasonerOptions:
+    """Which language model rewrites prompts before they are drawn, if any."""
+
+    # off: prompts are drawn as they are. local: GPT-OSS, the checkpoint's own text encoder, and nothing leaves this
+    # machine. api: an OpenAI-compatible server, which gets the prompts.
+    reasoner: Literal["off", "local", "api"] = "off"
+    # Of api: the server, up to and with /v1,
+    reasoner_url: str = "https://api.openai.com/v1"
+    # the name of the model there,
+    reasoner_model: str = "gpt-5.5"
+    # the environment variable that holds the key (OPENAI_API_KEY for api.openai.com, else none),
+    reasoner_key_env: str = ""
+    # more fields of every call as a JSON object, '{"reasoning_effort": "low"}',
+    reasoner_args: str = ""
+    # a folder in which answers are kept, and looked for before the server is asked,
+    reasoner_cache: str = ""
+    # and whether to go through the proxy that HTTP_PROXY and HTTPS_PROXY name.
+    reasoner_proxy: bool = False
+    # Stop where the server cannot be asked, instead of drawing the prompt as it is.
+    reasoner_strict: bool = False
+    # Where the model refuses a prompt: draw it as it is, or stop.
+    reasoner_refusal: Literal["draw", "block"] = "draw"
+    # A text file with other instructions than ours.
+    reasoner_instructions: str = ""
+
+    def make_reasoner(self, encoder: Any = None, name: str = "gpt-oss") -> Reasoner | None:
+        """The reasoner, asked once whether it is there; None for "off".
+
+        encoder: the text encoder of the model, if it is loaded: "local" writes with it, "api" counts tokens with it.
+        LensError for what cannot be asked.
+        """
+        if self.reasoner == "off":
+            return None
+        text = instructions.read(self.reasoner_instructions)
+        if self.reasoner == "local":
+            from lens_jax.encoders.gpt_oss import GptOssEncoder
+            from lens_jax.reasoner.local import LocalReasoner
+
+            if not isinstance(encoder, GptOssEncoder):
+                raise LensError(
+                    "--reasoner local needs a checkpoint whose text encoder is GPT-OSS, and this one's is not; "
+                    "--reasoner api asks a server"
+                )
+            return LocalReasoner(encoder, text, name=name)
+        from lens_jax.reasoner.api import ApiReasoner, default_endpoint
+
+        endpoint = default_endpoint(
+            self.reasoner_url,
+            self.reasoner_model,
+            key_env=self.reasoner_key_env,
+            arguments=self.reasoner_args,
+            cache=self.reasoner_cache,
+            proxy=self.reasoner_proxy,
+        )
+        tokenizer = getattr(encoder, "tokenizer", None)
+        count = (lambda text: len(tokenizer.encode(text))) if tokenizer else None
+        reasoner = ApiReasoner(endpoint, text, count=count, strict=self.reasoner_strict)
+        reasoner.check()
+        return reasoner
+
+    def check_refusals(self, rewrites: Sequence[Rewrite]) -> None:
+        """LensError for the first that the model refused, where that is to stop everything."""
+        refused = next((rewrite for rewrite in rewrites if rewrite.reason == "refused"), None)
+        if refused and self.reasoner_refusal == "block":
+            why = refused.detail or REASONS["refused"]
+            raise LensError(f"{refused.prompt[:60]!r}: {why} (--reasoner-refusal block)")
+
+
+def told(rewrite: Rewrite) -> str:
+    """One line for people: what became of a prompt."""
+    if rewrite.status != "raw":
+        return {"used": "rewritten", "kept": "kept as it is"}[rewrite.status]
+    detail = f" ({rewrite.detail})" if rewrite.detail else ""
+    return f"drawn as it is: {REASONS[rewrite.reason]}{detail}"
