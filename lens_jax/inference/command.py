@@ -105,13 +105,17 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     out = Path(args.out)
     check_writable(out)
     adapters = [lora.parse(place) for place in args.lora]
+    mesh = _mesh(args.mesh)
+    if mesh and args.reasoner == "local":
+        raise LensError("--reasoner local works on one device; rewrite the prompts first (lens-jax rewrite)")
+    args.check_reasoner()
     places = ("denoiser", "autoencoder", "text_encoder", "tokenizer")
     names = ("dtype", "variant", "date", "original_truncation", *places)
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
     options |= {} if args.tiling else {"tiling": False}
     options |= {} if args.ema else {"part": "params"}
     options |= {"head": True} if args.reasoner == "local" else {}
-    pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **_mesh(args.mesh))
+    pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **mesh)
     for path, scale in adapters:
         pipe.load_lora_weights(path, scale)
     if args.fuse_lora:
@@ -182,7 +186,7 @@ def _rewrites(args: SampleCommand, pipe: LensPipeline, console: Console) -> list
     finally:
         reasoner.close()
     args.check_refusals(rewrites)
-    tell(console, rewrites)
+    tell(console, rewrites, texts=True)
     return rewrites
 
 

@@ -47,6 +47,7 @@ def rewrite(args: RewriteCommand) -> list[Rewrite]:
     """Rewrite, print, and write where asked to; returns what became of each prompt."""
     if args.json:
         check_writable(Path(args.json).parent)
+    args.check_reasoner()
     console = make_console(stderr=True)
     encoder = None
     if args.reasoner == "local":
@@ -73,9 +74,10 @@ def rewrite(args: RewriteCommand) -> list[Rewrite]:
     return found
 
 
-def tell(console: Console, rewrites: list[Rewrite]) -> None:
-    """A line on each prompt."""
+def tell(console: Console, rewrites: list[Rewrite], texts: bool = False) -> None:
+    """A line on each prompt, with its rewrite where the `texts` are wanted."""
     for one in rewrites:
         shown = " ".join(one.prompt.split())
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        console.print(f"{shown!r}: {told(one)}")
+        text = f": {' '.join(one.text.split())}" if texts and one.status == "used" else ""
+        console.print(f"{shown!r}: {told(one)}{text}")

@@ -1,7 +1,8 @@
 """The reasoner on a command line."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from lens_jax.errors import LensError
@@ -35,25 +36,36 @@ class ReasonerOptions:
     # A text file with other instructions than ours.
     reasoner_instructions: str = ""
 
+    def check_reasoner(self) -> None:
+        """LensError for what cannot be asked; before a model is loaded, which takes minutes."""
+        if self.reasoner == "api":
+            with contextlib.closing(self._by_api(None)) as reasoner:
+                reasoner.check()
+        elif self.reasoner == "local":
+            instructions.read(self.reasoner_instructions)
+
     def make_reasoner(self, encoder: Any = None, name: str = "gpt-oss") -> Reasoner | None:
-        """The reasoner, asked once whether it is there; None for "off".
+        """The reasoner; None for "off".
 
         encoder: the text encoder of the model, if it is loaded: "local" writes with it, "api" counts tokens with it.
-        LensError for what cannot be asked.
+        LensError where it cannot.
         """
         if self.reasoner == "off":
             return None
-        text = instructions.read(self.reasoner_instructions)
-        if self.reasoner == "local":
-            from lens_jax.encoders.gpt_oss import GptOssEncoder
-            from lens_jax.reasoner.local import LocalReasoner
+        if self.reasoner == "api":
+            tokenizer = getattr(encoder, "tokenizer", None)
+            return self._by_api((lambda text: len(tokenizer.encode(text))) if tokenizer else None)
+        from lens_jax.encoders.gpt_oss import GptOssEncoder
+        from lens_jax.reasoner.local import LocalReasoner
 
-            if not isinstance(encoder, GptOssEncoder):
-                raise LensError(
-                    "--reasoner local needs a checkpoint whose text encoder is GPT-OSS, and this one's is not; "
-                    "--reasoner api asks a server"
-                )
-            return LocalReasoner(encoder, text, name=name)
+        if not isinstance(encoder, GptOssEncoder):
+            raise LensError(
+                "--reasoner local needs a checkpoint whose text encoder is GPT-OSS, and this one's is not; "
+                "--reasoner api asks a server"
+            )
+        return LocalReasoner(encoder, instructions.read(self.reasoner_instructions), name=name)
+
+    def _by_api(self, count: Callable[[str], int] | None):
         from lens_jax.reasoner.api import ApiReasoner, default_endpoint
 
         endpoint = default_endpoint(
@@ -64,11 +76,8 @@ class ReasonerOptions:
             cache=self.reasoner_cache,
             proxy=self.reasoner_proxy,
         )
-        tokenizer = getattr(encoder, "tokenizer", None)
-        count = (lambda text: len(tokenizer.encode(text))) if tokenizer else None
-        reasoner = ApiReasoner(endpoint, text, count=count, strict=self.reasoner_strict)
-        reasoner.check()
-        return reasoner
+        text = instructions.read(self.reasoner_instructions)
+        return ApiReasoner(endpoint, text, count=count, strict=self.reasoner_strict)
 
     def check_refusals(self, rewrites: Sequence[Rewrite]) -> None:
         """LensError for the first that the model refused, where that is to stop everything."""

@@ -66,7 +66,7 @@ def test_sample_says_both_texts(capsys, tmp_path, fake_server):
     drawn = ("--num-inference-steps", 1, "--guidance-scale", 1, "--out", tmp_path / "out")
     code, out, err = run(capsys, "sample", *answers, *flags, *drawn)
     assert (code, err) == (0, "")
-    assert "'a fox': rewritten" in out
+    assert "'a fox': rewritten: A red fox on a pink background." in out
     assert '"TEA" is not in the rewrite' in out
     first, second = (read_png_metadata(tmp_path / "out" / name) for name in ("0000-a-fox.png", "0001-the-word-tea.png"))
     assert (first["prompt"], first["revised_prompt"], first["reasoner"]) == (
