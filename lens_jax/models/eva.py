@@ -18,7 +18,7 @@ from einops import rearrange
 
 from lens_jax.errors import LensError
 from lens_jax.models.attention import Kernel, attend
-from lens_jax.models.layers import layer_norm, rotary_table, rotate
+from lens_jax.models.layers import rotary_table, rotate, scaled_layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +152,12 @@ def apply(config: EvaConfig, params: dict, pixels: jax.Array) -> jax.Array:
         x, _ = jax.lax.scan(lambda x, block: (_block(c, block, x, table), None), x, params["blocks"])
     with jax.named_scope("out"):
         mean = jnp.mean(x[:, 1:].astype(jnp.float32), axis=1)
-        return _dense(_norm(mean, params["norm"], c.norm_eps), params["head"])
+        return _dense(scaled_layer_norm(mean, params["norm"], c.norm_eps), params["head"])
 
 
 def _block(config: EvaConfig, params: dict, x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """x [B, tokens, width] through one block."""
-    norm = functools.partial(_norm, eps=config.norm_eps)
+    norm = functools.partial(scaled_layer_norm, eps=config.norm_eps)
     with jax.named_scope("attention"):
         qkv = jnp.einsum("btw,wnhd->btnhd", norm(x, params["attention_norm"]), params["qkv"]["kernel"])
         q, k, v = (qkv[:, :, i] for i in range(3))
@@ -174,9 +174,3 @@ def _block(config: EvaConfig, params: dict, x: jax.Array, table: tuple[jax.Array
 
 def _dense(x: jax.Array, params: dict) -> jax.Array:
     return x @ params["kernel"].astype(x.dtype) + params["bias"].astype(x.dtype)
-
-
-def _norm(x: jax.Array, params: dict, eps: float) -> jax.Array:
-    """LayerNorm with weights, float32 inside."""
-    scaled = layer_norm(x.astype(jnp.float32), eps) * params["scale"].astype(jnp.float32)
-    return (scaled + params["bias"].astype(jnp.float32)).astype(x.dtype)

@@ -31,6 +31,12 @@ def layer_norm(x: jax.Array, eps: float) -> jax.Array:
     return ((x32 - mean) * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
 
 
+def scaled_layer_norm(x: jax.Array, params: dict, eps: float) -> jax.Array:
+    """LayerNorm with a `scale` and a `bias` over the last axis, all of it in float32."""
+    scaled = layer_norm(x.astype(jnp.float32), eps) * params["scale"].astype(jnp.float32)
+    return (scaled + params["bias"].astype(jnp.float32)).astype(x.dtype)
+
+
 def layout(x: jax.Array):
     """How `x` is sharded: where a product that sums over a sharded axis must put the sum. None without a mesh."""
     return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding

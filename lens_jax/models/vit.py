@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lens_jax.errors import LensError
 from lens_jax.models.attention import Kernel, attend
-from lens_jax.models.layers import layer_norm
+from lens_jax.models.layers import scaled_layer_norm
 
 DTYPES = ("float32", "bfloat16")
 Activation = Literal["quick_gelu", "gelu_tanh"]
@@ -186,7 +186,7 @@ def apply(config: VitConfig, params: dict, pixels: jax.Array) -> jax.Array:
     with jax.named_scope("out"):
         if c.pool == "class":
             x = x[:, 0]
-        x = _norm(c, x.astype(jnp.float32), params["norm"])
+        x = scaled_layer_norm(x.astype(jnp.float32), params["norm"], c.norm_eps)
         if c.pool == "attention":
             return _attention_pool(c, params["pool"], x.astype(c.dtype)).astype(jnp.float32)
         if c.pool == "mean":
@@ -210,13 +210,13 @@ def _embed(config: VitConfig, params: dict, pixels: jax.Array) -> jax.Array:
     # The class token does not depend on the image: its row is zero until it is added with its position.
     added = params["positions"].at[0].add(params["class_token"])
     x = jnp.pad(x, ((0, 0), (1, 0), (0, 0))) + added.astype(x.dtype)
-    return _norm(c, x, params["norm_in"])
+    return scaled_layer_norm(x, params["norm_in"], c.norm_eps)
 
 
 def _block(config: VitConfig, params: dict, x: jax.Array) -> jax.Array:
     """x [B, tokens, width] through one block."""
     with jax.named_scope("attention"):
-        qkv = _dense("btw,wnhd->btnhd", _norm(config, x, params["attention_norm"]), params["qkv"])
+        qkv = _dense("btw,wnhd->btnhd", scaled_layer_norm(x, params["attention_norm"], config.norm_eps), params["qkv"])
         every = tuple(qkv[:, :, i] for i in range(3))
         mixed, _ = attend(every, tuple(part[:, :0] for part in every), None, kernel=config.attention)
         x = x + _dense("bthd,hdw->btw", mixed, params["out"])
@@ -226,7 +226,7 @@ def _block(config: VitConfig, params: dict, x: jax.Array) -> jax.Array:
 
 def _mlp(config: VitConfig, params: dict, x: jax.Array) -> jax.Array:
     """x [B, ..., width] through the norm and the two layers behind it."""
-    hidden = _dense("...w,wf->...f", _norm(config, x, params["mlp_norm"]), params["up"])
+    hidden = _dense("...w,wf->...f", scaled_layer_norm(x, params["mlp_norm"], config.norm_eps), params["up"])
     quick = config.activation == "quick_gelu"
     hidden = hidden * jax.nn.sigmoid(1.702 * hidden) if quick else jax.nn.gelu(hidden, approximate=True)
     return _dense("...f,fw->...w", hidden, params["down"])
@@ -247,9 +247,3 @@ def _dense(spec: str, x: jax.Array, params: dict) -> jax.Array:
     """A product in the dtype of `x`, with the bias where there is one."""
     y = jnp.einsum(spec, x, params["kernel"].astype(x.dtype))
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
-
-
-def _norm(config: VitConfig, x: jax.Array, params: dict) -> jax.Array:
-    """LayerNorm with weights, float32 inside."""
-    scaled = layer_norm(x.astype(jnp.float32), config.norm_eps) * params["scale"].astype(jnp.float32)
-    return (scaled + params["bias"].astype(jnp.float32)).astype(x.dtype)
