@@ -91,10 +91,10 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         partial.replace(target)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise LensError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise LensError(f"{path}: cannot be written: {getattr(error, 'strerror', '') or error}") from None
 
 
 def write_json(path: str | os.PathLike, values: Any) -> None:

@@ -169,6 +169,11 @@ class GptOssEncoder:
                 f"text.max_conversation is {config.max_conversation}; this tokenizer needs at least {least}"
             )
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt that are read."""
+        return self.config.max_conversation - harmony.PREFIX_TOKENS - harmony.SUFFIX_TOKENS
+
     @functools.cached_property
     def params(self) -> dict:
         """`model`, and `past`: keys and values [layers, 1, 97, kv_heads, head_dim] of the shared beginning."""

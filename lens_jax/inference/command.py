@@ -1,8 +1,10 @@
 """`lens-jax sample`: prompts to PNG files and a contact sheet."""
 
+import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +25,7 @@ from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.inference.rewrite_command import tell
 from lens_jax.parallel import MeshConfig
 from lens_jax.reasoner.options import ReasonerOptions
-from lens_jax.reasoner.rewrite import Rewrite
+from lens_jax.reasoner.rewrite import ONE_DEVICE, Reasoner, Rewrite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     adapters = [lora.parse(place) for place in args.lora]
     mesh = _mesh(args.mesh)
     if mesh and args.reasoner == "local":
-        raise LensError("--reasoner local works on one device; rewrite the prompts first (lens-jax rewrite)")
+        raise LensError(ONE_DEVICE)
     args.check_reasoner()
     places = ("denoiser", "autoencoder", "text_encoder", "tokenizer")
     names = ("dtype", "variant", "date", "original_truncation", *places)
@@ -123,7 +125,8 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     pipe.batch_size = args.batch_size or pipe.batch_size
     options.pop("head", None)
     console = make_console()
-    rewrites = _rewrites(args, pipe, console)
+    reasoner = args.make_reasoner(pipe.text_encoder, str(args.checkpoint))
+    pipe.reasoner = reasoner and _Telling(reasoner, args, console)
     settings = {
         "negative_prompt": args.negative_prompt,
         "num_inference_steps": args.num_inference_steps or pipe.num_inference_steps,
@@ -135,10 +138,13 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
         **options,
         **({"lora": " ".join(args.lora)} if args.lora else {}),
     }
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("sampling", total=None)
+    with contextlib.ExitStack() as stack:
+        if reasoner:
+            stack.callback(reasoner.close)
+        progress = stack.enter_context(Progress(console=console, transient=True))
+        task = progress.add_task("rewriting prompts" if reasoner else "sampling", total=None)
         output = pipe(
-            [rewrite.text for rewrite in rewrites],
+            list(args.prompts),
             negative_prompt=args.negative_prompt,
             height=args.height,
             width=args.width,
@@ -149,11 +155,12 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
             solver=args.solver,
             num_images_per_prompt=args.num_images_per_prompt,
             seed=args.seed,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=lambda done, total: progress.update(task, completed=done, total=total, description="sampling"),
         )
     images = output.images
     if output.date:
         settings["date"] = output.date
+    rewrites = output.rewrites or [Rewrite(prompt, prompt, "kept") for prompt in args.prompts]
     rewrites = [rewrite for rewrite in rewrites for _ in range(args.num_images_per_prompt)]
     paths = []
     try:
@@ -175,19 +182,20 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     return [*paths, sheet]
 
 
-def _rewrites(args: SampleCommand, pipe: LensPipeline, console: Console) -> list[Rewrite]:
-    """What is to be drawn of each prompt."""
-    reasoner = args.make_reasoner(pipe.text_encoder, str(args.checkpoint))
-    if reasoner is None:
-        return [Rewrite(prompt, prompt, "kept") for prompt in args.prompts]
-    try:
-        with console.status("rewriting prompts"):
-            rewrites = reasoner.rewrite(args.prompts, args.seed)
-    finally:
-        reasoner.close()
-    args.check_refusals(rewrites)
-    tell(console, rewrites, texts=True)
-    return rewrites
+class _Telling:
+    """A reasoner whose rewrites are printed before they are drawn, and stop everything where they are to."""
+
+    def __init__(self, reasoner: Reasoner, args: SampleCommand, console: Console):
+        self._reasoner, self._args, self._console = reasoner, args, console
+
+    def rewrite(self, prompts: Sequence[str], seed: int = 0) -> list[Rewrite]:
+        rewrites = self._reasoner.rewrite(prompts, seed)
+        self._args.check_refusals(rewrites)
+        tell(self._console, rewrites, texts=True)
+        return rewrites
+
+    def close(self) -> None:
+        self._reasoner.close()
 
 
 def _said(rewrite: Rewrite) -> dict[str, str]:

@@ -25,8 +25,11 @@ from lens_jax.inference import packed
 from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.models.denoiser import DenoiserConfig, abstract_params
 from lens_jax.posttraining import adapters
+from lens_jax.reasoner.rewrite import ONE_DEVICE
 
-_NO_HEAD = "its text encoder is not GPT-OSS and writes no text; take the reasoner of another server (ApiReasoner)"
+_NO_HEAD = (
+    "its text encoder is not GPT-OSS and writes no text; the reasoner of a server can (--reasoner api, ApiReasoner)"
+)
 
 
 def from_pretrained(path: str | Path, **options) -> LensPipeline:
@@ -37,17 +40,18 @@ def from_pretrained(path: str | Path, **options) -> LensPipeline:
     "local" for the GPT-OSS that is the text encoder.
     """
     reasoner = options.pop("reasoner", None)
-    if reasoner is None or not isinstance(reasoner, str):
+    known = reasoner is None or (not isinstance(reasoner, type) and callable(getattr(reasoner, "rewrite", None)))
+    if reasoner != "local" and not known:
+        raise LensError(f'reasoner is {reasoner!r:.60}; accepted: "local", or a reasoner (ApiReasoner)')
+    if reasoner != "local":
         pipe = _from_pretrained(path, **options)
         pipe.reasoner = reasoner
         return pipe
-    if reasoner != "local":
-        raise LensError(f'reasoner is {reasoner!r:.60}; accepted: "local", or a reasoner (ApiReasoner)')
     from lens_jax.reasoner.local import LocalReasoner
 
     if options.get("mesh") is not None:
-        raise LensError("the local reasoner works on one device; rewrite the prompts first (lens-jax rewrite)")
-    pipe = _from_pretrained(path, head=True, **options)
+        raise LensError(ONE_DEVICE)
+    pipe = _from_pretrained(path, **{**options, "head": True})
     pipe.reasoner = LocalReasoner(pipe.text_encoder, name=str(path))
     return pipe
 
@@ -145,8 +149,11 @@ def text_encoder(
     head: bool = False,
 ) -> gpt_oss.GptOssEncoder:
     """The GPT-OSS of a release folder, its conversion, or weights alone, with its tokenizer; options as there."""
+    place = source.as_path(path, "a checkpoint")
+    if packed_files.is_shipped(place):
+        raise LensError(f"{path}: {_NO_HEAD}")
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    found, part = weights.find_part(source.as_path(path, "a checkpoint"), "text_encoder")
+    found, part = weights.find_part(place, "text_encoder")
     model = part.config(dtype=dtype)
     said = {} if date is None else {"date": date}
     config = GptOssTextConfig(path=str(path), selected=(model.layers - 1,), model=model, **said)

@@ -17,7 +17,7 @@ from lens_jax.data.buckets import LENS_1024, LENS_1440, RATIOS
 from lens_jax.diffusion import draw
 from lens_jax.diffusion.sampler import SOLVERS, Solver
 from lens_jax.encoders.images import ImageCodec, decode_program
-from lens_jax.encoders.text import TextEncoder, TextFeatures
+from lens_jax.encoders.text import TextEncoder, TextFeatures, check_prompts
 from lens_jax.errors import LensError
 from lens_jax.inference import arguments, lora, memory
 from lens_jax.models.denoiser import DenoiserConfig
@@ -192,19 +192,28 @@ class LensPipeline:
         grid = latent_grid(self.codec, *size)
         memory.check(self.model, size, grid[0] * grid[1])
 
-        rewrites = self._rewrites(prompt, reasoner, seed)
-        prompt = prompt if rewrites is None else [rewrite.text for rewrite in rewrites]
-        text = self._features(prompt, prompt_embeds)
-        negative = None
-        if guidance_scale != 1:
-            negative = self._negative_features(negative_prompt, negative_prompt_embeds, len(text.lengths))
-        text, negative = _repeat(text, num_images_per_prompt), negative and _repeat(negative, num_images_per_prompt)
-        count = len(text.lengths)
-        shape = grid[0] * grid[1], self.model.latent_channels
+        # All that may be wrong is found before a reasoner is asked, which may cost money.
+        if (prompt is None) == (prompt_embeds is None):
+            raise LensError("give either prompt or prompt_embeds")
+        prompts = None if prompt is None else _listed(prompt)
+        each = len(prompt_embeds.lengths) if isinstance(prompt_embeds, TextFeatures) else len(prompts or ())
+        if guidance_scale != 1 and negative_prompt_embeds is None:
+            self._negatives(negative_prompt, each)
+        count, shape = each * num_images_per_prompt, (grid[0] * grid[1], self.model.latent_channels)
         if latents is None:
             noise = draw.seed_noise(seed, count, *shape)
         else:
             noise = arguments.array("latents", latents, (count, *shape))
+        rewrites = None
+        if self._asks_reasoner(reasoner) and prompts is not None:
+            rewrites = self.reasoner.rewrite(prompts, seed)
+            prompts = [rewrite.text for rewrite in rewrites]
+
+        text = self._features(prompts, prompt_embeds)
+        negative = None
+        if guidance_scale != 1:
+            negative = self._negative_features(negative_prompt, negative_prompt_embeds, len(text.lengths))
+        text, negative = _repeat(text, num_images_per_prompt), negative and _repeat(negative, num_images_per_prompt)
 
         chunks = []
         for rows in draw.chunks(count, batch_size, self.mesh):
@@ -215,18 +224,15 @@ class LensPipeline:
                 progress(min(count, int(rows[0]) + len(rows)), count)
         images = np.concatenate(chunks)[:count]
         images = [Image.fromarray(image) for image in images] if output_type == "pil" else images
-        drawn = None if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
-        return PipelineOutput(images, text.date, drawn, rewrites) if return_dict else (images,)
+        return PipelineOutput(images, text.date, prompts, rewrites) if return_dict else (images,)
 
-    def _rewrites(self, prompt, wanted: bool | None, seed: int) -> list[Rewrite] | None:
-        """What the reasoner makes of the prompts; None where it is not to be asked."""
-        if wanted not in (None, True, False):
+    def _asks_reasoner(self, wanted: bool | None) -> bool:
+        """Whether prompts are to be rewritten."""
+        if not (wanted is None or isinstance(wanted, bool | np.bool_)):
             raise LensError(f"reasoner is {wanted!r:.60}; it must be True or False")
         if wanted and self.reasoner is None:
             raise LensError('this pipeline has no reasoner; load one (from_pretrained(..., reasoner="local"))')
-        if wanted is False or self.reasoner is None or prompt is None:
-            return None
-        return self.reasoner.rewrite([prompt] if isinstance(prompt, str) else _listed(prompt), seed)
+        return self.reasoner is not None and (wanted is None or bool(wanted))
 
     def _size(self, height, width, base_resolution, aspect_ratio) -> tuple[int, int]:
         if (height is None) != (width is None):
@@ -239,11 +245,9 @@ class LensPipeline:
             raise LensError("give either height and width, or base_resolution and aspect_ratio")
         return offered_size(1024 if base_resolution is None else base_resolution, aspect_ratio or "1:1")
 
-    def _features(self, prompt, embeds: TextFeatures | None) -> TextFeatures:
-        if (prompt is None) == (embeds is None):
-            raise LensError("give either prompt or prompt_embeds")
+    def _features(self, prompts: Sequence[str] | None, embeds: TextFeatures | None) -> TextFeatures:
         if embeds is None:
-            return self._encode([prompt] if isinstance(prompt, str) else _listed(prompt))
+            return self._encode(prompts)
         if not isinstance(embeds, TextFeatures):
             raise LensError(f"prompt_embeds is {type(embeds).__name__}; it must be a TextFeatures (layers, lengths)")
         shapes = [np.shape(layer) for layer in embeds.layers]
@@ -340,10 +344,13 @@ def offered_size(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
     return bucket.height, bucket.width
 
 
-def _listed(prompts: Any) -> Sequence[str]:
-    if not isinstance(prompts, Sequence) or not prompts:
+def _listed(prompt: Any) -> list[str]:
+    """One text or several as a list of texts."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence) or not len(prompts):
         raise LensError("prompt must be text or a non-empty list of texts")
-    return prompts
+    check_prompts(prompts)
+    return list(prompts)
 
 
 def _rows(features: TextFeatures, rows: np.ndarray) -> TextFeatures:

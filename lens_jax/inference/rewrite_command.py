@@ -1,6 +1,7 @@
 """`lens-jax rewrite`: prompts as a language model would have them drawn."""
 
 import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ class RewriteCommand(ReasonerOptions):
 def rewrite(args: RewriteCommand) -> list[Rewrite]:
     """Rewrite, print, and write where asked to; returns what became of each prompt."""
     if args.json:
+        if Path(args.json).is_dir():
+            raise LensError(f"--json {args.json}: is a folder; a file is needed")
         check_writable(Path(args.json).parent)
     args.check_reasoner()
     console = make_console(stderr=True)
@@ -62,15 +65,17 @@ def rewrite(args: RewriteCommand) -> list[Rewrite]:
             found = reasoner.rewrite(args.prompts, args.seed)
     finally:
         reasoner.close()
-    args.check_refusals(found)
-    tell(console, found)
-    for one in found:
-        # A line a prompt, whatever the model did.
-        sys.stdout.write(" ".join(one.text.split()) + "\n")
-    sys.stdout.flush()
+    # First of all, since it may have been paid for.
     if args.json:
         lines = [json.dumps(dataclasses.asdict(one), ensure_ascii=False) + "\n" for one in found]
         write_text(args.json, "".join(lines))
+    args.check_refusals(found)
+    tell(console, found)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where the terminal's encoding has not all of Unicode
+    for one in found:
+        # A line a prompt, whatever the model did.
+        print(" ".join(one.text.split()))
     return found
 
 

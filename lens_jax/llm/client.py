@@ -27,6 +27,11 @@ from lens_jax.llm.request import Answer, Request, Result, Unusable
 from lens_jax.llm.retry import Failure, Unreachable, backoff, one_line
 from lens_jax.llm.spending import Counts, Spending
 
+# What is sent to a server that is not OpenAI's. The SDK would add the organisation, the project and other headers that
+# variables of the environment name, which are meant for OpenAI.
+_HEADERS = (
+    "host", "accept", "accept-encoding", "connection", "content-type", "content-length", "authorization", "user-agent",
+)  # fmt: skip
 # Requests handed over ahead of those that may be in flight: enough that none waits for the other thread.
 _AHEAD = 2
 
@@ -92,7 +97,7 @@ class Client:
         return self._key
 
     def check(self) -> None:
-        """LensError where nothing listens at the address, the key is refused, or the cache cannot be written."""
+        """LensError where the key is refused or the cache cannot be written, Unreachable where nothing listens."""
         if self._cache:
             self._cache.check()
         failure, models = self._run(self._look()).result()
@@ -217,8 +222,13 @@ class Client:
                 api_key=self._key or "none",
                 max_retries=0,
                 timeout=self.endpoint.timeout_seconds,
-                # Without `trust_env` a proxy of the environment would see every image.
-                http_client=self._openai.DefaultAsyncHttpxClient(trust_env=self.endpoint.proxy),
+                # With `trust_env` a proxy of the environment would see every image; and a server that redirects would
+                # have them sent to another.
+                http_client=self._openai.DefaultAsyncHttpxClient(
+                    trust_env=self.endpoint.proxy,
+                    follow_redirects=False,
+                    event_hooks={} if self.endpoint.hosted_by_openai else {"request": [_only_ours]},
+                ),
             )
         return self._sdk
 
@@ -233,6 +243,8 @@ class Client:
             failure = self._failure(error)
             # A server need not list its models, and one that is busy is there: only the key must be right.
             there = failure.status not in (0, 401)
+            if failure.kind:
+                raise Unreachable(f"{self.endpoint.url}: {self._what} cannot be asked: {failure.reason}") from None
             return (None if there else failure.reason), set()
 
     async def _answer(self, index: int, request: Request, read: Read | None, asks: int) -> Result:
@@ -410,6 +422,12 @@ class Client:
             self._length_field = "max_tokens"
             return True
         return False
+
+
+async def _only_ours(request) -> None:
+    """Take what the SDK has added from the environment out of an HTTP request."""
+    for name in {*request.headers} - {*_HEADERS}:
+        del request.headers[name]
 
 
 async def _finished(value: Any | Awaitable[Any]) -> Any:

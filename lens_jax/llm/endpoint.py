@@ -91,13 +91,29 @@ class Endpoint:
         if not self.url or not self.model:
             missing = "url" if not self.url else "model"
             raise LensError(f"{what} needs endpoint.{missing}; for example url http://localhost:8000/v1 and model NAME")
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.url)
+            whole = (
+                parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+            )
+            whole = whole and self.url.isascii() and self.url.isprintable() and " " not in self.url
+        except ValueError:  # a port that is no number, half an IPv6 address
+            whole = False
+        if not whole:
             raise LensError(f"endpoint.url is {self.url!r:.80}; expected http://HOST:PORT/v1 or https://HOST/v1")
+        if self.hosted_by_openai and parts.scheme == "http":
+            raise LensError(
+                f"endpoint.url is {self.url!r:.80}; api.openai.com is asked by https, or all could read the key"
+            )
+
+    @property
+    def hosted_by_openai(self) -> bool:
+        """Whether it is OpenAI itself, which may be sent OpenAI's key."""
+        return urlsplit(self.url).hostname == "api.openai.com"
 
     def key(self) -> str:
         """The key to send, or an empty string. LensError where the variable that was named is not set."""
-        name = self.key_env or ("OPENAI_API_KEY" if urlsplit(self.url).hostname == "api.openai.com" else "")
+        name = self.key_env or ("OPENAI_API_KEY" if self.hosted_by_openai else "")
         if not name:
             return ""
         key = os.environ.get(name, "").strip()

@@ -19,6 +19,9 @@ _HOPELESS = (401, 402, 404, 405)
 # Codes of a 429 that waiting does not heal.
 _NEVER = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
+# What servers call an error that means "not this question", whatever its status.
+REFUSED = ("content_filter", "content_policy_violation", "moderation_blocked", "invalid_prompt")
+
 # How a call failed where no HTTP status says it: no answer in time, no connection, a reply that cannot be read.
 Kind = Literal["", "timeout", "unreachable", "bad_reply"]
 
@@ -54,11 +57,12 @@ class Failure:
 def of_status(status: int, code: str, message: str, headers: Mapping[str, str], answered: bool) -> Failure:
     """What an HTTP error means. `answered` says whether this server has answered any call yet.
 
-    A key that is refused, money that is gone and a wrong address or model stop everything. So does 403 as long as
-    nothing was answered; later it may be about one question alone.
+    A key that is refused, money that is gone and a wrong address or model, or one that redirects, stop everything. So
+    does 403 as long as nothing was answered, but for a refusal; later it may be about one question alone.
     """
     reason = f"HTTP {status}{f' ({code})' if code else ''}: {message}"
-    if status in _HOPELESS or code in _NEVER or (status == 403 and not answered):
+    barred = status == 403 and not answered and code not in REFUSED
+    if status in _HOPELESS or 300 <= status < 400 or code in _NEVER or barred:
         return Failure(reason, "stop", status=status, code=code)
     if status in _LATER or status >= 500:
         return Failure(reason, "again", status not in _NOT_THIS_CALL, retry_after(headers), status, code)

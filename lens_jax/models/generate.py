@@ -80,6 +80,8 @@ def generate(
     stop = np.full(-(-(len(stop_tokens) + 1) // 8) * 8, -1, np.int32)
     stop[: len(stop_tokens)] = stop_tokens
     rows = np.arange(len(ids), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
+    if rows.shape != lengths.shape:
+        raise LensError(f"numbers of rows are {list(rows.shape)}; one for each of the {len(ids)} prompts is needed")
     led = opening and tuple(map(np.int32, opening))
     warmth = jnp.float32(temperature)
     tokens, counts = _generate(

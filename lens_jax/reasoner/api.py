@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from lens_jax.encoders import harmony
+from lens_jax.encoders.text import check_prompts
 from lens_jax.errors import LensError
 from lens_jax.llm.client import Client
 from lens_jax.llm.endpoint import Endpoint
 from lens_jax.llm.request import Answer, Message, Request, Result, Unusable
-from lens_jax.llm.retry import Unreachable, one_line
+from lens_jax.llm.retry import REFUSED, Unreachable, one_line
 from lens_jax.reasoner import checks
 from lens_jax.reasoner.instructions import INSTRUCTIONS, digest
 from lens_jax.reasoner.rewrite import REASONS, Rewrite, Status
@@ -30,8 +31,6 @@ _SHORTER = (
 )
 # What a model that reasons aloud puts before its answer; all of it, where it never came to one.
 _THOUGHT = re.compile(r"\A\s*<think>(?:.*?</think>|.*)", re.DOTALL)
-# What servers call an error that means "not this prompt".
-_REFUSED = ("content_filter", "content_policy_violation", "moderation_blocked", "invalid_prompt")
 # Reasons that lie with the server, and not with what the model wrote.
 _OF_SERVER = ("timeout", "unreachable", "bad_reply", "rate_limited")
 
@@ -76,7 +75,7 @@ class ApiReasoner:
         self._client: Client | None = Client(endpoint, _WHAT)
 
     def check(self) -> None:
-        """LensError where nothing listens at the address, the key is refused, or the cache cannot be written."""
+        """LensError where the key is refused or the cache cannot be written, Unreachable where nothing listens."""
         with self._lent() as client:
             client.check()
 
@@ -87,12 +86,13 @@ class ApiReasoner:
         rewrite again is the endpoint's cache.
 
         LensError where no prompt can be rewritten: the key refused, a wrong address or model, a budget spent; with
-        `strict` also where the server fails at one, or is gone.
+        `strict` also where the server fails at one, or is gone; and for what is no text, before anything is sent.
         """
+        check_prompts(prompts)
         # Each once: without a cache the client knows only which questions are in flight together.
         asked = list(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))
         found = dict(zip(asked, self._ask(asked) if asked else ()))
-        return [found.get(prompt) or self._made(prompt, "kept") for prompt in prompts]
+        return [found.get(prompt) or Rewrite(prompt, prompt, "kept") for prompt in prompts]
 
     def close(self) -> None:
         """End the connections. Whoever still waits for an answer gets a CancelledError."""
@@ -166,8 +166,8 @@ class ApiReasoner:
     def _lent(self) -> Iterator[Client]:
         """The client that all calls share.
 
-        One that gave the server up asks nothing any more. So that a server which is back is asked again, the next call
-        has a new one; the old one is closed by the last that waits for it.
+        One that gave the server up, or was refused, asks nothing any more. So that a server which is well again is
+        asked again, the next call has a new one; the old one is closed by the last that waits for it.
         """
         with self._lock:
             if self._client is None:
@@ -176,7 +176,7 @@ class ApiReasoner:
             self._users[client] += 1
         try:
             yield client
-        except Unreachable:
+        except LensError:
             with self._lock:
                 if self._client is client:
                     self._client = None
@@ -199,7 +199,7 @@ def _final(answer: Answer) -> str:
 
 def reason_of(result: Result) -> str:
     """The reason, of REASONS, for a result with an error."""
-    if result.code in _REFUSED:
+    if result.code in REFUSED:
         return "refused"
     if result.kind:
         return result.kind

@@ -53,7 +53,10 @@ def opening(tokenizer: HarmonyTokenizer, before: int, limit: int) -> Opening:
 
 
 def final(tokenizer: HarmonyTokenizer, ids: Sequence[int]) -> Final:
-    """The last message of the final channel in what a model has written behind the header of its turn."""
+    """The last message of the final channel in what a model has written behind the header of its turn.
+
+    One that was cut off does not take the place of one that was ended.
+    """
     name_of = {token: name for name, token in tokenizer.control.items()}
     # Channel and content of the message that is being read: None outside of each.
     channel: list[int] | None = None
@@ -67,7 +70,8 @@ def final(tokenizer: HarmonyTokenizer, ids: Sequence[int]) -> Final:
                 into.append(token)
             continue
         if content is not None and _is_final(tokenizer, channel):
-            found = Final(tokenizer.decode(content), name == END or name in STOP)
+            ended = name == END or name in STOP
+            found = Final(tokenizer.decode(content), ended) if ended or not found.ended else found
         if name == CHANNEL:
             channel, content = [], None
         elif name == MESSAGE:
@@ -76,7 +80,7 @@ def final(tokenizer: HarmonyTokenizer, ids: Sequence[int]) -> Final:
             channel, content = None, None
         if name in STOP:
             return found
-    if content is not None and _is_final(tokenizer, channel):
+    if content is not None and _is_final(tokenizer, channel) and not found.ended:
         return Final(tokenizer.decode(content), False)
     return found
 

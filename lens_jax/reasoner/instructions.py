@@ -47,11 +47,13 @@ def read(path: str) -> str:
     try:
         with Path(path).open("rb") as file:
             data = file.read(_LONGEST + 1)
+        if len(data) > _LONGEST:
+            raise LensError(f"{path}: is longer than 64 KiB; instructions for a language model are needed")
         text = data.decode("utf-8-sig").strip()
     except OSError as error:
         raise LensError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise LensError(f"{path}: is no text in UTF-8; instructions for a language model are needed") from None
-    if not text or len(data) > _LONGEST:
-        raise LensError(f"{path}: {'is empty' if not text else 'is longer than 64 KiB'}; instructions are needed")
+    if not text:
+        raise LensError(f"{path}: is empty; instructions for a language model are needed")
     return text

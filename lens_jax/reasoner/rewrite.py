@@ -23,6 +23,10 @@ REASONS = {
 }
 
 
+# Why "local" is refused beside a mesh.
+ONE_DEVICE = "the local reasoner works on one device; rewrite the prompts first (lens-jax rewrite)"
+
+
 @dataclasses.dataclass(frozen=True)
 class Rewrite:
     """What became of one prompt."""
@@ -45,10 +49,10 @@ class Rewrite:
 
 
 class Reasoner(Protocol):
-    """Rewrites prompts. Never raises for a single bad one; LensError where nothing can be asked at all."""
+    """Rewrites prompts. What fails with one leaves that one as it is; LensError where nothing can be asked at all."""
 
     def rewrite(self, prompts: Sequence[str], seed: int = 0) -> list[Rewrite]:
-        """What becomes of each prompt, in their order. Blank prompts are not asked and are kept."""
+        """What becomes of each prompt, in their order. Blank ones are not asked, and kept; LensError for no text."""
 
     def close(self) -> None:
         """End what it holds open."""

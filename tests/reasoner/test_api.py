@@ -96,7 +96,8 @@ def test_what_becomes_of_each_prompt_in_their_order(fake_server, reasoner):
     # Only what is used is another text than the prompt.
     assert all(made.text == (WELL if made.status == "used" else made.prompt) for made in found)
     assert all(bool(made.detail) == (made.status == "raw") and "\n" not in made.detail for made in found)
-    assert {(made.model, made.instructions) for made in found} == {("m", digest(INSTRUCTIONS))}
+    named = {(made.model, made.instructions) for made in found if made.prompt.strip()}
+    assert named == {("m", digest(INSTRUCTIONS))}
     used = found[prompts.index("a cat")]
     assert (used.tokens_in, used.tokens_out) == (100, 1)
     assert used.seconds > 0
@@ -292,3 +293,59 @@ def test_default_endpoint(monkeypatch):
     assert api.default_endpoint(tries=1) == dataclasses.replace(expected, tries=1)
     with pytest.raises(LensError, match="OPENAI_API_KEY is not set"):
         ApiReasoner(expected)
+
+
+def test_nothing_else_is_sent(fake_server, reasoner, monkeypatch):
+    """Neither what variables of the environment mean for OpenAI, nor anything to a place that a server points to."""
+    for name, value in {
+        "OPENAI_ORG_ID": "org-secret", "OPENAI_PROJECT_ID": "proj-secret", "OPENAI_CUSTOM_HEADERS": "X-Custom: hush",
+        "OPENAI_API_KEY": KEY,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    sent = []
+    fake_server.reply = lambda number, path, body, headers: sent.append(dict(headers)) or fake_server.chat(WELL)
+    assert reasoner().rewrite(["a cat"])[0].status == "used"
+    known = {"host", "accept", "accept-encoding", "connection", "content-type", "content-length", "authorization"}
+    assert {name.lower() for name in sent[0]} <= known | {"user-agent"}
+    assert not any(word in str(sent) for word in ("secret", "hush", KEY))
+
+    there = {"Location": f"{fake_server.url}/elsewhere"}
+    fake_server.reply = lambda number, path, body, headers: (307, there, b"")
+    before = len(fake_server.seen)
+    with pytest.raises(LensError, match="HTTP 307"):
+        reasoner().rewrite(["a cat"])
+    assert [path for _, path, _ in fake_server.seen[before:]] == ["/v1/chat/completions"]
+
+
+def test_one_refused_by_the_server_stops_no_other(fake_server, reasoner):
+    """A 403 about a prompt, even the first; and a server that was wrong is asked again at the next call."""
+
+    def reply(number, path, body, headers):
+        return error(403, "content_policy_violation") if prompt_of(body) == "a bomb" else fake_server.chat(WELL)
+
+    fake_server.reply = reply
+    one = reasoner({"concurrency": 1})
+    assert [made.reason for made in one.rewrite(["a bomb", "a cat"])] == ["refused", ""]
+    fake_server.reply = lambda *_: error(404)
+    with pytest.raises(LensError, match="404"):
+        one.rewrite(["a cat on a mat"])
+    fake_server.reply = reply
+    assert one.rewrite(["a cat on a mat"])[0].status == "used"
+    before = len(fake_server.seen)
+    with pytest.raises(LensError, match="prompt 1 holds bytes that are not text"):
+        one.rewrite(["a cat", "a\0cat"])
+    assert len(fake_server.seen) == before
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/v1", "http://localhost:abc/v1", "http://a:99999/v1", "http://é/v1", "http://a b/v1", "a\t"]
+)
+def test_addresses_that_are_none(url):
+    with pytest.raises(LensError, match=r"expected http://HOST:PORT/v1"):
+        ApiReasoner(Endpoint(url, "m"))
+
+
+def test_the_key_of_openai_is_not_sent_in_the_clear(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(LensError, match="by https"):
+        ApiReasoner(Endpoint("http://api.openai.com/v1", "m"))

@@ -10,7 +10,7 @@ from lens_jax import cli
 from lens_jax.contact_sheet import read_png_metadata
 from lens_jax.errors import LensError
 from lens_jax.inference.pipeline import LensPipeline
-from lens_jax.reasoner import conversation
+from lens_jax.reasoner import api, conversation
 from lens_jax.reasoner.local import LocalReasoner
 from lens_jax.reasoner.rewrite import Rewrite
 
@@ -75,6 +75,15 @@ def test_sample_says_both_texts(capsys, tmp_path, fake_server):
     assert (second["prompt"], second["reasoner"], second["reasoner_reason"]) == ('the word "TEA"', "raw", "lost_text")
     assert "revised_prompt" not in second
 
+    # What is wrong with the rest of the call is found before anything is asked.
+    before = len(fake_server.seen)
+    for bad in (("--height", 65, "--width", 64), ("--seed", -1), ("--num-inference-steps", -1)):
+        code, _, err = run(capsys, "sample", "a fox", *flags, *drawn, *bad)
+        assert (code, err.count("\n")) == (2, 1), err
+    code, _, err = run(capsys, "rewrite", "a fox", *flags, "--json", tmp_path)
+    assert (code, len(fake_server.seen)) == (2, before)
+    assert "is a folder" in err
+
     fake_server.reply = lambda *_: fake_server.chat("I'm sorry, but I can't help with that.")
     code, _, err = run(capsys, "sample", "a bomb", *flags, *drawn, "--reasoner-refusal", "block")
     assert (code, err.count("\n")) == (2, 1)
@@ -85,6 +94,19 @@ def test_sample_says_both_texts(capsys, tmp_path, fake_server):
     assert "the model would not answer" in err
     (kept,) = map(json.loads, (tmp_path / "rewrites.jsonl").read_text().splitlines())
     assert (kept["status"], kept["reason"], kept["model"]) == ("raw", "refused", "m")
+
+
+def test_a_server_that_is_gone_stops_nothing_but_by_strict(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="pip install 'lens-jax[llm]'")
+    endpoint = api.default_endpoint
+    monkeypatch.setattr(api, "default_endpoint", lambda *names, **more: endpoint(*names, give_up_seconds=0.3, **more))
+    flags = ("a fox", "--reasoner", "api", "--reasoner-url", "http://127.0.0.1:9/v1", "--reasoner-model", "m")
+    code, out, err = run(capsys, "rewrite", *flags)
+    assert (code, out) == (0, "a fox\n")
+    assert "warning: http://127.0.0.1:9/v1: the prompt reasoner cannot be asked" in err
+    assert "drawn as it is: the server cannot be reached" in err
+    code, out, err = run(capsys, "rewrite", *flags, "--reasoner-strict")
+    assert (code, out, err.count("\n")) == (2, "", 1)
 
 
 def test_nothing_leaves_the_machine(monkeypatch, capsys, release_with_vocabulary):

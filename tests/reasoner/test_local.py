@@ -66,14 +66,16 @@ SCRIPT = {
     "3 cats": ("Three cats.",),
     "a cat": ("a  cat",),
     "a bomb": ("I'm sorry, but I can't help with that.",),
-    "a word": ("word " * 60, "A word."),
-    "endless": ("word " * 60, "word " * 61),
+    "a word": ("word " * 145, "A word."),
+    "endless": ("word " * 145, "word " * 146),
     "лиса": ("A fox in a forest.",),
 }
 
 
 def test_what_becomes_of_everything(encoder, byte_tokenizer, monkeypatch):
-    monkeypatch.setattr(local.harmony, "PROMPT_TOKENS", 200)
+    # Of which 700 are a prompt's; less the frame of this tokenizer does not allow.
+    short = dataclasses.replace(encoder.config, max_conversation=700 + 97 + 22)
+    encoder = GptOssEncoder(short, encoder.model, byte_tokenizer)
     asked = []
 
     def scripted(config, params, ids, lengths, key, *, max_new_tokens, rows, past, pad_token, **_):
@@ -94,7 +96,7 @@ def test_what_becomes_of_everything(encoder, byte_tokenizer, monkeypatch):
         return tokens, counts
 
     monkeypatch.setattr(local, "generate", scripted)
-    prompts = [*SCRIPT, "thoughtless", "cut", "x" * 3000]
+    prompts = [*SCRIPT, "thoughtless", "cut", "x" * 1100]
     found = LocalReasoner(encoder, name="gpt-oss-20b").rewrite(prompts)
     assert [(one.status, one.reason) for one in found] == [
         ("used", ""), ("raw", "lost_text"), ("raw", "lost_number"), ("kept", ""), ("raw", "refused"), ("used", ""),
@@ -104,10 +106,12 @@ def test_what_becomes_of_everything(encoder, byte_tokenizer, monkeypatch):
     assert found[3].text == "a cat"
     assert found[5].text == "A word."
     assert all(one.text == one.prompt for one in found if one.status == "raw")
-    assert all("200" in text for text in asked if text.count("<|start|>user"))
+    assert all("700" in text for text in asked if text.count("<|start|>user"))
     assert sum(text.startswith("a word<|end|>") for text in asked) == 2
     assert found[0].model == "gpt-oss-20b"
     assert len(found[0].instructions) == 16
+    assert found[5].tokens_out > 725  # of both answers
+    assert found[10].detail == "the prompt is 1111 tokens, and the reasoner reads 1024"
     assert found[0].tokens_out == len("analysis" + "thinking" + "assistantfinal" + found[0].text) + 7
 
 
