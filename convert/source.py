@@ -178,6 +178,8 @@ def check_exists(path: Path) -> None:
     """LensError for a path that is not there; it knows the name of a repository when it sees one."""
     if path.exists():
         return
+    if path.parts[:1] == ("runs",):
+        raise LensError(f"{path}: no such run; `lens-jax train CONFIG` makes one, and --checkpoint names another")
     if _REPOSITORY.fullmatch(str(path)) and not path.parent.exists():
         raise LensError(
             f"{path}: no such file or folder. If it is a repository, nothing is downloaded here: "

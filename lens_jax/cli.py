@@ -354,7 +354,7 @@ def info(argv: list[str]) -> None:
     if len(paths) != 1 or paths[0] in ("-h", "--help"):
         print(
             "usage: lens-jax info PATH [--check]\n\n"
-            "PATH is a run, a checkpoint, a release folder, or a prepared data set.\n"
+            "PATH is a run, a checkpoint, a packed run, a release folder, a prepared data set, or small.\n"
             "--check looks at each shard of a data set: whether it is there, and how long it is."
         )
         if len(paths) != 1:

@@ -1,6 +1,7 @@
 """Images as files: PNGs that say how they were made, and contact sheets."""
 
 import bisect
+import functools
 import json
 import math
 import re
@@ -14,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 _SHEET_SIDE = 96
 _LABEL_HEIGHT = 18
 _GAP = 4
+# Letters of a label that are looked for in a font; no sheet shows more.
+_LOOKED_AT = 2000
 
 
 def save_png(path: Path, image: Image.Image, metadata: Mapping[str, object]) -> None:
@@ -45,11 +48,12 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str]) -
     per_block = math.ceil(len(rows) / blocks)
     heights = [sum(row_heights[i : i + per_block]) for i in range(0, len(rows), per_block)]
     sheet = Image.new("RGB", (block_width * len(heights), max(heights) + _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw = ImageDraw.Draw(sheet)
     for i, (row, label) in enumerate(zip(rows, labels)):
         block, place = divmod(i, per_block)
         left = block * block_width + _GAP
         top = sum(row_heights[block * per_block : block * per_block + place])
+        label, font = _readable(label, i)
         draw.text((left, top + 2), _fitting(label, font, block_width - 2 * _GAP), fill="black", font=font)
         for image, cell in zip(row, cell_widths):
             sheet.paste(image, (left, top + _LABEL_HEIGHT))
@@ -66,6 +70,31 @@ def _enlarge(pixels: np.ndarray) -> Image.Image:
     image = Image.fromarray(pixels)
     factor = max(1, math.ceil(_SHEET_SIDE / max(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _readable(label: str, row: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """The label and a font that has its letters: Pillow's own, Roboto where the extra demo is there, or a number."""
+    for font in _fonts():
+        if not any(_missing(font, letter) for letter in set(label[:_LOOKED_AT])):
+            return label, font
+    return f"row {row + 1}", _fonts()[0]
+
+
+@functools.cache
+def _fonts() -> tuple[ImageFont.FreeTypeFont, ...]:
+    own = ImageFont.load_default(12)
+    try:
+        from font_roboto import Roboto  # Latin, Greek and Cyrillic
+    except ImportError:
+        return (own,)
+    return own, ImageFont.truetype(Roboto, 12)
+
+
+@functools.cache
+def _missing(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    """Whether a font draws its sign for letters that it has not."""
+    drawn, none = (font.getmask(text) for text in (letter, "\U0010fffd"))
+    return letter.isprintable() and drawn.size == none.size and bytes(drawn) == bytes(none)
 
 
 def _fitting(text: str, font, width: int) -> str:

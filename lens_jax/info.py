@@ -8,18 +8,23 @@ from pathlib import Path
 from rich.table import Table
 
 from lens_jax.console import make_console
+from lens_jax.convert import packed as packed_files
 from lens_jax.convert import release, source
 from lens_jax.data.index import NAME, SPLITS, load_index
 from lens_jax.errors import LensWarning
 
 
 def describe(path: str, check: bool = False) -> None:
-    """Print what is at `path`: a run, one of its checkpoints, anything that `convert` takes, or a prepared data set.
+    """Print what is at `path`: a run, one of its checkpoints, anything that `convert` takes, a packed run, the name of
+    a model that comes with the package, or a prepared data set.
 
     With `check` every shard of a data set is looked at: whether it is there, and how long it is.
     """
     if "://" in path:
         _describe_checkpoint(path)
+        return
+    if packed := packed_files.find(path):
+        _describe_packed(packed)
         return
     folder = Path(path)
     source.check_exists(folder)
@@ -58,6 +63,21 @@ def _describe_data(folder: Path, check: bool) -> None:
         console.print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in index.dropped.items()))
     if check:
         console.print(f"all {index.check():,} shards are there, as long as the index says")
+
+
+def _describe_packed(path: Path) -> None:
+    packed, console = packed_files.PackedFile(path), make_console()
+    kind = f"adapter beside {packed.beside.path.name}" if packed.beside else "packed run"
+    console.print(f"{kind} {path}: {path.stat().st_size:,} bytes, SHA-256 {packed_files.file_digest(path)}")
+    shown = lambda values: ", ".join(f"{name} {value}" for name, value in values.items() if name != "kind")
+    for part in ("model", "codec", "text", "defaults"):
+        if isinstance(values := packed.described.get(part), dict):
+            console.print(f"{part}: {shown(values)}")
+    table = Table("part", "arrays", "numbers")
+    for part in ("denoiser", "codec"):
+        shapes = packed.shapes(part)
+        table.add_row(part, str(len(shapes)), f"{sum(math.prod(shape) for shape in shapes.values()):,}")
+    console.print(table)
 
 
 def _describe_weights(path: Path) -> None:

@@ -160,6 +160,10 @@ def test_info(capsys, trained, pictograms):
     code, out, _ = run(capsys, "info", str(pictograms))
     assert code == 0
     assert "CC BY-SA 4.0" in out
+    code, out, _ = run(capsys, "info", "small/turbo")
+    assert code == 0
+    assert "adapter beside lens.safetensors" in out
+    assert "guidance_scale 1.0, num_inference_steps 4" in out
 
 
 def test_config_round_trip_through_json(tiny_config):

@@ -34,3 +34,10 @@ def test_a_label_is_cut_at_once():
 def test_a_sheet_of_long_prompts():
     sheet = contact_sheet.contact_sheet([[np.zeros((16, 16, 3), np.uint8)]] * 2, ["x" * 10_000, ""])
     assert max(sheet.size) < 400
+
+
+def test_a_label_that_no_font_has_is_a_number():
+    """Boxes say nothing; the file beside the sheet has the prompt."""
+    assert contact_sheet._readable("a fox", 0)[0] == "a fox"
+    assert contact_sheet._readable("лиса, é", 1)[0] == "лиса, é"
+    assert contact_sheet._readable("狐狸", 2)[0] == "row 3"

@@ -62,6 +62,15 @@ def bench_prompts(
     return [prompt for task in tasks for bucket in buckets for prompt in _of_task(concepts, bucket, task, count, seed)]
 
 
+def lacks(task: str, concepts: Sequence[Concept]) -> str:
+    """What a task would need besides these concepts, in words; empty where it can be asked of them."""
+    needed = max(scene_sampler.OBJECTS[kind][1] for kind in TASKS[task].kinds)
+    if task == "attribution":
+        twins = [concept.id for concept in concepts if concept.id in TWINS]
+        return "" if len(twins) >= needed else f"{needed} of {', '.join(TWINS)}"
+    return "" if len(concepts) >= needed else f"{needed} concepts"
+
+
 def _of_task(concepts: Sequence[Concept], bucket: Bucket, task: str, count: int, seed: int) -> list[BenchPrompt]:
     entropy = [seed, list(TASKS).index(task), bucket.height, bucket.width]
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))

@@ -198,7 +198,10 @@ def load_index(path: str | os.PathLike) -> Index:
     directory = Path(path)
     file = directory / NAME
     if not file.is_file():
-        hint = "make one with `lens-jax prepare openmoji` or `lens-jax prepare folder`"
+        hint = (
+            f"make one with `lens-jax prepare openmoji --out {path}` and what else the config's own text says, or with "
+            "`lens-jax prepare folder`"
+        )
         if directory.is_file():
             hint = "it is a file; name one data set, such as one that a mixture names"
         raise LensError(f"no data set at {directory} (no {NAME}): {hint}")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,9 @@ from lens_jax.data.scene_sampler import World
 from lens_jax.data.sources import openmoji
 from lens_jax.data.writer import DataWriter
 from lens_jax.errors import LensError, nearest
+
+# Kept out of training where nothing else is said.
+HELD_OUT = ("it", "ja", "ko", "ru")
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class OpenMojiConfig:
     style: openmoji.Style = "colour"
     # Caption languages.
     languages: tuple[str, ...] = ("en", "de", "es", "fr", "zh", "it", "ja", "ko", "ru")
-    # Of these, the ones kept out of the train captions, to see what the text encoder transfers.
-    holdout_languages: tuple[str, ...] = ("it", "ja", "ko", "ru")
+    # Of these, the ones kept out of the train captions, to see what the text encoder transfers; by default it, ja, ko
+    # and ru, those of them that there are.
+    holdout_languages: tuple[str, ...] | None = None
     # Scenes in the validation split; none of their captions is in the train split.
     validation: int = 256
     # Seed of the scenes.
@@ -63,6 +67,9 @@ class OpenMojiConfig:
 
 def prepare_openmoji(config: OpenMojiConfig, progress: bool = True) -> Path:
     """Write the pictogram data set to config.out and return that path. Same config, same records."""
+    if config.holdout_languages is None:
+        held = tuple(name for name in HELD_OUT if name in config.languages)
+        config = replace(config, holdout_languages=held)
     _check(config)
     concepts = openmoji.load_concepts(config.concepts)
     buckets = make_buckets(config.size, config.ratios, config.tile)
@@ -143,7 +150,9 @@ def _check(config: OpenMojiConfig) -> None:
             raise LensError(f"language {language!r}: accepted are {known}{nearest(language, phrases.LANGUAGES)}")
     for language in config.holdout_languages:
         if language not in config.languages:
-            raise LensError(f"holdout language {language!r} is not among the languages {', '.join(config.languages)}")
+            raise LensError(
+                f"--holdout-languages {language!r} is not among the languages {', '.join(config.languages)}"
+            )
     if len(set(config.languages)) != len(config.languages):
         raise LensError(f"languages {', '.join(config.languages)}: one is given twice")
     if not set(config.languages) - set(config.holdout_languages):

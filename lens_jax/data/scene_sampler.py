@@ -93,7 +93,7 @@ def sample_scene(
     kind = kind or rng.choice(list(weights), p=list(weights.values()))
     count, different = OBJECTS[kind]
     if different > len(concepts):
-        raise LensError(f"concepts: {len(concepts)} are too few for scenes; at least {max(different, 3)} are needed")
+        raise LensError(f"concepts: {len(concepts)} are too few for such a scene; {different} are needed")
     chosen = [concepts[i] for i in rng.choice(len(concepts), different, replace=False)]
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     if kind.startswith("word"):

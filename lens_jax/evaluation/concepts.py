@@ -63,7 +63,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Score]:
     references = reference_images(concepts, index.buckets)
 
     scores, rows = [], [[] for _ in concepts]
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=len(languages) * len(index.buckets) * len(concepts))
         for language in languages:
             prompts = [concept.names[language] for concept in concepts]

@@ -11,8 +11,9 @@ from lens_jax.errors import LensError
 class EvaluateConfig:
     """Measure a model of the pictogram world: by its concepts, or by what its scenes are asked to show."""
 
-    # A run folder, one of its checkpoints, a packed run, or "small", the model that comes with the package.
-    checkpoint: str = "runs/quickstart"
+    # A run folder, one of its checkpoints, a packed run, or "small", the model that comes with the package. Empty is
+    # "small" for scenes and runs/quickstart for concepts.
+    checkpoint: str = ""
     # Of "small" or a release: which of the variants it is.
     variant: Literal["lens", "turbo", "base"] | None = None
     # Of a run: the moving average of the parameters (--no-ema: the parameters themselves).
@@ -24,11 +25,11 @@ class EvaluateConfig:
     # The pictogram data set the run was trained on: its concepts, sizes and languages. Empty is data/openmoji for
     # concepts; for scenes all 128 concepts, the five sizes of the small model, and English.
     data: str = ""
-    # Languages of the prompts; () takes those of training and those held out.
+    # Languages of the prompts; by default those of training and those held out.
     languages: tuple[str, ...] = ()
-    # For scenes, sizes as HEIGHTxWIDTH, also ones that training never saw ("64x80"); () takes those of the data set.
+    # For scenes, sizes as HEIGHTxWIDTH, also ones that training never saw ("64x80"); by default those of the data set.
     sizes: tuple[str, ...] = ()
-    # For scenes, types of prompts; () takes all: single, two, count_2, count_3, count_4, colours, position,
+    # For scenes, types of prompts; by default all: single, two, count_2, count_3, count_4, colours, position,
     # attribution, many, size, text_3, text_4, text_5, text_6.
     tasks: tuple[str, ...] = ()
     # For scenes, prompts of each type and size.
@@ -53,6 +54,11 @@ class EvaluateConfig:
     compare: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if not self.checkpoint:
+            # The field stays what is read everywhere; a report then says which model it is of.
+            object.__setattr__(self, "checkpoint", "small" if self.bench == "scenes" else "runs/quickstart")
+        if not 0 <= self.seed < 1 << 64:
+            raise LensError(f"--seed is {self.seed}; it must be a whole number from 0 to 2^64 - 1")
         if self.diversity_prompts < 0:
             raise LensError(f"--diversity-prompts is {self.diversity_prompts}; it must be at least 0")
         if self.diversity_images < 2:

@@ -20,7 +20,7 @@ from lens_jax.atomic import check_writable
 from lens_jax.checker.classifier import SceneClassifier, fit_classifier
 from lens_jax.checker.look import Seen, look
 from lens_jax.checker.references import References, load_references
-from lens_jax.checker.tasks import TASKS, BenchPrompt, bench_prompts
+from lens_jax.checker.tasks import TASKS, BenchPrompt, bench_prompts, lacks
 from lens_jax.checker.verdict import CRITERIA, verdict
 from lens_jax.console import make_console
 from lens_jax.contact_sheet import contact_sheet
@@ -77,12 +77,18 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
     if config.count < 1:
         raise LensError(f"--count {config.count}: at least 1")
     concepts = openmoji.load_concepts(count)
+    lacking = {task: needed for task in tasks if (needed := lacks(task, concepts))}
+    for task, needed in lacking.items():
+        if config.tasks:
+            raise LensError(f"--tasks {task}: needs {needed}; the data set has {count} concepts")
+        console.print(f"without the task {task}: it needs {needed}; the data set has {count} concepts")
+    tasks = tuple(task for task in tasks if task not in lacking)
     pipe = open_pipeline(config)
     references = load_references(count)
     prompts = bench_prompts(concepts, buckets, tasks, config.count, config.seed)
 
     judged: list[Judged] = []
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("fitting the second opinion")
         show = lambda done, total: progress.update(bar, completed=done, total=total)
         classifier = fit_classifier(concepts, scenes.sprite_cache(references.masters), progress=show)
@@ -109,6 +115,8 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Judged]:
         differ = diversity.measure(pipe, asked, languages[0], config.diversity_images, config.seed, advance)
 
     out = Path(config.folder)
+    if (out / "scenes.json").exists():
+        console.print(f"replacing the report that was in {out}")
     _write(out, config, drawn_with(pipe), buckets, judged, differ)
     _print(console, drawn_with(pipe), judged, differ, out)
     return judged
@@ -223,7 +231,7 @@ def _write(
         out.mkdir(parents=True, exist_ok=True)
         for name, text in (
             ("scenes.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n"),
-            ("scenes.html", scene_page(judged, report["scores"])),
+            ("scenes.html", scene_page(judged, report["scores"], _of_what(config, drawn))),
         ):
             temporary = out / f"{name}.partial"
             temporary.write_text(text, encoding="utf-8")
@@ -233,6 +241,13 @@ def _write(
         temporary.replace(out / "scenes.png")
     except OSError as error:
         raise LensError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _of_what(config: EvaluateConfig, drawn: dict) -> str:
+    """The model and how it was drawn, in a line."""
+    variant = f", variant {config.variant}" if config.variant else ""
+    how = f"{drawn['num_inference_steps']} steps at guidance {drawn['guidance_scale']:g}, seed {config.seed}"
+    return f"{config.checkpoint}{variant}: {how}"
 
 
 def _sheet(judged: Sequence[Judged]):

@@ -205,7 +205,7 @@ def main(argv: Sequence[str]) -> None:
     buckets = make_buckets(64, ("1:1", "3:4", "4:3", "2:3", "3:2"), 8)
     references = load_references()
     sprite = scenes.sprite_cache(references.masters)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("fitting the classifier")
         show = lambda done, total: progress.update(bar, completed=done, total=total)
         classifier = fit_classifier(concepts, sprite, progress=show)

@@ -27,8 +27,8 @@ td:first-child, th:first-child { text-align: left; }
 """
 
 
-def scene_page(judged: Sequence, scores: dict) -> str:
-    """HTML of `scene_bench.Judged` images, failures first, under a table of `scene_bench.scores`."""
+def scene_page(judged: Sequence, scores: dict, of: str = "") -> str:
+    """HTML of `scene_bench.Judged` images `of` a model, failures first, under a table of `scene_bench.scores`."""
     wrong = [one for one in judged if not one.right]
     right = [one for one in judged if one.right]
     rows = "".join(
@@ -42,7 +42,8 @@ def scene_page(judged: Sequence, scores: dict) -> str:
     )
     return (
         '<!doctype html><html><head><meta charset="utf-8"><title>Scene benchmark</title>'
-        f"<style>{_STYLE}</style></head><body><h1>Scene benchmark</h1><table><tr><th>task</th><th>right</th>"
+        f"<style>{_STYLE}</style></head><body><h1>Scene benchmark</h1><p>{html.escape(of)}</p>"
+        "<table><tr><th>task</th><th>right</th>"
         f"<th>share</th><th>95 % interval</th></tr>{rows}</table>{sections}</body></html>\n"
     )
 

@@ -56,7 +56,8 @@ class SampleCommand(ReasonerOptions):
     fuse_lora: bool = False
     # Euler steps; by default what suits the checkpoint: 20, or 4 for Lens-Turbo and 50 for Lens-Base.
     num_inference_steps: int | None = None
-    # Guidance; 1 turns it off and saves half the time. By default 5, or 1 for Lens-Turbo.
+    # Guidance; 1 turns it off and saves half the time. By default what suits the checkpoint: 5, 1 for Lens-Turbo, 1.5
+    # for the small model.
     guidance_scale: float | None = None
     # euler as in the release, or dpm2: of second order, as fast a step.
     solver: Solver = "euler"
@@ -141,7 +142,7 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     with contextlib.ExitStack() as stack:
         if reasoner:
             stack.callback(reasoner.close)
-        progress = stack.enter_context(Progress(console=console, transient=True))
+        progress = stack.enter_context(Progress(console=console, transient=True, disable=not console.is_terminal))
         task = progress.add_task("rewriting prompts" if reasoner else "sampling", total=None)
         output = pipe(
             list(args.prompts),
@@ -178,7 +179,7 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
         contact_sheet(rows, args.prompts).save(sheet)
     except OSError as error:
         raise LensError(f"{out}: cannot be written: {error.strerror}") from None
-    console.print(f"{len(paths)} images in {out}, all on {sheet}")
+    console.print(f"{len(paths)} image{'s' * (len(paths) > 1)} in {out}, all on {sheet}")
     return [*paths, sheet]
 
 

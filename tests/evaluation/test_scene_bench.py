@@ -111,6 +111,16 @@ def test_a_task_that_is_none_is_refused(tmp_path):
         scene_bench.run(EvaluateConfig(bench="scenes", tasks=("count_9",), out=str(tmp_path)))
 
 
+def test_a_task_that_few_concepts_do_not_make(pictograms, tmp_path):
+    """Eight concepts have no two that differ in colour alone."""
+    few = EvaluateConfig(bench="scenes", data=str(pictograms), tasks=("attribution",), out=str(tmp_path))
+    assert few.checkpoint == "small"
+    with pytest.raises(LensError, match=r"--tasks attribution: needs 2 of red_apple, .*; the data set has 8 concepts"):
+        scene_bench.run(few)
+    with pytest.raises(LensError, match="--seed is -1"):
+        EvaluateConfig(seed=-1)
+
+
 def test_the_second_opinion_knows_what_it_was_fitted_on_and_more(concepts, sprite):
     few = concepts[:12]
     classifier = fit_classifier(few, sprite, 10)
