@@ -1,6 +1,5 @@
 """The reasoner in the pipeline and on the command line: what is drawn, what is said, and what leaves the machine."""
 
-import dataclasses
 import json
 import socket
 
@@ -127,12 +126,9 @@ def test_nothing_leaves_the_machine(monkeypatch, capsys, release_with_vocabulary
     assert err.startswith("'a red fox': drawn as it is: ")
     pipe = LensPipeline.from_pretrained(release_with_vocabulary, reasoner="local")
     assert isinstance(pipe.reasoner, LocalReasoner)
-    output = pipe("a red fox", height=32, width=32, num_inference_steps=1, seed=1, output_type="latent")
-    plain = LensPipeline.from_pretrained(release_with_vocabulary)
-    assert "unembed" not in plain.text_encoder.model
-    same = plain("a red fox", height=32, width=32, num_inference_steps=1, seed=1, output_type="latent")
-    assert (output.images == same.images).all()
-    assert dataclasses.asdict(output.rewrites[0])["status"] == "raw"
+    # The head is loaded for it alone.
+    assert "unembed" in pipe.text_encoder.model
+    assert "unembed" not in LensPipeline.from_pretrained(release_with_vocabulary).text_encoder.model
 
 
 def test_bad_flags_are_one_line(capsys, tmp_path, fake_server):
