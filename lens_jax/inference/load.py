@@ -236,6 +236,7 @@ def from_run(
     if head and not isinstance(text, GptOssTextConfig):
         raise LensError(f"{path}: {_NO_HEAD}")
 
+    sizes = _sizes(metadata.get("sizes"), str(folder))
     fitted = codec.abstract_fitted()
     adapter = adapters.run_config(metadata["config"], str(folder)).rank > 0
     if denoiser is not None and not adapter:
@@ -255,7 +256,8 @@ def from_run(
         params,
         parts["frozen"]["codec"] if fitted else _loaded(path, "autoencoder", codec, mesh).params,
         # The squarest size it was trained on.
-        default_size=_squarest(metadata.get("sizes"), str(folder)),
+        default_size=min(sizes, key=lambda size: max(size) / min(size)),
+        trained_areas=(min(map(math.prod, sizes)), max(map(math.prod, sizes))),
         **_defaults(metadata.get("sampling"), str(folder)),
         mesh=mesh,
     )
@@ -293,13 +295,13 @@ def abstract_denoiser(model: DenoiserConfig, mesh: Mesh | None = None) -> dict:
     return parallel.abstract_params(kept, parallel.DENOISER_RULES, mesh)
 
 
-def _squarest(sizes: Any, where: str) -> tuple[int, int]:
-    """(height, width) of the squarest of the sizes that a run was trained on."""
+def _sizes(values: Any, where: str) -> list[tuple[int, int]]:
+    """(height, width) of all that a run was trained on."""
     count = lambda side: type(side) is int and 0 < side < 1 << 20
     pair = lambda size: isinstance(size, list) and len(size) == 2 and all(map(count, size))
-    if not isinstance(sizes, list) or not sizes or not all(map(pair, sizes)):
-        raise LensError(f"{where}: sizes of its metadata are {sizes!s:.80}; they must be pairs of pixels")
-    return tuple(min(sizes, key=lambda size: max(size) / min(size)))
+    if not isinstance(values, list) or not values or not all(map(pair, values)):
+        raise LensError(f"{where}: sizes of its metadata are {values!s:.80}; they must be pairs of pixels")
+    return [tuple(size) for size in values]
 
 
 def _defaults(values: Any, where: str) -> dict[str, Any]:

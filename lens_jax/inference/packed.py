@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -118,4 +119,6 @@ def read(path: Path, **options: Any):
         default_size=defaults.default_size,
         num_inference_steps=defaults.num_inference_steps,
         guidance_scale=defaults.guidance_scale,
+        # A file says no other size; a run's buckets of one area are about that of its squarest.
+        trained_areas=(math.prod(defaults.default_size),) * 2,
     )

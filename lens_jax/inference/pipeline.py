@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from lens_jax.diffusion import draw
 from lens_jax.diffusion.sampler import SOLVERS, Solver
 from lens_jax.encoders.images import ImageCodec, decode_program
 from lens_jax.encoders.text import TextEncoder, TextFeatures, check_prompts
-from lens_jax.errors import LensError
+from lens_jax.errors import LensError, LensWarning
 from lens_jax.inference import arguments, lora, memory
 from lens_jax.models.denoiser import DenoiserConfig
 from lens_jax.models.latent_grid import latent_grid
@@ -26,6 +27,9 @@ from lens_jax.posttraining import adapters
 from lens_jax.posttraining.adapters import Loaded
 from lens_jax.reasoner.rewrite import Reasoner, Rewrite
 
+# An area further than this factor from those of training is warned of. The small model draws 14 of 28 images right at
+# 1.4 times its area (docs/small_world.md), and at four times hardly anything.
+_FAR = 2
 OUTPUT_TYPES = ("pil", "np", "latent")
 # The sizes the release offers, by base resolution, in the order of RATIOS.
 OFFERED = {1024: LENS_1024, 1440: LENS_1440}
@@ -74,6 +78,8 @@ class LensPipeline:
     adapters: list[Loaded] = dataclasses.field(default_factory=list)
     # Rewrites prompts before they are drawn; negative ones never.
     reasoner: Reasoner | None = None
+    # Pixels of the smallest and of the largest image that it was trained on, where that is known.
+    trained_areas: tuple[int, int] | None = None
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options) -> "LensPipeline":
@@ -191,6 +197,7 @@ class LensPipeline:
         size = self._size(height, width, base_resolution, aspect_ratio)
         grid = latent_grid(self.codec, *size)
         memory.check(self.model, size, grid[0] * grid[1])
+        self._warn_of_size(*size)
 
         # All that may be wrong is found before a reasoner is asked, which may cost money.
         if (prompt is None) == (prompt_embeds is None):
@@ -225,6 +232,18 @@ class LensPipeline:
         images = np.concatenate(chunks)[:count]
         images = [Image.fromarray(image) for image in images] if output_type == "pil" else images
         return PipelineOutput(images, text.date, prompts, rewrites) if return_dict else (images,)
+
+    def _warn_of_size(self, height: int, width: int) -> None:
+        """Of a size that is far from all that were trained on: such images are mostly empty or torn."""
+        least, most = self.trained_areas or (height * width,) * 2
+        if height * width > _FAR * most or _FAR * height * width < least:
+            sizes = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+            warnings.warn(
+                f"{height}x{width} are {height * width:,} pixels, and this model was trained on {sizes}: it may draw "
+                "little of use",
+                LensWarning,
+                stacklevel=3,
+            )
 
     def _asks_reasoner(self, wanted: bool | None) -> bool:
         """Whether prompts are to be rewritten."""

@@ -17,6 +17,7 @@ from lens_jax.encoders.linear import LinearCodecConfig
 from lens_jax.encoders.text import TextFeatures
 from lens_jax.errors import LensError, LensWarning
 from lens_jax.inference import load
+from lens_jax.inference.pipeline import LensPipeline
 from lens_jax.models import denoiser
 from lens_jax.pretraining.config import TrainConfig
 
@@ -110,3 +111,14 @@ def test_the_package_is_cheap_to_import():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pipeline.LensPipeline" in done.stdout
+
+
+def test_sizes_far_from_training_are_warned_of():
+    pipe = LensPipeline.from_pretrained("small")
+    few = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe("fox", height=80, width=72, **few)
+    for side, pixels in ((128, "16,384"), (32, "1,024")):
+        with pytest.warns(LensWarning, match=f"{pixels} pixels, and this model was trained on 4,096"):
+            pipe("fox", height=side, width=side, **few)
