@@ -12,6 +12,7 @@ from lens_jax.convert import gpt_oss as convert_gpt_oss
 from lens_jax.convert.folder import open_component
 from lens_jax.convert.safetensors import SafetensorsFile
 from lens_jax.errors import LensError
+from lens_jax.models import experts as moe
 from lens_jax.models import gpt_oss, mxfp4
 from lens_jax.models.generate import Opening, generate
 from lens_jax.models.gpt_oss import GPT_OSS_20B, GptOssConfig
@@ -161,7 +162,7 @@ def test_experts_against_a_loop(release):
     # 40 tokens exceed several batch sizes; values reach the clamp at 7.
     x = 30 * rng.standard_normal((40, config.width)).astype(np.float32)
     valid = np.arange(40) % 5 != 0
-    actual = jax.jit(functools.partial(gpt_oss.mixture, config))(params["layers"], jnp.int32(3), x, valid)
+    actual = jax.jit(functools.partial(moe.mixture, config))(params["layers"], jnp.int32(3), x, valid)
     experts = jax.tree.map(lambda leaf: np.asarray(leaf[3], np.float64), params["layers"]["experts"])
     router = jax.tree.map(lambda leaf: np.asarray(leaf[3], np.float64), params["layers"]["router"])
     up_down = [
@@ -204,11 +205,11 @@ def test_gathered_experts_are_those_in_turn(release):
         how = jnp.int32(3), jnp.asarray(x), valid, jnp.where(valid[:, None], jax.nn.softmax(top), 0), chosen
         gathered, in_turn = (
             jax.jit(functools.partial(way, config, layers["experts"]))(*how)
-            for way in (gpt_oss.gathered_experts, gpt_oss.experts_in_turn)
+            for way in (moe.gathered_experts, moe.experts_in_turn)
         )
         assert relative_error(gathered, in_turn) < 5e-7
         assert not np.asarray(gathered)[5].any()
-        assert relative_error(gpt_oss.mixture(config, layers, *how[:3])[valid], in_turn[valid]) < 5e-7
+        assert relative_error(moe.mixture(config, layers, *how[:3])[valid], in_turn[valid]) < 5e-7
 
 
 def test_generate_equals_no_cache(release):
