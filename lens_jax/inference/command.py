@@ -117,14 +117,14 @@ def sample_to_folder(args: SampleCommand) -> list[Path]:
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
     options |= {} if args.tiling else {"tiling": False}
     options |= {} if args.ema else {"part": "params"}
-    options |= {"head": True} if args.reasoner == "local" else {}
-    pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **mesh)
+    # What writes needs the head of the vocabulary, and an image does not say whether it was loaded.
+    head = {"head": True} if args.reasoner == "local" else {}
+    pipe = LensPipeline.from_pretrained(args.checkpoint, **options, **mesh, **head)
     for path, scale in adapters:
         pipe.load_lora_weights(path, scale)
     if args.fuse_lora:
         pipe.fuse_lora()
     pipe.batch_size = args.batch_size or pipe.batch_size
-    options.pop("head", None)
     console = make_console()
     reasoner = args.make_reasoner(pipe.text_encoder, str(args.checkpoint))
     pipe.reasoner = reasoner and _Telling(reasoner, args, console)
