@@ -179,7 +179,7 @@ def check_exists(path: Path) -> None:
     if path.exists():
         return
     if path.parts[:1] == ("runs",):
-        raise LensError(f"{path}: no such run; `lens-jax train CONFIG` makes one, and --checkpoint names another")
+        raise LensError(f"{path}: no such run; `lens-jax train CONFIG` makes one")
     if _REPOSITORY.fullmatch(str(path)) and not path.parent.exists():
         raise LensError(
             f"{path}: no such file or folder. If it is a repository, nothing is downloaded here: "
